@@ -1,0 +1,25 @@
+# Two commands: `make demo` shows lorica at work, `make test` checks it. Both set themselves up first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test setup lint
+demo: setup
+	$(BIN)/lorica demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lorica needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up .venv (once; a few minutes and about 6 GB, most of it torch) ..."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch .venv/.ready

@@ -1,0 +1,25 @@
+"""lorica: class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples."""
+
+from lorica.config import Recipe, read_recipe
+from lorica.data.sources import Source, arrays, image_folder
+from lorica.errors import LoricaError
+from lorica.learner import Learner, load
+from lorica.methods import Method, MethodConfig
+from lorica.results import Result
+from lorica.run import check, run
+
+__all__ = [
+    "Learner",
+    "LoricaError",
+    "Method",
+    "MethodConfig",
+    "Recipe",
+    "Result",
+    "Source",
+    "arrays",
+    "check",
+    "image_folder",
+    "load",
+    "read_recipe",
+    "run",
+]

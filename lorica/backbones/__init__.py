@@ -1,0 +1,38 @@
+"""Pre-trained transformers behind one contract (`encoder.Encoder`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+
+from lorica.backbones.encoder import Encoder, Site
+from lorica.backbones.timm_vit import load_timm_vit
+from lorica.backbones.tiny import NAME as TINY
+from lorica.backbones.tiny import load_tiny
+from lorica.errors import BackboneError
+
+__all__ = ["TINY", "Encoder", "Site", "backbone_names", "load_backbone"]
+
+
+def backbone_names() -> dict[str, str]:
+    """Every backbone a recipe can name, with a word about its weights."""
+    vits = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
+    return {TINY: "embedded: pre-trained by this project for 32x32 images"} | {
+        name: f"timm, {len(timm.list_pretrained(name))} sets of weights" for name in sorted(vits)
+    }
+
+
+def load_backbone(
+    name: str, *, weights: Path | None = None, image_size: int | None = None, normalisation: str = "backbone"
+) -> Encoder:
+    """The backbone that a recipe names: `lorica_tiny`, or any timm ViT.
+
+    Raises:
+        BackboneError: see `load_timm_vit` and `load_tiny`.
+    """
+    if name != TINY:
+        return load_timm_vit(name, weights=weights, image_size=image_size, normalisation=normalisation)
+    if weights is not None:
+        raise BackboneError(f"backbone.weights: {TINY} ships with its weights; leave the key out")
+    return load_tiny(image_size=image_size, normalisation=normalisation)

@@ -1,0 +1,110 @@
+"""The contract between a pre-trained transformer and everything that learns with it.
+
+An `Encoder` turns inputs into one feature vector each, and names the linear projections that low-rank updates can attach
+to (`Site`). It knows nothing of methods, tasks or classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorica.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Site:
+    """One projection of one block: some rows of one linear layer (a fused qkv holds three sites)."""
+
+    block: int
+    kind: str  # q, k, v, proj, fc1 or fc2
+    linear: str  # dotted path of the linear layer below the encoder
+    rows: tuple[int, int]  # first row and one past the last row of that layer's weight
+    in_features: int
+
+    @property
+    def name(self) -> str:
+        """Its name in checkpoints and messages; it has no dots, so that it can name a submodule."""
+        return f"block{self.block}_{self.kind}"
+
+    @property
+    def out_features(self) -> int:
+        """Number of rows of the projection."""
+        return self.rows[1] - self.rows[0]
+
+
+class Encoder(nn.Module, ABC):
+    """A pre-trained transformer as a feature extractor.
+
+    Attributes:
+        name: the name a recipe gives it.
+        tag: identity of the checkpoint that its weights came from, recorded with every result.
+        width: size of a feature vector.
+        image_size: side of the square input, in pixels.
+        fingerprint: hash of names, shapes and values of its weights as loaded; checkpoints are tied to it.
+    """
+
+    name: str
+    tag: str
+    width: int
+    image_size: int
+
+    @abstractmethod
+    def embed(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n tokens dim"]:
+        """Tokens that enter the first block. Inputs are in [0, 1]; the encoder normalises them itself."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks in order; each maps tokens to tokens, so that a shared trunk can be run once."""
+
+    @abstractmethod
+    def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n width"]:
+        """Features from the tokens that leave the last block."""
+
+    @cached_property
+    @abstractmethod
+    def sites(self) -> tuple[Site, ...]:
+        """Every adaptable projection, in block order."""
+
+    @abstractmethod
+    def with_classifier(self, weight: Float[Tensor, "k width"], bias: Float[Tensor, " k"] | None) -> nn.Module:
+        """A stand-alone copy of the plain backbone with this linear classifier as its own head."""
+
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n width"]:
+        """One feature vector for each input."""
+        tokens = self.embed(inputs)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.pool(tokens)
+
+    def select(self, kinds: Sequence[str]) -> tuple[Site, ...]:
+        """The sites of the given kinds in all blocks.
+
+        Raises:
+            BackboneError: a kind that this backbone does not have; the message lists those it has.
+        """
+        existing = sorted({site.kind for site in self.sites})
+        missing = [kind for kind in kinds if kind not in existing]
+        if missing or not kinds:
+            raise BackboneError(
+                f"method.projections: {self.name} has no projection {', '.join(missing) or '(none named)'}; "
+                f"it has {', '.join(existing)}"
+            )
+        return tuple(site for site in self.sites if site.kind in kinds)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Short hash of all weights. Read it before adapters are attached or the weights are trained."""
+        digest = hashlib.sha256()
+        for key, value in self.state_dict().items():
+            digest.update(f"{key} {tuple(value.shape)}".encode())
+            digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]

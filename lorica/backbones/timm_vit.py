@@ -1,0 +1,139 @@
+"""Any Vision Transformer of timm as an `Encoder`, running timm's own modules: nothing of the ViT is copied here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Float
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from lorica.backbones.encoder import Encoder, Site
+from lorica.errors import BackboneError
+
+UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave [0, 1] as it is
+
+
+class TimmViT(Encoder):
+    """A timm `VisionTransformer` without its classifier.
+
+    Args:
+        vit: the model, created with `num_classes=0`.
+        name, tag: see `Encoder`.
+        mean, std: per-channel input normalisation, in units of [0, 1] images.
+    """
+
+    def __init__(
+        self, vit: VisionTransformer, *, name: str, tag: str, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.vit = vit
+        self.name = name
+        self.tag = tag
+        self.width = vit.num_features
+        self.image_size = vit.patch_embed.img_size[0]
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def embed(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n tokens dim"]:
+        tokens = self.vit.patch_embed((inputs - self.mean) / self.std)
+        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return self.vit.blocks
+
+    def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n width"]:
+        return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        found: list[Site] = []
+        for index, block in enumerate(self.vit.blocks):
+            for layer, kinds in {
+                "attn.qkv": "qkv",
+                "attn.proj": ["proj"],
+                "mlp.fc1": ["fc1"],
+                "mlp.fc2": ["fc2"],
+            }.items():
+                try:
+                    linear = block.get_submodule(layer)
+                except AttributeError:
+                    continue  # parallel and gated blocks lack some of these; `select` lists what there is
+                if isinstance(linear, nn.Linear):
+                    rows = linear.out_features // len(kinds)
+                    found += [
+                        Site(index, kind, f"vit.blocks.{index}.{layer}", (n * rows, (n + 1) * rows), linear.in_features)
+                        for n, kind in enumerate(kinds)
+                    ]
+        return tuple(found)
+
+    def with_classifier(self, weight: Float[Tensor, "k width"], bias: Float[Tensor, " k"] | None) -> nn.Module:
+        vit = copy.deepcopy(self.vit)
+        vit.num_classes = len(weight)
+        vit.head = nn.Linear(self.width, len(weight), bias=bias is not None).to(weight)
+        with torch.no_grad():
+            vit.head.weight.copy_(weight)
+            if bias is not None:
+                vit.head.bias.copy_(bias)
+        return vit
+
+
+def load_timm_vit(
+    name: str,
+    *,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    normalisation: str = "backbone",
+    pretrained: bool = True,
+) -> TimmViT:
+    """Builds a timm ViT with pre-trained weights.
+
+    Args:
+        name: timm's `architecture` or `architecture.tag`.
+        weights: a local safetensors file in timm's own layout; absent = timm's hub, or its local cache.
+        image_size: input side in pixels; position embeddings are resampled to it. Absent = the checkpoint's own.
+        normalisation: `backbone` for the mean and deviation the weights were trained with, `unit` for none.
+        pretrained: False leaves random weights (timing and tests only).
+
+    Raises:
+        BackboneError: unknown name, not a ViT, missing or unsuitable weights, no network.
+    """
+    if not timm.is_model(name.split(".")[0]):
+        near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
+        raise BackboneError(f"backbone.name: timm has no model {name!r}; near it: {', '.join(near) or 'nothing'}")
+    if weights is not None and not Path(weights).is_file():
+        raise BackboneError(f"backbone.weights: {weights} is not a file; give a safetensors file in timm's layout")
+    if weights is not None and Path(weights).suffix != ".safetensors":
+        raise BackboneError(
+            f"backbone.weights: {weights} is not a .safetensors file; other formats are never unpickled"
+        )
+    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
+    if image_size is not None:
+        options["img_size"] = image_size
+    if weights is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(weights)}
+    try:
+        vit = timm.create_model(name, **options)
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackboneError(
+            f"backbone.name: {name}: {reason}"
+            if weights is not None
+            else f"backbone.name: cannot get the weights of {name} ({reason}); without a network, download its "
+            "model.safetensors elsewhere and name the file as backbone.weights"
+        ) from error
+    if not isinstance(vit, VisionTransformer):
+        raise BackboneError(f"backbone.name: {name} is a {type(vit).__name__}, not a VisionTransformer")
+    config = vit.pretrained_cfg or {}
+    mean, std = UNIT if normalisation == "unit" else (config["mean"], config["std"])
+    tag = f"{config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".") if pretrained else f"{name}.random"
+    if weights is not None:
+        tag = f"{tag} ({Path(weights).name})"
+    return TimmViT(vit, name=name, tag=tag, mean=mean, std=std)

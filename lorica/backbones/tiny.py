@@ -1,0 +1,37 @@
+"""The embedded backbone: a small ViT for 32x32 images that this project pre-trained on images it generated itself.
+
+`lorica_tiny.md` beside this file is its model card; `tools/pretrain_tiny_vit.py` reproduces it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+
+from lorica.backbones.timm_vit import UNIT, TimmViT
+from lorica.errors import BackboneError
+
+NAME = "lorica_tiny"
+_FILES = Path(__file__).parent
+
+
+def load_tiny(*, image_size: int | None = None, normalisation: str = "backbone") -> TimmViT:
+    """The embedded ViT with its pre-trained weights; needs no network.
+
+    Raises:
+        BackboneError: another image size than the one it was trained for.
+    """
+    card = json.loads((_FILES / f"{NAME}.json").read_text())
+    architecture = card["architecture"]
+    if image_size not in (None, architecture["img_size"]):
+        raise BackboneError(
+            f"backbone.image_size: {NAME} takes {architecture['img_size']}x{architecture['img_size']} images, "
+            f"not {image_size}; leave the key out"
+        )
+    vit = VisionTransformer(**architecture)
+    vit.load_state_dict(load_file(_FILES / f"{NAME}.safetensors"))
+    mean, std = UNIT if normalisation == "unit" else (card["mean"], card["std"])
+    return TimmViT(vit, name=NAME, tag=card["checkpoint"], mean=mean, std=std)

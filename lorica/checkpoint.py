@@ -1,0 +1,139 @@
+"""Checkpoints: what a method learned by the end of a task, in a folder that is there whole or not at all.
+
+    task_03/state.safetensors   the method's own tensors (adapters, heads, magnitudes; a backbone only if it was trained)
+            state.json          what they belong to: method, backbone, tasks; and the record of the run so far
+
+Nothing is pickled. The JSON holds the hash of the tensor file and the fingerprint of the backbone, so that an altered,
+truncated or foreign checkpoint is refused rather than loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from lorica.errors import CheckpointError
+from lorica.methods.base import Method
+from lorica.types import Task
+
+FORMAT = 1
+TENSORS, RECORD = "state.safetensors", "state.json"
+
+
+def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> None:
+    """Writes the state after the method's latest task; an existing checkpoint of that name is replaced.
+
+    Args:
+        folder: of this checkpoint; its parent must exist.
+        record: plain values to keep beside the tensors (the accuracy matrix so far, say).
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    temporary.mkdir()
+    try:
+        state = {key: tensor.detach().cpu().contiguous() for key, tensor in method.own_state().items()}
+        save_file(state, temporary / TENSORS)
+        head = {
+            "format": FORMAT,
+            "method": method.config.model_dump(mode="json"),
+            "backbone": {
+                "name": method.encoder.name,
+                "tag": method.encoder.tag,
+                "fingerprint": method.encoder.fingerprint,
+            },
+            "tasks": [asdict(task) for task in method.tasks],
+            "sha256": _hash(temporary / TENSORS),
+            "record": record,
+        }
+        (temporary / RECORD).write_text(json.dumps(head, indent=1, allow_nan=False))
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of the last finished task in a run's folder, or None."""
+    found = (run / "checkpoints").glob("task_*")
+    return max(found, key=lambda path: int(path.name.removeprefix("task_")), default=None)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The contents of a checkpoint's state.json.
+
+    Raises:
+        CheckpointError: missing, truncated, or of another format.
+    """
+    try:
+        head = json.loads((folder / RECORD).read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}: no checkpoint here ({RECORD} is missing)") from error
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{folder / RECORD}: truncated or altered; delete {folder} to go back a task") from error
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{folder / RECORD}: not a checkpoint of format {FORMAT}; it needs another lorica version"
+        )
+    return head
+
+
+def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
+    """Brings a fresh method to the state that `save_checkpoint` wrote; returns the record kept beside it.
+
+    Raises:
+        CheckpointError: everything that does not fit, at once: another method, its options, another backbone, tensors
+            that are truncated, altered, missing or of another shape.
+    """
+    head = read_record(folder)
+    problems = []
+    config = method.config.model_dump(mode="json")
+    problems += [
+        f"{folder}: method.{key} was {head['method'].get(key)!r}, now {config.get(key)!r}"
+        for key in sorted(config.keys() | head["method"].keys())
+        if config.get(key) != head["method"].get(key)
+    ]
+    if head["backbone"]["fingerprint"] != method.encoder.fingerprint:
+        problems.append(
+            f"{folder}: learned on another backbone: {head['backbone']['name']} ({head['backbone']['tag']}), "
+            f"now {method.encoder.name} ({method.encoder.tag})"
+        )
+    tensors = folder / TENSORS
+    if not tensors.is_file() or _hash(tensors) != head["sha256"]:
+        problems.append(f"{tensors}: missing, truncated or altered; delete {folder} to go back a task")
+    if problems:
+        raise CheckpointError(problems)
+    for task in head["tasks"]:
+        method.grow(Task(task["index"], task["first_class"], tuple(task["class_names"])))
+    try:
+        method.load_own_state(load_file(tensors))
+    except KeyError as error:
+        raise CheckpointError(f"{tensors}: {error.args[0]}") from error
+    method.eval()
+    return head["record"]
+
+
+def load_learned(run: Path, method: Method, task: int | None = None) -> dict[str, Any]:
+    """`load_checkpoint` by a run's folder and a task's index (0 = the first; None = the last one finished).
+
+    Raises:
+        CheckpointError: see `load_checkpoint`; or no task has been finished.
+    """
+    folder = latest_checkpoint(run) if task is None else run / "checkpoints" / f"task_{task:02d}"
+    if folder is None:
+        raise CheckpointError(f"{run}: no task has been finished yet; resume the run first")
+    with torch.random.fork_rng():  # growing draws starting values, which the tensors then replace
+        return load_checkpoint(folder, method)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,173 @@
+"""The command line: `lorica demo | run | check | list | table | evaluate`."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lorica import demo as demonstration
+from lorica.backbones import backbone_names
+from lorica.config import packaged_recipes, read_recipe
+from lorica.data.sources import SOURCE_DESCRIPTIONS
+from lorica.errors import LoricaError
+from lorica.methods import find_method, method_names
+from lorica.report import figures, tables
+from lorica.results import find_runs
+from lorica.run import check as check_recipe
+from lorica.run import default_folder
+from lorica.run import evaluate as evaluate_run
+from lorica.run import run as run_recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
+)
+console = Console()
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="replace keys of the recipe")]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="a packaged recipe (`lorica list recipes`) or a YAML file")
+]
+
+
+class Listing(StrEnum):
+    """What `lorica list` can list."""
+
+    methods = "methods"
+    backbones = "backbones"
+    sources = "sources"
+    recipes = "recipes"
+
+
+class Format(StrEnum):
+    """What `lorica table` can write."""
+
+    text = "text"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo")) -> None:
+    """Digits in 5 tasks: forgetting, and its cure, in two minutes and without a download."""
+    demonstration.show(out, console)
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/RECIPE/METHOD")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue after the last finished task")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a folder that holds a run")] = False,
+) -> None:
+    """Learn a stream of tasks with one method."""
+    resolved = read_recipe(recipe, overrides or [])
+    folder = out or default_folder(recipe, resolved)
+    result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite)
+    figures.draw_all([result], folder / "figures")
+    console.print(tables.to_rich(tables.summarise([result])))
+    console.print(f"Everything about this run is in [bold]{folder}[/]")
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Validate a recipe and its data; nothing is trained."""
+    resolved, stream = check_recipe(read_recipe(recipe, overrides or []))
+    sizes = sorted({len(task.class_names) for task in stream.tasks})
+    console.print(
+        f"[green]valid[/]: {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "
+        f"{len(stream.class_names)} classes in {len(stream.tasks)} tasks of {' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}, "
+        f"{len(stream.source.train)} training and {len(stream.source.test)} test images"
+    )
+
+
+@app.command("list")
+def list_names(
+    what: Listing, plain: Annotated[bool, typer.Option("--plain", help="one name per line, nothing else")] = False
+) -> None:
+    """List methods, backbones, sources or recipes."""
+    match what:
+        case Listing.methods:
+            entries = {name: _first_line(find_method(name)) for name in method_names()}
+        case Listing.backbones:
+            entries = backbone_names()
+        case Listing.sources:
+            entries = SOURCE_DESCRIPTIONS
+        case Listing.recipes:
+            entries = packaged_recipes()
+    if plain:
+        typer.echo("\n".join(entries))
+        return
+    table = Table("name", "", box=None, title=what.value, title_justify="left")
+    for name, description in entries.items():
+        table.add_row(f"[bold]{name}[/]", description)
+    console.print(table)
+
+
+@app.command()
+def table(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, or folders that hold such folders")],
+    form: Annotated[Format, typer.Option("--format", help="how to write it")] = Format.text,
+    figures_in: Annotated[
+        Path | None, typer.Option("--figures", help="also draw the comparison into this folder")
+    ] = None,
+) -> None:
+    """Compare finished runs: mean and standard deviation over seeds for each method."""
+    results = find_runs(runs)
+    rows = tables.summarise(results)
+    match form:
+        case Format.text:
+            console.print(tables.to_rich(rows))
+        case Format.markdown:
+            typer.echo(tables.to_markdown(rows))
+        case Format.latex:
+            typer.echo(tables.to_latex(rows))
+        case Format.csv:
+            typer.echo(tables.to_csv(rows))
+    if figures_in:
+        figures.draw_all(results, figures_in)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="folder of a run")],
+    task: Annotated[int | None, typer.Option(help="go back to the checkpoint after this task (1 = the first)")] = None,
+) -> None:
+    """Test a run's checkpoint again, task by task."""
+    row, names = evaluate_run(folder, task=None if task is None else task - 1)
+    shown = Table("task", "classes", "accuracy %", title=str(folder), title_justify="left")
+    for number, (accuracy, classes) in enumerate(zip(row, names, strict=True), start=1):
+        shown.add_row(str(number), ", ".join(classes[:6]) + (" …" if len(classes) > 6 else ""), f"{100 * accuracy:.1f}")
+    console.print(shown)
+
+
+def main() -> None:
+    """Entry point: user errors become lines and exit code 2; `--debug` shows the traceback instead."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except LoricaError as error:
+        if debug:
+            raise
+        for problem in error.problems:
+            Console(stderr=True).print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\ninterrupted; finished tasks are kept, --resume continues after the last one")
+        raise SystemExit(130) from None
+
+
+def _first_line(item: object) -> str:
+    return (item.__doc__ or "").strip().splitlines()[0]

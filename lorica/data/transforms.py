@@ -1,0 +1,104 @@
+"""Geometry at decode time (one image, once) and augmentation (one batch, every step).
+
+A sample's random numbers are one row of a single draw from a CPU generator: they depend neither on the device nor on
+what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from lorica.errors import DataError
+
+AUGMENTATIONS = ("none", "shift", "flip", "crop_flip")
+
+_CROP_AREA = (0.05, 1.0)  # fraction of the canvas
+_CROP_RATIO = (3 / 4, 4 / 3)  # width / height
+_CROP_TRIES = 10  # area and ratio are drawn again when the crop does not fit; after that, the whole canvas
+
+
+def fit_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
+    """The centre square of an image whose short side has been resized to `size` pixels.
+
+    Bicubic with antialiasing, whether shrinking or enlarging; pixel for pixel torchvision's `Resize` and `CenterCrop`.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    new_height, new_width = int(size * height / short), int(size * width / short)
+    if (new_height, new_width) != (height, width):
+        image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
+    top, left = round((new_height - size) / 2), round((new_width - size) / 2)
+    return image[top : top + size, left : left + size].transpose(2, 0, 1).copy()
+
+
+def centre_crop(images: Float[Tensor, "n 3 s s"], size: int) -> Float[Tensor, "n 3 {size} {size}"]:
+    """The centre `size` x `size` pixels. DataError when the images are smaller."""
+    side = images.shape[-1]
+    if side < size:
+        raise DataError(f"backbone.image_size: cannot cut {size} x {size} pixels out of images of {side} x {side}")
+    start = round((side - size) / 2)
+    return images[..., start : start + size, start : start + size]
+
+
+def augment(
+    images: Float[Tensor, "n 3 s s"], kind: str, image_size: int, generator: torch.Generator
+) -> Float[Tensor, "n 3 {image_size} {image_size}"]:
+    """Squares in [0, 1] of at least `image_size` pixels, augmented on their device, each by its own random numbers.
+
+    `none`: centre crop. `shift`: centre crop, then moved by up to a tenth of the side (whole pixels) along each axis,
+    the edge replicated. `flip`: centre crop, mirrored left to right half of the time. `crop_flip`: a rectangle of 5 to
+    100 % of the area and a width/height of 3/4 to 4/3, resized bilinearly, and `flip`. DataError for any other kind.
+    """
+    if kind not in AUGMENTATIONS:
+        raise DataError(f"fit.augment: unknown augmentation {kind!r}; expected one of {', '.join(AUGMENTATIONS)}")
+    if kind == "crop_flip":
+        return _crop_flip(images, image_size, generator)
+    images = centre_crop(images, image_size)
+    if kind == "shift":
+        return _shift(images, image_size // 10, generator)
+    if kind == "flip":
+        mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+    return images
+
+
+def _shift(images: Float[Tensor, "n 3 s s"], reach: int, generator: torch.Generator) -> Float[Tensor, "n 3 s s"]:
+    """Each image moved down and right by whole numbers of pixels drawn from -reach … reach."""
+    side = images.shape[-1]
+    offsets = (torch.rand(len(images), 2, generator=generator) * (2 * reach + 1)).long() - reach
+    origin = (torch.arange(side) - offsets[:, :, None]).clamp(0, side - 1).to(images.device)  # [n, 2, s]
+    rows = origin[:, 0, None, :, None].expand_as(images)
+    columns = origin[:, 1, None, None, :].expand_as(images)
+    return images.gather(2, rows).gather(3, columns)
+
+
+def _crop_flip(
+    images: Float[Tensor, "n 3 s s"], size: int, generator: torch.Generator
+) -> Float[Tensor, "n 3 {size} {size}"]:
+    """Random resized crop and mirroring as one affine map per image; extents and centres are fractions of the side."""
+    n, tries = len(images), _CROP_TRIES
+    uniform = torch.rand(n, 2 * tries + 3, generator=generator)
+    area = _CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * uniform[:, :tries]
+    narrow, wide = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
+    ratio = torch.exp(narrow + (wide - narrow) * uniform[:, tries : 2 * tries])
+    extents = torch.stack([torch.sqrt(area * ratio), torch.sqrt(area / ratio)], dim=-1)  # [n, tries, (width, height)]
+    fits = (extents <= 1).all(dim=-1)
+    extent = extents[torch.arange(n), fits.int().argmax(dim=1)]  # the first that fits
+    extent = torch.where(fits.any(dim=1, keepdim=True), extent, torch.ones_like(extent))
+    centre = extent / 2 + (1 - extent) * uniform[:, -3:-1]
+    mirror = torch.where(uniform[:, -1] < 0.5, -1.0, 1.0)
+
+    maps = torch.zeros(n, 2, 3)  # output coordinates to input coordinates, both -1 … 1 from edge to edge
+    maps[:, 0, 0] = extent[:, 0] * mirror
+    maps[:, 1, 1] = extent[:, 1]
+    maps[:, :, 2] = 2 * centre - 1
+    grid = functional.affine_grid(maps.to(images), [n, 3, size, size], align_corners=False)
+    sampled = functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return sampled.clamp(0, 1)  # a rounding error may leave the range

@@ -1,0 +1,76 @@
+"""`lorica demo`: forgetting and its cure on handwritten digits, in two minutes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lorica.config import read_recipe
+from lorica.progress import progress_bar
+from lorica.report import figures
+from lorica.results import Result
+from lorica.run import run
+
+METHODS = {
+    "sd_lora": "new low-rank direction per task, old directions fixed, all magnitudes keep learning",
+    "lora": "one low-rank update, trained on and on",
+    "full_finetune": "every weight trained on and on",
+    "prototypes": "nothing trained: nearest class mean of frozen features",
+}
+
+INTRODUCTION = """\
+[bold]Ten digits arrive two at a time.[/] A small vision transformer, pre-trained on generated images and shipped with lorica, learns
+each pair from its own images only: images of earlier pairs are gone. After each pair it is tested on all digits seen so
+far, without being told which pair an image comes from. Four methods do this in turn:
+"""
+
+CONCLUSION = """\
+[bold]How to read it.[/] [italic]New pair[/]: accuracy on a pair just after learning it. [italic]After all five[/] (Acc): accuracy on all pairs at the
+end. [italic]Average on the way[/] (AAA): the same after each pair, averaged. [italic]Lost[/]: how much of the best accuracy on a pair is gone
+at the end. A method that learns every new pair but loses the old ones [bold]forgets[/].
+
+[bold]What you have[/] in {out}: for each method metrics.json (the whole accuracy matrix), checkpoints after every pair,
+and figures, each as PDF and PNG.
+{figures}
+[bold]What next[/]
+  lorica run digits method.name=lora_frozen        another method on the same digits ([italic]lorica list methods[/])
+  lorica run own_images data.root=FOLDER           your own images: one folder per class
+  lorica table {out} --format latex          the table for a paper
+"""
+
+
+def show(out: Path, console: Console) -> list[Result]:
+    """Runs the four methods, prints the table and what it means, draws the figures.
+
+    Returns:
+        The results, in the order of `METHODS`; each is in `out`/<method>.
+    """
+    console.print(INTRODUCTION)
+    for name, idea in METHODS.items():
+        console.print(f"  [bold]{name:<14}[/] {idea}")
+    console.print()
+    results = []
+    with progress_bar(console) as reporter:
+        for name in METHODS:
+            start = time.perf_counter()
+            recipe = read_recipe("digits", {"method.name": name})
+            results.append(run(recipe, out=out / name, overwrite=True, progress=reporter))
+            console.print(f"  [green]done[/] {name:<14} {time.perf_counter() - start:4.0f} s")
+    drawn = figures.draw_all(results, out / "figures")
+    console.print(_table(results))
+    names = "".join(f"  {path}\n" for path in drawn if path.suffix == ".png")
+    console.print(CONCLUSION.format(out=out, figures=names), highlight=False)
+    return results
+
+
+def _table(results: list[Result]) -> Table:
+    table = Table("method", title="\nDigits, 5 tasks of 2 classes, accuracy in %", title_justify="left")
+    for heading in ("new pair", "after all five", "average on the way", "lost"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        values = (result.new_task, result.acc, result.aaa, result.forgetting)
+        table.add_row(result.label, *(f"{100 * value:.1f}" for value in values))
+    return table

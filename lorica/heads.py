@@ -1,0 +1,64 @@
+"""Classifiers that gain classes: a linear head with one block of rows per task, and class means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+class GrowingLinear(nn.Module):
+    """A linear classifier with bias, one block of rows per task.
+
+    Separate blocks let earlier rows stay out of the optimiser, where weight decay and momentum would move them.
+    """
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        self.width, self.device = width, device
+        self.weights = nn.ParameterList()
+        self.biases = nn.ParameterList()
+
+    def grow(self, classes: int) -> None:
+        """Adds a block of rows: weights uniform in +-sqrt(3 / width), biases zero."""
+        weight = torch.empty(classes, self.width).uniform_(-1, 1) * math.sqrt(3 / self.width)
+        self.weights.append(nn.Parameter(weight.to(self.device)))
+        self.biases.append(nn.Parameter(torch.zeros(classes, device=self.device)))
+
+    def newest(self) -> list[nn.Parameter]:
+        """Weight and bias of the block added last."""
+        return [self.weights[-1], self.biases[-1]]
+
+    def stacked(self) -> tuple[Float[Tensor, "classes width"], Float[Tensor, " classes"]]:
+        """Weight and bias over all classes seen."""
+        return torch.cat(list(self.weights)), torch.cat(list(self.biases))
+
+    def forward(self, features: Float[Tensor, "n width"]) -> Float[Tensor, "n classes"]:
+        """Logits over all classes seen, in stream order."""
+        return F.linear(features, *self.stacked())
+
+
+class ClassMeans(nn.Module):
+    """Nearest class mean by cosine similarity: `prototypes` holds the mean feature of each class, [classes, width]."""
+
+    prototypes: Tensor
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", torch.zeros(0, width, device=device))
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; their means are zero until `set_means`."""
+        self.prototypes = torch.cat([self.prototypes, self.prototypes.new_zeros(classes, self.prototypes.shape[1])])
+
+    def set_means(self, features: Float[Tensor, "n width"], labels: Int[Tensor, " n"]) -> None:
+        """Sets the prototype of every class that occurs in `labels` to the mean of its raw features."""
+        for label in labels.unique():
+            self.prototypes[label] = features[labels == label].double().mean(dim=0).to(self.prototypes)
+
+    def forward(self, features: Float[Tensor, "n width"]) -> Float[Tensor, "n classes"]:
+        """Cosine of each feature with each prototype."""
+        return F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T

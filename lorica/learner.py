@@ -1,0 +1,76 @@
+"""A finished run as an object for other programs: predict, go back to an earlier task, export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorica.adapters.attach import merged
+from lorica.backbones import load_backbone
+from lorica.checkpoint import load_learned
+from lorica.config import read_recipe
+from lorica.data.samples import read_image
+from lorica.data.transforms import centre_crop, fit_square
+from lorica.errors import LoricaError
+from lorica.methods import Method, find_method
+from lorica.results import RunFolder
+
+
+class Learner:
+    """A method with what it has learned, and the names of its classes in the order of its logits."""
+
+    def __init__(self, method: Method, *, crop_pct: float) -> None:
+        self.method = method
+        self.class_names = tuple(name for task in method.tasks for name in task.class_names)
+        self._canvas = round(method.encoder.image_size / crop_pct)
+
+    @torch.inference_mode()
+    def logits(self, images: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n classes"]:
+        """Logits of images given as files or uint8 arrays [h, w, 3]."""
+        decoded = [image if isinstance(image, np.ndarray) else read_image(Path(image)) for image in images]
+        squares = torch.stack([torch.from_numpy(fit_square(image, self._canvas)) for image in decoded])
+        inputs = centre_crop(squares.float() / 255, self.method.encoder.image_size)
+        return self.method.predict(inputs.to(self.method.device)).cpu()
+
+    def predict(self, images: Sequence[Path | str | np.ndarray]) -> list[str]:
+        """The class name of each image."""
+        return [self.class_names[index] for index in self.logits(images).argmax(dim=1)]
+
+    def merged_model(self) -> nn.Module:
+        """A plain timm model with every update in its weights and the learned head as its classifier.
+
+        It takes normalised images: subtract `learner.method.encoder.mean`, divide by `.std`.
+
+        Raises:
+            LoricaError: a method that does not classify with one linear head.
+        """
+        classifier = self.method.classifier()
+        if classifier is None:
+            raise LoricaError(f"{self.method.name} has no linear classifier to export; use Learner.predict")
+        with torch.no_grad(), merged(self.method.encoder) as encoder:
+            return encoder.with_classifier(*classifier)
+
+
+def load(run: Path | str, *, task: int | None = None) -> Learner:
+    """The learner of a run's folder, as it was after its last task or after task number `task` (0 = the first).
+
+    Raises:
+        LoricaError: not a run's folder, no such checkpoint, or one that does not fit.
+    """
+    folder = RunFolder(run)
+    recipe_file = folder.path / "recipe.yaml"
+    if not recipe_file.is_file():
+        raise LoricaError(f"{folder.path}: not the folder of a run (recipe.yaml is missing)")
+    recipe = read_recipe(recipe_file)
+    backbone = recipe.backbone
+    encoder = load_backbone(
+        backbone.name, weights=backbone.weights, image_size=backbone.image_size, normalisation=backbone.normalisation
+    )
+    method = find_method(recipe.method.name)(recipe.method, encoder)
+    load_learned(folder.path, method, task)
+    return Learner(method, crop_pct=recipe.data.crop_pct)

@@ -1,0 +1,71 @@
+"""The methods, one file each. A method is found by its `name`; adding a file to this folder adds its methods."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from lorica.errors import RecipeError
+from lorica.methods.base import Context, Method, MethodConfig
+
+__all__ = ["Context", "Method", "MethodConfig", "find_method", "method_names"]
+
+
+def method_names() -> list[str]:
+    """Names of all packaged methods, sorted."""
+    return sorted(_packaged())
+
+
+def find_method(name: str) -> type[Method]:
+    """The method class of that name, or the one that a `.py` file defines.
+
+    Raises:
+        RecipeError: no such method (with the nearest names), or a file without exactly one method.
+    """
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    packaged = _packaged()
+    if name not in packaged:
+        near = difflib.get_close_matches(name, packaged, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(packaged))}"
+        raise RecipeError(f"method.name: no method {name!r}; {hint}")
+    return packaged[name]
+
+
+def _packaged() -> dict[str, type[Method]]:
+    found: dict[str, type[Method]] = {}
+    for info in pkgutil.iter_modules(__path__):
+        for method in _methods_of(importlib.import_module(f"{__name__}.{info.name}")):
+            if method.name in found:
+                raise TypeError(f"two methods are called {method.name}: {found[method.name]} and {method}")
+            found[method.name] = method
+    return found
+
+
+def _methods_of(module: ModuleType) -> list[type[Method]]:
+    return [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value)
+        and issubclass(value, Method)
+        and value.__module__ == module.__name__
+        and "name" in vars(value)
+    ]
+
+
+def _from_file(path: Path) -> type[Method]:
+    spec = importlib.util.spec_from_file_location(f"lorica_user_method_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise RecipeError(f"method.name: there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found = _methods_of(module)
+    if len(found) != 1:
+        names = ", ".join(method.__name__ for method in found) or "none"
+        raise RecipeError(f"method.name: {path} must define exactly one lorica.Method; it defines {names}")
+    return found[0]

@@ -1,0 +1,182 @@
+"""What a method is: one `nn.Module` in one file, driven through these hooks by the training loop.
+
+For each task the loop calls, in this order
+
+    grow(task)            make room: new factors, new head rows (structure and random starts only)
+    begin_task(context)   look at the task's data before training (most methods need nothing)
+    trainable()           the parameters to train; the loop freezes every other one. Empty: no descent
+    losses(batch)         yields dictionaries of named scalars; one optimiser step for each yield, on their sum
+    edit_gradients()      after the backward pass, before the step
+    end_task(context)     consolidate: prototypes, projections, statistics
+
+and `predict(inputs)` gives logits over the classes seen so far. A prediction must not depend on the rest of its batch.
+
+Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`), and its
+shape follows from the tasks it was grown for, so that a checkpoint loads by growing again and copying the tensors in.
+A method never imports another method, the loop, the data or the recipe.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from lorica.backbones.encoder import Encoder
+from lorica.heads import GrowingLinear
+from lorica.types import Batch, Task
+
+
+class MethodConfig(BaseModel):
+    """The `method` section of a recipe; a method's own `Config` adds its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="name of the method, or a .py file that defines one")
+    cross_entropy: Literal["current_task", "all_seen"] = Field(
+        "current_task",
+        description="which logits enter the loss: those of the task's own classes, or of all seen so far",
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """What `begin_task` and `end_task` may look at: the task, and its training data in order and not augmented."""
+
+    task: Task
+    batches: Callable[[], Iterator[Batch]]
+
+
+class Method(nn.Module, ABC):
+    """A class-incremental learning method around one encoder.
+
+    Class attributes:
+        name: what recipes call it.
+        Config: its section of the recipe.
+        variants: values of `method.variant` it knows, the default first; empty when it has none.
+        trains_encoder: its checkpoints include the encoder's weights.
+        learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    trains_encoder: ClassVar[bool] = False
+    learns_all_at_once: ClassVar[bool] = False
+
+    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self.tasks: list[Task] = []
+        _ = encoder.fingerprint  # taken now, before anything is attached or trained
+
+    @classmethod
+    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
+        """Values of the recipe's `fit` section that suit this method better than the library's; the user's win."""
+        return {}
+
+    @property
+    def task(self) -> Task:
+        """The task being learned, or learned last."""
+        return self.tasks[-1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the encoder is; new parameters belong there."""
+        return next(self.encoder.parameters()).device
+
+    def grow(self, task: Task) -> None:
+        """Makes room for a task. Overriding methods call this first."""
+        self.tasks.append(task)
+
+    def begin_task(self, context: Context) -> None:
+        """Before training on a task."""
+
+    @abstractmethod
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters to train on the current task."""
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """Named loss terms of a batch; one optimiser step for each yield."""
+
+    def edit_gradients(self) -> None:
+        """Between the backward pass and the optimiser step."""
+
+    def end_task(self, context: Context) -> None:
+        """After training on a task."""
+
+    @abstractmethod
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        """Logits over all classes seen so far, in stream order."""
+
+    def diagnostics(self) -> dict[str, Any]:
+        """Plain values worth recording after each task."""
+        return {}
+
+    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias that turn features into logits (for export), or None where there is no such pair."""
+        return None
+
+    def own_state(self) -> dict[str, Tensor]:
+        """The tensors a checkpoint holds: everything but a frozen encoder."""
+        state = self.state_dict()
+        return state if self.trains_encoder else {k: v for k, v in state.items() if not k.startswith("encoder.")}
+
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copies a checkpoint's tensors in. The method must have been grown for the checkpoint's tasks.
+
+        Raises:
+            KeyError: tensors missing, left over, or of another shape; the message lists them.
+        """
+        own = self.own_state()
+        problems = [f"{key} is missing" for key in own.keys() - state.keys()]
+        problems += [f"{key} is unknown" for key in state.keys() - own.keys()]
+        problems += [
+            f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+            for key in own.keys() & state.keys()
+            if own[key].shape != state[key].shape
+        ]
+        if problems:
+            raise KeyError("; ".join(sorted(problems)))
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(state[key])
+
+
+class LinearHeadMethod(Method):
+    """The common ground of most methods: features, a linear head with a block of rows per task, cross-entropy.
+
+    A subclass says how the features adapt (`grow`) and what trains (`trainable`).
+    """
+
+    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.head = GrowingLinear(encoder.width, device=self.device)
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        self.head.grow(len(task.class_names))
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The head's share of `trainable`: the new rows, or all rows when all of them enter the loss."""
+        return self.head.newest() if self.config.cross_entropy == "current_task" else list(self.head.parameters())
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        logits, first = self.predict(batch.inputs), self.task.first_class
+        if self.config.cross_entropy == "all_seen":
+            first = 0
+        yield {"cross_entropy": F.cross_entropy(logits[:, first:], batch.labels - first)}
+
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        return self.head(self.encoder.features(inputs))
+
+    def classifier(self) -> tuple[Tensor, Tensor | None]:
+        return self.head.stacked()

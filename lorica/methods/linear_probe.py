@@ -1,0 +1,27 @@
+"""Linear probe: a growing linear head on the frozen backbone.
+
+Nothing is forgotten, since nothing but the new rows of the head trains; what is missing is any comparison between the
+classes of different tasks, whose logits were never trained against each other.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorica.methods.base import LinearHeadMethod
+
+
+class LinearProbe(LinearHeadMethod):
+    """Trains head rows only."""
+
+    name = "linear_probe"
+
+    def trainable(self) -> list[nn.Parameter]:
+        return self.head_parameters()
+
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        with torch.no_grad():
+            features = self.encoder.features(inputs)
+        return self.head(features)

@@ -1,0 +1,51 @@
+"""Class-mean prototypes on the frozen backbone (the SimpleCIL baseline of Zhou et al., 2023).
+
+After each task, one pass over its training images without augmentation gives the mean feature of every new class; an
+image belongs to the class whose mean has the largest cosine with its own feature. Nothing trains and nothing is forgotten.
+Raw features are averaged and the mean is normalised, not the reverse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorica.backbones.encoder import Encoder
+from lorica.heads import ClassMeans
+from lorica.methods.base import Context, Method, MethodConfig
+from lorica.types import Batch, Task
+
+
+class Prototypes(Method):
+    """Nearest class mean by cosine."""
+
+    name = "prototypes"
+
+    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.means = ClassMeans(encoder.width, device=self.device)
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        self.means.grow(len(task.class_names))
+
+    def trainable(self) -> list[nn.Parameter]:
+        return []
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        return iter(())
+
+    @torch.no_grad()
+    def end_task(self, context: Context) -> None:
+        pairs = [(self.encoder.features(batch.inputs), batch.labels) for batch in context.batches()]
+        self.means.set_means(torch.cat([f for f, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        return self.means(self.encoder.features(inputs))
+
+    def classifier(self) -> None:
+        """Cosine scores also divide by the feature's length, which no linear classifier can."""
+        return

@@ -1,0 +1,118 @@
+"""What an accuracy matrix says: pure functions of it, each with its equation.
+
+`a` is the accuracy matrix, a lower triangle: row t holds a[t][0] … a[t][t], where a[t][i] is the accuracy on the test
+data of task i once tasks 0 … t have been learned, predicted among all the classes seen by then. `counts` holds n_i, the
+number of test samples of each task. T is the number of tasks. Everything goes in and comes out as a fraction:
+accuracies lie in [0, 1], differences of accuracies in [-1, 1]. Only tables and figures show percent.
+
+Two averages go by the name "accuracy" in the literature. The mean over tasks counts every task alike (the SD-LoRA
+paper, L2P, CODA-Prompt); the mean over samples weighs a task by its test samples (what the released codes of SD-LoRA,
+InfLoRA, CL-LoRA and PILOT report). They differ as soon as test sets differ in size, so both are given.
+
+Every function raises ValueError for a matrix that is empty, not triangular or has an entry outside [0, 1], and for
+counts that do not fit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+
+def acc(a: Sequence[Sequence[float]]) -> float:
+    """Mean over tasks after the last one (Acc of the SD-LoRA paper): 1/T sum_i a[T-1][i]."""
+    _check(a)
+    return fmean(a[-1])
+
+
+def aaa(a: Sequence[Sequence[float]]) -> float:
+    """Average anytime accuracy (AAA of the SD-LoRA paper): 1/T sum_t 1/(t+1) sum_{i<=t} a[t][i]."""
+    _check(a)
+    return fmean(fmean(row) for row in a)
+
+
+def acc_samples(a: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
+    """Share of all test samples that are right after the last task: sum_i n_i a[T-1][i] / sum_i n_i."""
+    _check(a, counts)
+    return fmean(a[-1], weights=counts)
+
+
+def aaa_samples(a: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
+    """Mean over time of the sample-weighted accuracy: 1/T sum_t (sum_{i<=t} n_i a[t][i] / sum_{i<=t} n_i)."""
+    _check(a, counts)
+    return fmean(fmean(row, weights=counts[: len(row)]) for row in a)
+
+
+def forgetting(a: Sequence[Sequence[float]]) -> float:
+    """Forgetting, max-last (Chaudhry et al., 2018): 1/(T-1) sum_{i<T-1} (max_{i<=t<T-1} a[t][i] - a[T-1][i]).
+
+    The maximum runs over every row before the last that has column i. The last row is not among them, so the value is
+    negative where old tasks end better than they ever were; PILOT and HiDe include it and so cut such gains off at 0.
+    0.0 for a single task.
+    """
+    _check(a)
+    return _mean(max(row[i] for row in a[i:-1]) - last for i, last in enumerate(a[-1][:-1]))
+
+
+def forgetting_first_last(a: Sequence[Sequence[float]]) -> float:
+    """Forgetting, first-last: 1/(T-1) sum_{i<T-1} (a[i][i] - a[T-1][i]); 0.0 for a single task.
+
+    What was lost since each task was learned; the negative of `bwt`.
+    """
+    _check(a)
+    return _mean(a[i][i] - last for i, last in enumerate(a[-1][:-1]))
+
+
+def bwt(a: Sequence[Sequence[float]]) -> float:
+    """Backward transfer (Lopez-Paz & Ranzato, 2017): 1/(T-1) sum_{i<T-1} (a[T-1][i] - a[i][i]).
+
+    Positive where learning later tasks helped the earlier ones. 0.0 for a single task.
+    """
+    _check(a)
+    return _mean(last - a[i][i] for i, last in enumerate(a[-1][:-1]))
+
+
+def new_task(a: Sequence[Sequence[float]]) -> float:
+    """Learning accuracy, each task when it was the newest: 1/T sum_i a[i][i]."""
+    _check(a)
+    return fmean(row[-1] for row in a)
+
+
+def summary(a: Sequence[Sequence[float]], counts: Sequence[int]) -> dict[str, float]:
+    """Every measure of this module under its function's name.
+
+    Keys: acc, aaa, acc_samples, aaa_samples, forgetting, forgetting_first_last, bwt, new_task.
+    """
+    return {
+        "acc": acc(a),
+        "aaa": aaa(a),
+        "acc_samples": acc_samples(a, counts),
+        "aaa_samples": aaa_samples(a, counts),
+        "forgetting": forgetting(a),
+        "forgetting_first_last": forgetting_first_last(a),
+        "bwt": bwt(a),
+        "new_task": new_task(a),
+    }
+
+
+def _mean(differences: Iterable[float]) -> float:
+    values = list(differences)
+    return fmean(values) if values else 0.0
+
+
+def _check(a: Sequence[Sequence[float]], counts: Sequence[int] | None = None) -> None:
+    if not a:
+        raise ValueError("accuracy matrix: empty, expected one row for each task learned")
+    for t, row in enumerate(a):
+        if len(row) != t + 1:
+            raise ValueError(f"accuracy matrix: row {t} has length {len(row)}, expected {t + 1} (one a task so far)")
+        for i, value in enumerate(row):
+            if not 0 <= value <= 1:  # false for NaN too
+                raise ValueError(f"accuracy matrix: a[{t}][{i}] is {value}, expected a fraction in [0, 1]")
+    if counts is None:
+        return
+    if len(counts) != len(a):
+        raise ValueError(f"test counts: {len(counts)} given for the {len(a)} tasks of the accuracy matrix")
+    for i, count in enumerate(counts):
+        if count < 1:
+            raise ValueError(f"test counts: task {i} has {count}, expected at least 1")

@@ -1,0 +1,61 @@
+"""What a long job says while it works. The library reports; the command line (or nobody) shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """Receives the stages of a job: `stage` names what begins and how many steps it has, `step` counts one."""
+
+    def stage(self, description: str, steps: int) -> None: ...
+
+    def step(self, note: str = "") -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def stage(self, description: str, steps: int) -> None:
+        pass
+
+    def step(self, note: str = "") -> None:
+        pass
+
+
+class Bar:
+    """One rich progress bar, re-used for each stage: description, bar, steps, speed, time taken and left, last note."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, note="", speed="")
+
+    def stage(self, description: str, steps: int) -> None:
+        self._progress.reset(self._task, description=description, total=steps, note="", speed="")
+
+    def step(self, note: str = "") -> None:
+        speed = self._progress.tasks[0].speed
+        self._progress.update(self._task, advance=1, note=note, speed=f"{speed:.1f}/s" if speed else "")
+
+
+@contextmanager
+def progress_bar(console: Console | None = None) -> Iterator[Reporter]:
+    """A `Bar` on the console for the length of a `with` block; cleared at its end."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console or Console(stderr=True), transient=True) as progress:
+        yield Bar(progress)

@@ -1,0 +1,191 @@
+"""The table of a comparison: a row for each method, mean ± standard deviation over its seeds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from rich.table import Table
+from rich.text import Text
+
+from lorica.errors import LoricaError
+from lorica.results import Result
+
+CAPTION = "Percent; mean ± sample standard deviation over seeds."
+MEASURES = {"acc": "Acc", "aaa": "AAA", "forgetting": "Forgetting", "new_task": "New task"}
+"""The measures in a table (see `lorica.metrics`) and their headings."""
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (n - 1 in the denominator; None for a single value), fractions."""
+
+    mean: float
+    std: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of at least one value."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
+
+    def percent(self, plus_minus: str = "±") -> str:
+        """In percent with one decimal: "81.3 ± 0.4", or "81.3" without a standard deviation."""
+        mean = f"{100 * self.mean:z.1f}"
+        return mean if self.std is None else f"{mean} {plus_minus} {100 * self.std:.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Complete runs that differ in their seeds only, and the spread of each measure over them.
+
+    `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them.
+    """
+
+    label: str
+    method: str
+    variant: str | None
+    extra: str
+    tasks: int
+    classes: int
+    runs: tuple[Result, ...]
+    acc: Spread
+    aaa: Spread
+    forgetting: Spread
+    new_task: Spread
+
+    @property
+    def seeds(self) -> int:
+        """The number of runs that each spread is over."""
+        return len(self.runs)
+
+
+def summarise(
+    results: Sequence[Result], *, by: Callable[[Result], str] | None = None, sort: str | None = None
+) -> list[Row]:
+    """Put runs together that differ in their seeds only.
+
+    Runs share a row if method, variant, the number of tasks and the set of classes are the same. Runs that are not complete
+    are left out; `notes` names them. Where the streams in one table differ, the labels say which is which.
+
+    Args:
+        by: a further label of a run that keeps runs apart, such as the data set or a setting under study.
+        sort: one of `MEASURES` for the best row first; by default rows keep the order of their first run.
+
+    Raises:
+        LoricaError: `sort` is not a measure.
+    """
+    if sort is not None and sort not in MEASURES:
+        raise LoricaError(f"sort: unknown measure {sort!r}; expected one of {', '.join(MEASURES)}")
+    groups: dict[tuple[str, str | None, str, int, frozenset[str]], list[Result]] = {}
+    for run in results:
+        if run.complete:
+            classes = frozenset(name for task in run.tasks for name in task["classes"])
+            key = (run.method, run.variant, by(run) if by else "", len(run.tasks), classes)
+            groups.setdefault(key, []).append(run)
+    one_stream = len({key[3:] for key in groups}) < 2
+    rows = []
+    for (method, variant, extra, tasks, classes), runs in groups.items():
+        stream = "" if one_stream else f"{len(classes)} classes in {tasks} tasks"
+        rows.append(
+            Row(
+                label=", ".join(filter(None, (runs[0].label, extra, stream))),
+                method=method,
+                variant=variant,
+                extra=extra,
+                tasks=tasks,
+                classes=len(classes),
+                runs=tuple(runs),
+                **{measure: Spread.of([getattr(run, measure) for run in runs]) for measure in MEASURES},
+            )
+        )
+    if sort:
+        rows.sort(key=lambda row: getattr(row, sort).mean, reverse=sort != "forgetting")
+    return rows
+
+
+def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> list[str]:
+    """What a reader of the table of `results` must know: the runs left out, and seeds that a row counts twice."""
+    lines = [
+        f"Left out, not complete: {_name(run)} ({len(run.accuracy)} of {len(run.tasks)} tasks)."
+        for run in results
+        if not run.complete
+    ]
+    for row in summarise(results, by=by):
+        for seed in dict.fromkeys(run.seed for run in row.runs):
+            same = [_name(run) for run in row.runs if run.seed == seed]
+            if len(same) > 1:
+                lines.append(f"Seed {seed} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
+    return lines
+
+
+def to_rich(rows: Sequence[Row], notes: Sequence[str] = ()) -> Table:
+    """A table for the terminal, in percent, with the notes below it."""
+    header, *body = _cells(rows)
+    table = Table(caption=Text("\n".join([CAPTION, *notes])), caption_justify="left")
+    table.add_column(header[0])
+    for heading in header[1:]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in body:
+        table.add_row(*map(Text, line))
+    return table
+
+
+def to_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    """A Markdown table, in percent, with the notes below it."""
+    header, *body = _cells(rows)
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in (header, rule, *body)]
+    return "\n".join([f"| {line} |" for line in lines] + ["", CAPTION] + [f"\n{note}" for note in notes]) + "\n"
+
+
+def to_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it."""
+    header, *body = _cells(rows, r"\pm")
+    lines = [[_escape(label), seeds, *(f"${cell}$" for cell in spreads)] for label, seeds, *spreads in body]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+            r"\toprule",
+            " & ".join(header) + r" \\",
+            r"\midrule",
+            *(" & ".join(line) + r" \\" for line in lines),
+            r"\bottomrule",
+            r"\end{tabular}",
+            *(f"% {note}" for note in (CAPTION, *notes)),
+            "",
+        ]
+    )
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """For other programs: fractions at full precision, an empty field where there is no standard deviation."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    spreads = [name for measure in MEASURES for name in (measure, f"{measure}_std")]
+    writer.writerow(["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads])
+    for row in rows:
+        values = [value for measure in MEASURES for value in (getattr(row, measure).mean, getattr(row, measure).std)]
+        writer.writerow([row.label, row.method, row.variant, row.extra, row.tasks, row.classes, row.seeds, *values])
+    return text.getvalue()
+
+
+def _cells(rows: Sequence[Row], plus_minus: str = "±") -> list[list[str]]:
+    """The heading and a line for each row: label, seeds, and a cell for each measure."""
+    return [["Method", "Seeds", *MEASURES.values()]] + [
+        [row.label, str(row.seeds), *(getattr(row, measure).percent(plus_minus) for measure in MEASURES)]
+        for row in rows
+    ]
+
+
+def _name(run: Result) -> str:
+    return str(run.path) if run.path else f"{run.label}, seed {run.seed}"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)

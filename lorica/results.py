@@ -1,0 +1,372 @@
+"""What a run leaves on disk, and reading it back.
+
+    <run>/recipe.yaml         the resolved recipe
+          environment.json    versions, device, git revision, checkpoint tag
+          metrics.json        the public contract: see `metrics_of`
+          cost.json           measured parameters, storage, time
+          checkpoints/task_00 one folder a task
+          figures/
+
+A file is there whole or not at all: it is written beside its place and then moved there. Accuracies are fractions,
+never percent, and times are seconds. Nothing here, or in `lorica.report`, imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+from uuid import uuid4
+
+import yaml
+
+from lorica import metrics
+from lorica.errors import LoricaError
+
+_SCHEMA: dict[str, type | tuple[type, ...]] = {
+    "method": str,
+    "variant": (str, type(None)),
+    "seed": int,
+    "tasks": list,
+    "accuracy": list,
+    "acc": (int, float),
+    "aaa": (int, float),
+    "acc_samples": (int, float),
+    "aaa_samples": (int, float),
+    "forgetting": (int, float),
+    "forgetting_first_last": (int, float),
+    "bwt": (int, float),
+    "new_task": (int, float),
+    "diagnostics": dict,
+    "complete": bool,
+}
+_TASK: dict[str, type] = {"classes": list, "train": int, "test": int}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of `path` when the block ends well; otherwise whatever was there stays.
+
+    Raises:
+        LoricaError: the system refuses to write there (no such folder, no permission, disk full).
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise LoricaError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8, atomically; raises as `replacing` does."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain values as indented JSON, atomically; a list of numbers takes one line.
+
+    Raises:
+        ValueError: a number is NaN or infinite, which JSON does not have.
+        TypeError: a value is not a plain one (an array, a tensor, a path).
+        LoricaError: as `replacing`.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    text = re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
+    write_text(path, text + "\n")
+
+
+def metrics_of(
+    *,
+    method: str,
+    variant: str | None,
+    seed: int,
+    tasks: Sequence[Mapping[str, Any]],
+    accuracy: Sequence[Sequence[float]],
+    cross_entropy: Literal["current_task", "all_seen"] | None = None,
+    diagnostics: Mapping[str, Any] | None = None,
+    train_seconds: Sequence[float] = (),
+    complete: bool = True,
+) -> dict[str, Any]:
+    """The contents of metrics.json.
+
+        {"lorica": "0.1.0", "method": "sd_lora", "variant": "paper", "seed": 0,
+         "tasks": [{"classes": ["wren", …], "train": 330, "test": 110}, …],
+         "accuracy": [[0.97], [0.91, 0.95], …],      a[t][i], see lorica.metrics
+         "acc": …, "aaa": …, "acc_samples": …, "aaa_samples": …,
+         "forgetting": …, "forgetting_first_last": …, "bwt": …, "new_task": …,
+         "cross_entropy": "current_task",            or "all_seen"; null where the method has none
+         "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
+         "train_seconds": [61.2, …],                 one for each task
+         "complete": true}
+
+    Args:
+        tasks: of the whole stream, in order; the ones beyond the rows of `accuracy` have not been learned yet.
+        accuracy: a row for each task learned.
+        complete: whether every task has been learned; false for a run that is under way or was interrupted.
+
+    Raises:
+        ValueError: a malformed matrix, a task without test samples, or `complete` and the matrix disagree.
+    """
+    if complete and len(accuracy) != len(tasks):
+        raise ValueError(f"a complete run of {len(tasks)} tasks whose accuracy matrix has {len(accuracy)} rows")
+    return {
+        "lorica": _version("lorica"),
+        "method": method,
+        "variant": variant,
+        "seed": seed,
+        "tasks": [dict(task) for task in tasks],
+        "accuracy": [list(row) for row in accuracy],
+        **metrics.summary(accuracy, [task["test"] for task in tasks[: len(accuracy)]]),
+        "cross_entropy": cross_entropy,
+        "diagnostics": dict(diagnostics or {}),
+        "train_seconds": list(train_seconds),
+        "complete": complete,
+    }
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's outcome: the contents of its metrics.json (`metrics`), and the folder they came from, if any."""
+
+    path: Path | None
+    metrics: dict[str, Any] = field(repr=False)
+
+    @property
+    def method(self) -> str:
+        """The method's name, as in a recipe."""
+        return self.metrics["method"]
+
+    @property
+    def variant(self) -> str | None:
+        """Which reading of the method: "paper", "released_code", …; None for a method that has only one."""
+        return self.metrics["variant"]
+
+    @property
+    def label(self) -> str:
+        """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one."""
+        return self.method if self.variant in (None, "paper", "default") else f"{self.method} ({self.variant})"
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        return self.metrics["seed"]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every task has been learned."""
+        return self.metrics["complete"]
+
+    @property
+    def tasks(self) -> list[dict[str, Any]]:
+        """The tasks in order: "classes" (names), "train" and "test" (numbers of samples)."""
+        return self.metrics["tasks"]
+
+    @property
+    def accuracy(self) -> list[list[float]]:
+        """The accuracy matrix a[t][i], fractions; row t has t+1 entries."""
+        return self.metrics["accuracy"]
+
+    @property
+    def acc(self) -> float:
+        """`lorica.metrics.acc`."""
+        return self.metrics["acc"]
+
+    @property
+    def aaa(self) -> float:
+        """`lorica.metrics.aaa`."""
+        return self.metrics["aaa"]
+
+    @property
+    def acc_samples(self) -> float:
+        """`lorica.metrics.acc_samples`."""
+        return self.metrics["acc_samples"]
+
+    @property
+    def aaa_samples(self) -> float:
+        """`lorica.metrics.aaa_samples`."""
+        return self.metrics["aaa_samples"]
+
+    @property
+    def forgetting(self) -> float:
+        """`lorica.metrics.forgetting` (max-last)."""
+        return self.metrics["forgetting"]
+
+    @property
+    def bwt(self) -> float:
+        """`lorica.metrics.bwt`."""
+        return self.metrics["bwt"]
+
+    @property
+    def new_task(self) -> float:
+        """`lorica.metrics.new_task`."""
+        return self.metrics["new_task"]
+
+    @property
+    def magnitudes(self) -> list[list[float]] | None:
+        """The magnitudes alpha_0 … alpha_t after each task t, row t with t+1 entries; None if the method has none."""
+        return self.metrics["diagnostics"].get("magnitudes")
+
+
+class RunFolder:
+    """The folder of one run: the one place that knows its file names. Every write is atomic."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def figures(self) -> Path:
+        """Where the run's figures go; not created before there is one."""
+        return self.path / "figures"
+
+    def checkpoint(self, task_index: int) -> Path:
+        """Where the checkpoint after task `task_index` goes (checkpoints/task_03 for 3); not created here."""
+        return self.path / "checkpoints" / f"task_{task_index:02d}"
+
+    def create(self) -> None:
+        """Create the folder and those above it; what it holds already stays.
+
+        Raises:
+            LoricaError: a file is in the way, or there is no permission.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LoricaError(f"{self.path}: cannot be made a run folder: {error.strerror or error}") from error
+
+    def write_recipe(self, recipe: dict[str, Any]) -> None:
+        """Write recipe.yaml, keys in the order given."""
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120))
+
+    def write_environment(self, environment: dict[str, Any]) -> None:
+        """Write environment.json; see `environment`."""
+        write_json(self.path / "environment.json", environment)
+
+    def write_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write metrics.json; see `metrics_of`."""
+        write_json(self.path / "metrics.json", metrics)
+
+    def write_cost(self, cost: dict[str, Any]) -> None:
+        """Write cost.json."""
+        write_json(self.path / "cost.json", cost)
+
+    def read(self) -> Result:
+        """Read metrics.json.
+
+        Raises:
+            LoricaError: it is missing, truncated, or not one of lorica's; all that is wrong with it at once.
+        """
+        file = self.path / "metrics.json"
+        try:
+            values = json.loads(file.read_bytes())
+        except OSError as error:
+            raise LoricaError(
+                f"{file}: cannot be read: {error.strerror or error}; expected the folder of a run with a task learned"
+            ) from error
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise LoricaError(
+                f"{file}: truncated or altered: {error}; restore the file, or resume the run to write it again"
+            ) from error
+        if problems := _problems(values):
+            raise LoricaError([f"{file}: {problem}" for problem in problems])
+        return Result(self.path, values)
+
+
+def find_runs(paths: Iterable[Path | str]) -> list[Result]:
+    """Every run at or below the given folders, each once, sorted by path with numbers as numbers (run-2 before run-10).
+
+    Raises:
+        LoricaError: a path is not a folder, holds no run, or a metrics.json is bad; all of them at once.
+    """
+    folders: dict[Path, Path] = {}  # resolved, so that a run reached twice is read once -> as given
+    results: list[Result] = []
+    problems: list[str] = []
+    for path in map(Path, paths):
+        found = {file.parent.resolve(): file.parent for file in path.rglob("metrics.json")}
+        if not found:
+            what = "no metrics.json in it or below" if path.is_dir() else "not a folder"
+            problems.append(f"{path}: {what}; expected the folder of a run, or one that holds such folders")
+        folders = found | folders
+    for folder in sorted(folders.values(), key=_natural):
+        try:
+            results.append(RunFolder(folder).read())
+        except LoricaError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise LoricaError(problems)
+    return results
+
+
+def environment() -> dict[str, Any]:
+    """What a run ran on: versions (None if not installed), git revision of the working directory, and the machine.
+
+    The revision ends in "-dirty" if tracked files were changed since; None outside a git checkout. The name of the host
+    is not among them.
+    """
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "lorica": _version("lorica"),
+        "torch": _version("torch"),
+        "timm": _version("timm"),
+        "git_revision": _git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _natural(path: Path) -> list[str | int]:
+    """A sort key under which runs of digits compare as numbers."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+
+
+def _problems(values: Any) -> list[str]:
+    """What keeps `values` from being the contents of a metrics.json."""
+    foreign = "not a metrics.json of this version of lorica"
+    if not isinstance(values, dict):
+        return [f"a {type(values).__name__}, expected an object with method, accuracy, …; {foreign}"]
+    if missing := [key for key in _SCHEMA if key not in values]:
+        return [f"lacks {', '.join(missing)}; {foreign}"]
+    if wrong := [key for key, kind in _SCHEMA.items() if not isinstance(values[key], kind)]:
+        return [f"{key} is {values[key]!r:.60}; {foreign}" for key in wrong]
+    tasks, accuracy = values["tasks"], values["accuracy"]
+    if not all(isinstance(task, dict) and all(type(task.get(k)) is t for k, t in _TASK.items()) for task in tasks):
+        return [f"tasks: expected classes, train and test of each; {foreign}"]
+    if not all(isinstance(row, list) and all(isinstance(value, int | float) for value in row) for row in accuracy):
+        return [f"accuracy: expected lists of numbers; {foreign}"]
+    counts = [task["test"] for task in tasks[: len(accuracy)]]
+    try:
+        metrics.summary([[float(value) for value in row] for row in accuracy], counts)
+    except ValueError as error:
+        return [f"{error}; {foreign}"]
+    return []

@@ -1,0 +1,291 @@
+"""The composition root: turns a recipe into a run. The one file that knows every layer."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from lorica import cost
+from lorica.backbones import load_backbone
+from lorica.checkpoint import latest_checkpoint, load_learned, read_record, save_checkpoint
+from lorica.config import Recipe, read_recipe
+from lorica.data.sources import Source, load_source
+from lorica.data.stream import Stream
+from lorica.errors import LoricaError, RecipeError
+from lorica.evaluation import accuracy_row
+from lorica.methods import Method, find_method
+from lorica.progress import Reporter, Silent, progress_bar
+from lorica.results import Result, RunFolder, environment, metrics_of
+from lorica.training import Fit, learn_task
+from lorica.types import Task
+
+
+@dataclass
+class Assembly:
+    """The parts of a run, built from its recipe."""
+
+    recipe: Recipe
+    stream: Stream
+    method: Method
+    accelerator: Accelerator
+
+    def test_data(self, index: int):
+        """What a task's accuracy is measured on: its test data, or its validation data when the recipe says so."""
+        task = self.stream.tasks[index]
+        return self.stream.test(task) if self.recipe.data.evaluate_on == "test" else self.stream.validation(task)
+
+
+def run(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    out: str | Path | None = None,
+    source: Source | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool | Reporter = True,
+    **overrides: Any,
+) -> Result:
+    """Learns a stream of tasks with one method and leaves the results in a folder.
+
+    Args:
+        recipe: a packaged recipe's name, a YAML file, a mapping with the same keys, or a `Recipe` read already.
+        out: the run's folder; absent = runs/<recipe>/<method>, with variant and seed where they are not the default.
+        source: data in memory (`lorica.data.sources.arrays`) in place of what the recipe's data section names.
+        resume: continue after the last finished task of the run in that folder.
+        overwrite: start anew in a folder that holds a run.
+        progress: True for a bar on standard error, False for none, or an object to report to.
+        overrides: sections or keys that replace the recipe's: `seed=1, method={"rank": 4}, **{"fit.epochs": 3}`.
+
+    Returns:
+        The contents of metrics.json, with the folder it is in.
+
+    Raises:
+        LoricaError: a mistake in the recipe, the data or the folder, or training that cannot go on.
+    """
+    resolved = read_recipe(recipe, overrides)
+    folder = RunFolder(out or default_folder(recipe, resolved))
+    if not resume and not overwrite and (folder.path / "recipe.yaml").exists():
+        raise LoricaError(
+            f"{folder.path}: holds a run already; --resume continues it, --overwrite starts it anew, "
+            "or choose another folder with --out"
+        )
+    record = _resumable(folder, resolved) if resume else None
+    if record and record["complete"]:
+        return folder.read()
+    parts = assemble(resolved, source)
+    shown = progress_bar() if progress is True else nullcontext(progress or Silent())
+    with shown as reporter:
+        return _learn_stream(parts, folder, record is not None, reporter)
+
+
+def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
+    """runs/<recipe>/<method>, with variant and seed where they are not the default."""
+    name = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
+    variant = getattr(resolved.method, "variant", None)
+    parts = [Path(resolved.method.name).stem]
+    if variant not in (None, "paper"):
+        parts.append(variant)
+    if resolved.seed:
+        parts.append(f"seed{resolved.seed}")
+    return Path("runs") / name / "-".join(parts)
+
+
+def check(
+    recipe: Recipe | str | Path | Mapping[str, Any], *, source: Source | None = None, **overrides: Any
+) -> tuple[Recipe, Stream]:
+    """Validates a recipe and its data without loading a backbone or training.
+
+    Raises:
+        LoricaError: everything wrong with the recipe, or with the data.
+    """
+    resolved = read_recipe(recipe, overrides)
+    return resolved, _stream(resolved, source or _source(resolved), resolved.backbone.image_size or 32)
+
+
+def evaluate(folder: str | Path, *, task: int | None = None) -> tuple[list[float], list[tuple[str, ...]]]:
+    """Tests a run's checkpoint again: the accuracy on each task learned by then, and the tasks' class names.
+
+    Args:
+        task: the checkpoint after this task (0 = the first); absent = the last.
+
+    Raises:
+        LoricaError: not a run's folder, no such checkpoint, or one that does not fit.
+    """
+    path = RunFolder(folder).path
+    file = path / "recipe.yaml"
+    if not file.is_file():
+        raise LoricaError(f"{path}: not the folder of a run (recipe.yaml is missing)")
+    parts = assemble(read_recipe(file))
+    load_learned(path, parts.method, task)
+    tasks = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
+    with progress_bar() as reporter:
+        row = accuracy_row(parts.method, tasks, parts.test_data, accelerator=parts.accelerator, reporter=reporter)
+    return row, [each.class_names for each in tasks]
+
+
+def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
+    """Builds data, backbone and a method that has learned nothing yet."""
+    accelerator = _accelerator(recipe)
+    source = source or _source(recipe)
+    backbone = recipe.backbone
+    encoder = load_backbone(
+        backbone.name,
+        weights=backbone.weights,
+        image_size=backbone.image_size,
+        normalisation=backbone.normalisation,
+    ).to(accelerator.device)
+    encoder.requires_grad_(False)
+    method = find_method(recipe.method.name)(recipe.method, encoder)
+    return Assembly(recipe, _stream(recipe, source, encoder.image_size), method, accelerator)
+
+
+def _source(recipe: Recipe) -> Source:
+    data = recipe.data
+    return load_source(data.source, root=data.root, test_fraction=data.test_fraction, split_seed=data.split_seed)
+
+
+def _stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
+    data = recipe.data
+    return Stream(
+        source,
+        tasks=recipe.stream.tasks,
+        classes_per_task=recipe.stream.classes_per_task,
+        seed=recipe.stream.seed,
+        image_size=image_size,
+        crop_pct=data.crop_pct,
+        validation_fraction=data.validation_fraction,
+        validation_seed=data.split_seed,
+        cache_bytes=int(data.cache_gib * 2**30),
+    )
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if recipe.device != "auto" and not available[recipe.device]:
+        have = ", ".join(name for name, there in available.items() if there)
+        raise RecipeError(f"device: {recipe.device} is not available on this machine; it has {have}; use device=auto")
+    # Accelerate keeps its state for the whole process; runs that follow each other may differ in device and precision
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=recipe.device == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no"
+    )
+    if accelerator.num_processes > 1:
+        raise LoricaError("a run uses one process; launch it without `accelerate launch` or `torchrun`")
+    return accelerator
+
+
+def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: Reporter) -> Result:
+    recipe, stream, method, accelerator = parts.recipe, parts.stream, parts.method, parts.accelerator
+    folder.create()
+    rows: list[list[float]] = []
+    diagnostics: dict[str, list[Any]] = {}
+    seconds: list[float] = []
+    costs: list[dict[str, Any]] = []
+    if resumed:
+        record = load_learned(folder.path, method)
+        rows, diagnostics = record["accuracy"], record["diagnostics"]
+        seconds, costs = record["train_seconds"], record["cost"]
+    else:
+        for old in (folder.path / "metrics.json", folder.path / "cost.json"):
+            old.unlink(missing_ok=True)
+        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+        folder.write_recipe(recipe.resolved())
+        encoder = method.encoder
+        folder.write_environment(
+            environment()
+            | {
+                "device": str(accelerator.device),
+                "threads": torch.get_num_threads(),
+                "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
+                "data": stream.source.facts,
+            }
+        )
+    fit = Fit(**recipe.fit.model_dump())
+    for task, data in _arrivals(stream, method)[len(method.tasks) :]:
+        start = time.perf_counter()
+        learn_task(method, task, data, fit, seed=recipe.seed, accelerator=accelerator, reporter=reporter)
+        seconds.append(time.perf_counter() - start)
+        for stage in range(len(stream.tasks)) if method.learns_all_at_once else [task.index]:
+            seen = stream.tasks[: stage + 1]
+            rows.append(accuracy_row(method, seen, parts.test_data, accelerator=accelerator, reporter=reporter))
+        for key, value in method.diagnostics().items():
+            diagnostics.setdefault(key, []).append(value)
+        costs.append(cost.measure(method))
+        complete = len(rows) == len(stream.tasks)
+        record = {
+            "accuracy": rows,
+            "diagnostics": diagnostics,
+            "train_seconds": seconds,
+            "cost": costs,
+            "complete": complete,
+        }
+        folder.checkpoint(task.index).parent.mkdir(exist_ok=True)
+        save_checkpoint(folder.checkpoint(task.index), method, record)
+        metrics = metrics_of(
+            method=recipe.method.name,
+            variant=getattr(recipe.method, "variant", None),
+            seed=recipe.seed,
+            tasks=[
+                {
+                    "classes": list(each.class_names),
+                    "train": len(stream.train(each)),
+                    "test": len(parts.test_data(each.index)),
+                }
+                for each in stream.tasks
+            ],
+            accuracy=rows,
+            cross_entropy=recipe.method.cross_entropy if method.trainable() else None,
+            diagnostics=diagnostics,
+            train_seconds=seconds,
+            complete=complete,
+        )
+        folder.write_metrics(metrics)
+        folder.write_cost({"tasks": costs, "train_seconds": seconds})
+    return folder.read()
+
+
+def _arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:
+    """What the method is given to learn, one after another: the stream's tasks, or everything as one task."""
+    if method.learns_all_at_once:
+        everything = tuple(name for task in stream.tasks for name in task.class_names)
+        return [(Task(0, 0, everything), stream.train_all())]
+    return [(task, stream.train(task)) for task in stream.tasks]
+
+
+def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
+    """The record of the folder's latest checkpoint, or None where nothing has been started or finished yet.
+
+    Raises:
+        LoricaError: the folder's run had another recipe; every key that differs.
+    """
+    file = folder.path / "recipe.yaml"
+    if not file.exists():
+        return None
+    old, new = _flat(yaml.safe_load(file.read_text())), _flat(recipe.resolved())
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "device")
+    if differing:
+        raise LoricaError(
+            [
+                f"{file}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"
+                for key in differing
+            ]
+        )
+    newest = latest_checkpoint(folder.path)
+    return None if newest is None else read_record(newest)["record"]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

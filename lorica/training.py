@@ -1,0 +1,143 @@
+"""The training loop: the only optimiser step in the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from lorica.errors import TrainingError
+from lorica.methods.base import Context, Method
+from lorica.progress import Reporter, Silent
+from lorica.types import Batch, Task
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How each task is trained; the recipe's `fit` section, see `lorica.config.FitConfig` for the meaning of each."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["constant", "cosine"]
+    augment: str
+
+
+@runtime_checkable
+class Data(Protocol):
+    """A task's training data, as `lorica.data.stream.Split` provides it."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device,
+        augment: str = "none",
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Batch]: ...
+
+    def number_of_batches(self, batch_size: int) -> int: ...
+
+
+def learn_task(
+    method: Method,
+    task: Task,
+    data: Data,
+    fit: Fit,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+    reporter: Reporter | None = None,
+    eval_batch_size: int = 256,
+) -> None:
+    """Lets a method learn one task: grow, begin, descend, end.
+
+    All randomness of a task follows from `seed` and the task's index alone, so that a run continued at a task repeats the
+    run that was never interrupted. The caller's random state is left as it was.
+
+    Raises:
+        TrainingError: a loss that is not finite; says at which task, epoch, step and learning rate.
+    """
+    device = accelerator.device
+    context = Context(task, lambda: data.batches(eval_batch_size, device=device))
+    with torch.random.fork_rng():
+        torch.manual_seed(int(np.random.SeedSequence([seed, task.index]).generate_state(1)[0]))
+        method.train()
+        method.grow(task)
+        method.begin_task(context)
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
+        _descend(method, data, fit, generator, accelerator, reporter or Silent())
+        method.eval()
+        method.end_task(context)
+
+
+def _descend(
+    method: Method, data: Data, fit: Fit, generator: torch.Generator, accelerator: Accelerator, reporter: Reporter
+) -> None:
+    parameters = method.trainable()
+    for parameter in method.parameters():
+        parameter.requires_grad_(False)
+    if not parameters:
+        return
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    task, steps = method.task, data.number_of_batches(fit.batch_size)
+    plain_optimizer = _optimizer(parameters, fit)
+    schedule = _schedule(plain_optimizer, fit, steps * fit.epochs)
+    optimizer = accelerator.prepare_optimizer(plain_optimizer)
+    reporter.stage(f"{method.name}: task {task.index + 1}", steps * fit.epochs)
+    for epoch in range(fit.epochs):
+        batches = data.batches(fit.batch_size, device=accelerator.device, augment=fit.augment, generator=generator)
+        for step, batch in enumerate(batches):
+            for terms in _terms(method, batch, accelerator):
+                loss = torch.stack(list(terms.values())).sum()
+                value = loss.item()
+                if not math.isfinite(value):
+                    rate = schedule.get_last_lr()[0]
+                    raise TrainingError(
+                        f"{method.name}: the loss became {value} at task {task.index + 1}, epoch {epoch + 1}, step "
+                        f"{step + 1}, learning rate {rate:g}; try a lower fit.learning_rate. Finished tasks are kept: "
+                        "the run can be resumed"
+                    )
+                optimizer.zero_grad()
+                accelerator.backward(loss)
+                method.edit_gradients()
+                optimizer.step()
+            schedule.step()
+            reporter.step(f"epoch {epoch + 1}/{fit.epochs}  loss {value:.3f}")
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+
+
+def _terms(method: Method, batch: Batch, accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor]]:
+    """The method's losses, each computed under the run's precision; the caller's step in between runs outside it."""
+    losses = iter(method.losses(batch))
+    while True:
+        with accelerator.autocast():
+            terms = next(losses, None)
+        if terms is None:
+            return
+        yield terms
+
+
+def _optimizer(parameters: list[nn.Parameter], fit: Fit) -> torch.optim.Optimizer:
+    if fit.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=fit.learning_rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
+    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, fit: Fit, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if fit.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

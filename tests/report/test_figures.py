@@ -1,0 +1,177 @@
+"""Figures: what is drawn, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lorica.errors import LoricaError
+from lorica.report import accuracy_curves, accuracy_matrix, accuracy_per_task, draw_all, figures, magnitudes, save
+from lorica.results import Result
+
+MakeRun = Callable[..., Result]
+
+
+def flat(tasks: int, value: float = 0.5) -> list[list[float]]:
+    return [[value] * (t + 1) for t in range(tasks)]
+
+
+def legend(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_curves_are_means_over_seeds_with_a_band_where_there_are_several(two_seeds: list[Result]) -> None:
+    figure = accuracy_curves(two_seeds)
+    (axes,) = figure.axes
+    sd_lora, o_lora = axes.lines
+    np.testing.assert_allclose(sd_lora.get_xydata(), [[1, 80], [2, 70]])  # (0.9 + 0.7) / 2, (0.6 + 0.8) / 2
+    np.testing.assert_allclose(o_lora.get_xydata(), [[1, 75], [2, 37.5]])
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == pytest.approx(70 - 10 * 2**0.5)
+    assert heights.max() == pytest.approx(80 + 10 * 2**0.5)
+    assert legend(figure) == ["sd_lora", "o_lora"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("tasks learned", "average accuracy (%)")
+
+
+def test_every_one_of_many_methods_looks_different(make_run: MakeRun) -> None:
+    figure = accuracy_curves([make_run(flat(2), f"method_{k}") for k in range(20)])
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
+    assert len(looks) == len(legend(figure)) == 20
+
+
+def test_the_legend_lies_below_the_axes(make_run: MakeRun) -> None:
+    figure = accuracy_curves([make_run(flat(2), f"a_method_with_a_long_name_{k}") for k in range(12)])
+    figure.draw_without_rendering()
+    axes, box = figure.axes[0].get_tightbbox(), figure.legends[0].get_window_extent()
+    assert axes is not None
+    assert box.y1 <= axes.y0
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert figure.axes[0].bbox.height > 150  # pixels at 100 dpi: the legend does not take the data's room
+
+
+def test_final_accuracies_are_grouped_by_task_and_joined_to_those_of_the_new_task(two_seeds: list[Result]) -> None:
+    figure = accuracy_per_task(two_seeds)
+    (axes,) = figure.axes
+    new, last = axes.lines[:2]
+    np.testing.assert_allclose(last.get_xydata(), [[0.8, 65], [1.8, 75]])  # (0.5 + 0.8) / 2, (0.7 + 0.8) / 2
+    np.testing.assert_allclose(new.get_xydata(), [[0.8, 80], [1.8, 75]])
+    stems = axes.collections[0].get_segments()
+    np.testing.assert_allclose(stems[0], [[0.8, 65], [0.8, 80]])
+    assert len(axes.lines) == 4
+    assert legend(figure) == ["sd_lora", "o_lora"]
+
+
+def test_many_tasks_of_many_methods_go_in_panels(make_run: MakeRun) -> None:
+    figure = accuracy_per_task([make_run(flat(20), f"method_{k}") for k in range(8)])  # 7 tasks to a panel
+    assert [axes.get_xlim() for axes in figure.axes] == [(0.5, 7.5), (7.5, 14.5), (14.5, 21.5)]
+    shown = [int(tick) for axes in figure.axes for tick in axes.get_xticks()]
+    assert shown == list(range(1, 21))
+    assert len(legend(figure)) == 8
+
+
+def test_figures_leave_out_incomplete_runs(two_seeds: list[Result], make_run: MakeRun) -> None:
+    figure = accuracy_curves([*two_seeds, make_run([[0.9]], "l2p", tasks=2)])
+    assert legend(figure) == ["sd_lora", "o_lora"]
+
+
+@pytest.mark.parametrize("draw", [accuracy_curves, accuracy_per_task])
+def test_without_a_complete_run_there_is_nothing_to_draw(draw: Callable[..., Figure], make_run: MakeRun) -> None:
+    with pytest.raises(LoricaError, match="nothing to draw: expected at least one run that has learned all"):
+        draw([make_run([[0.9]], tasks=2)])
+
+
+def test_the_matrix_has_a_number_for_each_cell_up_to_12_tasks(make_run: MakeRun) -> None:
+    figure = accuracy_matrix(make_run([[0.9], [0.514, 0.75]], variant="released_code", seed=4))
+    axes, bar = figure.axes
+    assert [(text.get_position(), text.get_text()) for text in axes.texts] == [
+        ((1, 1), "90.0"),
+        ((1, 2), "51.4"),
+        ((2, 2), "75.0"),
+    ]
+    image = axes.images[0].get_array()
+    np.testing.assert_array_equal(np.ma.getmaskarray(image), [[False, True], [False, False]])
+    np.testing.assert_allclose(np.ma.compressed(image), [90, 51.4, 75])
+    assert axes.get_title() == "sd_lora (released_code), seed 4"
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("task tested", "tasks learned", "accuracy (%)")
+    assert len(accuracy_matrix(make_run(flat(12))).axes[0].texts) == 78
+    assert not accuracy_matrix(make_run(flat(13))).axes[0].texts
+
+
+def test_magnitudes_are_darkest_after_the_last_task(two_seeds: list[Result]) -> None:
+    figure = magnitudes(two_seeds[0])
+    assert figure is not None
+    first, last = figure.axes[0].lines
+    np.testing.assert_allclose(first.get_xydata(), [[1, 1.0]])
+    np.testing.assert_allclose(last.get_xydata(), [[1, 1.2], [2, 0.8]])
+    assert sum(matplotlib.colors.to_rgb(last.get_color())) < sum(matplotlib.colors.to_rgb(first.get_color()))
+    assert magnitudes(two_seeds[1]) is None
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "ticks"),
+    [
+        (1, 1, [1]),
+        (1, 12, list(range(1, 13))),
+        (1, 20, list(range(2, 21, 2))),
+        (8, 14, list(range(8, 15))),
+        (1, 60, list(range(5, 61, 5))),
+        (61, 120, list(range(65, 121, 5))),
+    ],
+)
+def test_ticks_are_whole_tasks(first: int, last: int, ticks: list[int]) -> None:
+    axes = Figure().add_subplot()
+    figures._number_tasks(axes, first, last)
+    assert axes.get_xticks().tolist() == ticks
+
+
+def test_a_figure_is_saved_as_pdf_and_png_and_nothing_else(tmp_path: Path, make_run: MakeRun) -> None:
+    paths = save(accuracy_matrix(make_run(flat(1))), tmp_path / "new" / "rank_0.5")
+    assert paths == [tmp_path / "new" / "rank_0.5.pdf", tmp_path / "new" / "rank_0.5.png"]
+    assert paths[0].read_bytes().startswith(b"%PDF")
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    assert sorted((tmp_path / "new").iterdir()) == paths
+
+
+def test_saving_under_a_file_says_what_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "figures").write_text("")
+    with pytest.raises(LoricaError, match="figures: cannot be made a folder for figures: File exists"):
+        save(Figure(), tmp_path / "figures" / "x")
+
+
+def test_all_figures_of_several_runs(tmp_path: Path, two_seeds: list[Result]) -> None:
+    paths = draw_all([*two_seeds, two_seeds[1]], tmp_path / "figures")
+    assert sorted(path.name for path in paths if path.suffix == ".pdf") == [
+        "accuracy_curves.pdf",
+        "accuracy_matrix_o_lora_seed_0.pdf",
+        "accuracy_matrix_o_lora_seed_0_run_2.pdf",
+        "accuracy_matrix_sd_lora_seed_0.pdf",
+        "accuracy_matrix_sd_lora_seed_1.pdf",
+        "accuracy_per_task.pdf",
+        "magnitudes_sd_lora_seed_0.pdf",
+        "magnitudes_sd_lora_seed_1.pdf",
+    ]
+    assert sorted(paths) == sorted((tmp_path / "figures").iterdir())
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_all_figures_of_one_run_that_is_under_way(tmp_path: Path, make_run: MakeRun) -> None:
+    paths = draw_all([make_run([[0.9]], tasks=2, magnitudes=[[1.0]])], tmp_path)
+    assert [path.name for path in paths] == [
+        "accuracy_matrix.pdf",
+        "accuracy_matrix.png",
+        "magnitudes.pdf",
+        "magnitudes.png",
+    ]
+
+
+def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path, two_seeds: list[Result]) -> None:
+    before = dict(matplotlib.rcParams)
+    save(accuracy_curves(two_seeds), tmp_path / "curves")
+    assert dict(matplotlib.rcParams) == before

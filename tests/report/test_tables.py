@@ -1,0 +1,166 @@
+"""Tables: means and standard deviations by hand, what belongs together, and every way of writing them down."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from math import sqrt
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from lorica.errors import LoricaError
+from lorica.report import Spread, notes, summarise, to_csv, to_latex, to_markdown, to_rich
+from lorica.results import Result
+
+MakeRun = Callable[..., Result]
+
+
+def test_the_standard_deviation_is_that_of_a_sample() -> None:
+    spread = Spread.of([0.2, 0.4, 0.9])  # mean 0.5; (0.09 + 0.01 + 0.16) / 2 = 0.13
+    assert spread.mean == pytest.approx(0.5)
+    assert spread.std == pytest.approx(sqrt(0.13))
+
+
+def test_a_single_value_has_no_standard_deviation() -> None:
+    assert Spread.of([0.25]) == Spread(0.25, None)
+
+
+@pytest.mark.parametrize(
+    ("spread", "text"),
+    [
+        (Spread(0.81349, 0.00351), "81.3 ± 0.4"),
+        (Spread(0.81349, None), "81.3"),
+        (Spread(0.5, 0.0), "50.0 ± 0.0"),
+        (Spread(-0.034, 0.012), "-3.4 ± 1.2"),
+        (Spread(-0.0001, None), "0.0"),  # not -0.0
+    ],
+)
+def test_a_spread_in_percent(spread: Spread, text: str) -> None:
+    assert spread.percent() == text
+
+
+def test_seeds_of_a_method_share_a_row(two_seeds: list[Result]) -> None:
+    sd_lora, o_lora = summarise(two_seeds)
+    assert (sd_lora.label, sd_lora.method, sd_lora.seeds) == ("sd_lora", "sd_lora", 2)
+    assert (sd_lora.tasks, sd_lora.classes) == (2, 4)
+    assert sd_lora.runs == (two_seeds[0], two_seeds[2])
+    assert (sd_lora.acc.mean, sd_lora.acc.std) == pytest.approx((0.7, 0.2 / sqrt(2)))
+    assert (sd_lora.aaa.mean, sd_lora.aaa.std) == pytest.approx((0.75, 0))
+    assert (sd_lora.forgetting.mean, sd_lora.forgetting.std) == pytest.approx((0.15, 0.5 / sqrt(2)))
+    assert (sd_lora.new_task.mean, sd_lora.new_task.std) == pytest.approx((0.775, 0.05 / sqrt(2)))
+    assert (o_lora.label, o_lora.seeds, o_lora.acc) == ("o_lora", 1, Spread(0.375, None))
+
+
+def test_variants_are_methods_of_their_own(make_run: MakeRun) -> None:
+    runs = [make_run([[0.5]], variant="paper"), make_run([[0.6]], variant="released_code")]
+    assert [row.label for row in summarise(runs)] == ["sd_lora", "sd_lora (released_code)"]
+
+
+def test_a_further_label_keeps_runs_apart(make_run: MakeRun) -> None:
+    runs = [
+        make_run([[0.5]], path=Path(f"runs/rank_{rank}/seed_{seed}"), seed=seed) for rank in (4, 16) for seed in (0, 1)
+    ]
+    rows = summarise(runs, by=lambda run: run.path.parent.name if run.path else "")
+    assert [(row.label, row.extra, row.seeds) for row in rows] == [
+        ("sd_lora, rank_4", "rank_4", 2),
+        ("sd_lora, rank_16", "rank_16", 2),
+    ]
+
+
+def test_runs_over_different_streams_are_never_averaged(make_run: MakeRun) -> None:
+    runs = [make_run([[0.5]]), make_run([[0.5], [0.5, 0.5]]), make_run([[0.5]], classes="other")]
+    rows = summarise(runs)
+    assert [row.seeds for row in rows] == [1, 1, 1]
+    assert [row.label for row in rows[:2]] == ["sd_lora, 2 classes in 1 tasks", "sd_lora, 4 classes in 2 tasks"]
+
+
+def test_the_order_of_classes_does_not_matter(make_run: MakeRun) -> None:
+    first, second = make_run([[0.5], [0.5, 0.5]]), make_run([[0.5], [0.5, 0.5]], seed=1)
+    second.tasks.reverse()
+    assert [row.seeds for row in summarise([first, second])] == [2]
+
+
+def test_rows_come_in_order_of_first_appearance_or_best_first(make_run: MakeRun) -> None:
+    runs = [make_run([[0.9], [0.1 * k, 0.5]], name) for k, name in ((5, "b"), (8, "c"), (3, "a"))]
+    assert [row.method for row in summarise(runs)] == ["b", "c", "a"]
+    assert [row.method for row in summarise(runs, sort="acc")] == ["c", "b", "a"]
+    assert [row.method for row in summarise(runs, sort="forgetting")] == ["c", "b", "a"]  # the least first
+
+
+def test_an_unknown_sort_key(two_seeds: list[Result]) -> None:
+    with pytest.raises(
+        LoricaError, match="sort: unknown measure 'bwt'; expected one of acc, aaa, forgetting, new_task"
+    ):
+        summarise(two_seeds, sort="bwt")
+
+
+def test_incomplete_runs_are_left_out_and_named(two_seeds: list[Result], make_run: MakeRun) -> None:
+    unfinished = make_run([[0.9]], "l2p", tasks=5, path=Path("runs/l2p"))
+    assert summarise([*two_seeds, unfinished]) == summarise(two_seeds)
+    assert notes([*two_seeds, unfinished]) == ["Left out, not complete: runs/l2p (1 of 5 tasks)."]
+    assert notes(two_seeds) == []
+
+
+def test_a_seed_that_counts_twice_is_named(make_run: MakeRun) -> None:
+    runs = [make_run([[0.5]], path=Path("runs/a")), make_run([[0.6]], seed=1), make_run([[0.7]])]
+    assert notes(runs) == ["Seed 0 of sd_lora is counted 2 times: runs/a, sd_lora, seed 0."]
+    assert notes(runs, by=lambda run: str(run.acc)) == []
+
+
+def test_the_terminal_table(two_seeds: list[Result]) -> None:
+    console = Console(width=90, file=io.StringIO(), record=True)
+    console.print(to_rich(summarise(two_seeds), ["Left out, not complete: [l2p]."]))
+    lines = console.export_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
+    assert cells == [
+        ["sd_lora", "2", "70.0 ± 14.1", "75.0 ± 0.0", "15.0 ± 35.4", "77.5 ± 3.5"],
+        ["o_lora", "1", "37.5", "56.2", "50.0", "62.5"],
+    ]
+    assert [line.rstrip() for line in lines[-2:]] == [
+        "Percent; mean ± sample standard deviation over seeds.",
+        "Left out, not complete: [l2p].",
+    ]
+
+
+def test_the_markdown_table(make_run: MakeRun) -> None:
+    runs = [make_run([[0.25]]), make_run([[0.5]], "a|b")]
+    assert to_markdown(summarise(runs), ["One note."]) == (
+        "| Method | Seeds | Acc | AAA | Forgetting | New task |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
+        "| sd_lora | 1 | 25.0 | 25.0 | 0.0 | 25.0 |\n"
+        "| a\\|b | 1 | 50.0 | 50.0 | 0.0 | 50.0 |\n"
+        "\n"
+        "Percent; mean ± sample standard deviation over seeds.\n"
+        "\n"
+        "One note.\n"
+    )
+
+
+def test_the_latex_table(two_seeds: list[Result], make_run: MakeRun) -> None:
+    rows = summarise([*two_seeds, make_run([[0.5], [0.5, 0.5]], "sd_lora", "50%_{x}\\~")])
+    assert to_latex(rows, ["One note."]).splitlines() == [
+        r"\begin{tabular}{lrrrrr}",
+        r"\toprule",
+        r"Method & Seeds & Acc & AAA & Forgetting & New task \\",
+        r"\midrule",
+        r"sd\_lora & 2 & $70.0 \pm 14.1$ & $75.0 \pm 0.0$ & $15.0 \pm 35.4$ & $77.5 \pm 3.5$ \\",
+        r"o\_lora & 1 & $37.5$ & $56.2$ & $50.0$ & $62.5$ \\",
+        r"sd\_lora (50\%\_\{x\}\textbackslash{}\textasciitilde{}) & 1 & $50.0$ & $50.0$ & $0.0$ & $50.0$ \\",
+        r"\bottomrule",
+        r"\end{tabular}",
+        "% Percent; mean ± sample standard deviation over seeds.",
+        "% One note.",
+    ]
+
+
+def test_the_csv_table_has_fractions(two_seeds: list[Result]) -> None:
+    sd_lora, o_lora = csv.DictReader(io.StringIO(to_csv(summarise(two_seeds))))
+    assert {key: sd_lora[key] for key in ("label", "method", "variant", "extra", "tasks", "classes", "seeds")} == {
+        "label": "sd_lora", "method": "sd_lora", "variant": "", "extra": "", "tasks": "2", "classes": "4", "seeds": "2",
+    }  # fmt: skip
+    assert float(sd_lora["acc"]) == pytest.approx(0.7)
+    assert float(sd_lora["acc_std"]) == pytest.approx(0.2 / sqrt(2))
+    assert (o_lora["acc"], o_lora["acc_std"], o_lora["new_task"]) == ("0.375", "", "0.625")
