@@ -10,43 +10,65 @@ import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import MethodConfig, find_method
+
+IN_MEMORY = "in_memory"
+"""What `data.source` is in the saved recipe of a run whose data was given as an object."""
+
+
+# they say the same thing: an override of one takes the place of the other
+_TWINS = {"stream.tasks": "classes_per_task", "stream.classes_per_task": "tasks"}
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().absolute()
+
+
+# absolute, so that the recipe saved with a run still holds when the run is loaded from another folder
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Section(BaseModel):
     """A part of a recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BackboneConfig(Section):
     """The pre-trained transformer."""
 
-    name: str = Field("lorica_tiny", description="`lorica_tiny`, or any timm ViT")
-    weights: Path | None = Field(None, description="local safetensors file; absent = timm's hub or its cache")
-    image_size: int | None = Field(None, ge=8, description="input side in pixels; absent = the checkpoint's own")
+    name: str = Field(default="lorica_tiny", description="`lorica_tiny`, or any timm ViT")
+    weights: LocalPath | None = Field(
+        default=None, description="local safetensors file; absent = timm's hub or its cache"
+    )
+    image_size: int | None = Field(
+        default=None, ge=8, description="input side in pixels; absent = the checkpoint's own"
+    )
     normalisation: Literal["backbone", "unit"] = Field(
-        "backbone", description="the backbone's own mean and deviation, or none ([0, 1] images, as the references feed)"
+        default="backbone",
+        description="the backbone's own mean and deviation, or none ([0, 1] images, as the references feed)",
     )
 
 
 class DataConfig(Section):
     """Where samples come from."""
 
-    source: str = Field("digits", description="digits, image_folder, cifar100 or arrays")
-    root: Path | None = Field(None, description="folder or file of the source")
-    test_fraction: float = Field(0.25, gt=0, lt=1, description="share tested where the source has no test set")
-    split_seed: int = Field(0, description="seed of that split, and of the validation split")
-    validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the training data held out")
-    evaluate_on: Literal["test", "validation"] = Field("test", description="`validation` for tuning")
-    crop_pct: float = Field(1.0, gt=0, le=1, description="share of the resized image's side that the input keeps")
-    cache_gib: float = Field(2.0, ge=0, description="memory for decoded images, GiB")
+    source: str = Field(default="digits", description="digits, image_folder, cifar100 or arrays")
+    root: LocalPath | None = Field(default=None, description="folder or file of the source")
+    test_fraction: float = Field(default=0.25, gt=0, lt=1, description="share tested where the source has no test set")
+    split_seed: int = Field(default=0, description="seed of that split, and of the validation split")
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of the training data held out")
+    evaluate_on: Literal["test", "validation"] = Field(default="test", description="`validation` for tuning")
+    crop_pct: float = Field(
+        default=1.0, gt=0, le=1, description="share of the resized image's side that the input keeps"
+    )
+    cache_gib: float = Field(default=2.0, ge=0, description="memory for decoded images, GiB")
 
     @model_validator(mode="after")
     def _validation_has_data(self) -> DataConfig:
@@ -58,21 +80,27 @@ class DataConfig(Section):
 class StreamConfig(Section):
     """How classes arrive."""
 
-    tasks: int | None = Field(None, ge=1, description="number of tasks, as even as possible")
-    classes_per_task: int | list[int] | None = Field(None, description="or their sizes; an uneven list is fine")
-    seed: int | None = Field(1993, description="seed of the class order; null keeps the source's own")
+    tasks: int | None = Field(default=None, ge=1, description="number of tasks, as even as possible")
+    classes_per_task: int | list[int] | None = Field(default=None, description="or their sizes; an uneven list is fine")
+    seed: int | None = Field(default=1993, description="seed of the class order; null keeps the source's own")
+
+    @model_validator(mode="after")
+    def _one_division(self) -> StreamConfig:
+        if (self.tasks is None) == (self.classes_per_task is None):
+            raise ValueError("give either tasks or classes_per_task")
+        return self
 
 
 class FitConfig(Section):
     """How each task is trained. Adam, 0.008, 128, 20: what the SD-LoRA paper states for all methods."""
 
-    epochs: int = Field(20, ge=1)
-    batch_size: int = Field(128, ge=1)
+    epochs: int = Field(default=20, ge=1)
+    batch_size: int = Field(default=128, ge=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(0.008, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine"] = Field("constant", description="learning rate over a task's steps")
+    learning_rate: float = Field(default=0.008, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = Field(default="constant", description="learning rate over a task's steps")
     augment: Literal["none", "shift", "flip", "crop_flip"] = "none"
 
 
@@ -84,7 +112,7 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig(tasks=5)
     fit: FitConfig = FitConfig()
-    seed: int = Field(0, ge=0, description="of training: starts, shuffling, augmentation")
+    seed: int = Field(default=0, ge=0, description="of training: starts, shuffling, augmentation")
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
@@ -115,20 +143,22 @@ def read_recipe(
     if isinstance(recipe, Recipe):
         if not overrides:
             return recipe
-        recipe = recipe.resolved()
+        recipe = recipe.model_dump(mode="json", exclude_unset=True, serialize_as_any=True)
     origin, values = _load(recipe)
     pairs = _pairs(overrides) if not isinstance(overrides, Mapping) else list(_flatten(overrides))
     for key, value in pairs:
-        _set(values, key, value)
+        if key in _TWINS and value is not None and isinstance(stream := values.get("stream"), dict):
+            stream.pop(_TWINS[key], None)
+        if key == "method":
+            values["method"] = {"name": value}
+        else:
+            _set(values, key, value)
     return _validate(values, origin)
 
 
 def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(recipe, Mapping):
-        values: dict[str, Any] = {}
-        for key, value in _flatten(recipe):
-            _set(values, key, value)
-        return "recipe", values
+        return "recipe", _nested(recipe)
     known = packaged_recipes()
     if str(recipe) in known:
         origin, text = str(recipe), (resources.files("lorica") / "recipes" / f"{recipe}.yaml").read_text()
@@ -144,14 +174,33 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise RecipeError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{origin}: expected sections (method, data, …), found {type(values).__name__}")
-    return origin, values
+    return origin, _nested(values)
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections as dictionaries, from dotted keys, `method: sd_lora` and sections without a key alike."""
+    nested: dict[str, Any] = {}
+    for key, value in _flatten(values):
+        if value is None and key in Recipe.model_fields:
+            continue
+        _set(nested, *(("method.name", value) if key == "method" else (key, value)))
+    return nested
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    problems = [f"{text}: expected key.sub=value" for text in overrides if "=" not in text]
+    pairs, problems = [], []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            problems.append(f"{text}: expected key.sub=value")
+            continue
+        try:
+            pairs.append((key, yaml.safe_load(value)))
+        except yaml.YAMLError:
+            problems.append(f"{text}: the value is not valid YAML; put it in quotes")
     if problems:
         raise RecipeError(problems)
-    return [(key, yaml.safe_load(value)) for key, _, value in (text.partition("=") for text in overrides)]
+    return pairs
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -169,10 +218,6 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(inner, dict):
             raise RecipeError(f"{dotted}: {section} is a single value here, not a section")
         values = inner
-    # tasks and classes_per_task say the same thing: naming one replaces the other
-    twin = {"tasks": "classes_per_task", "classes_per_task": "tasks"}.get(key)
-    if sections == ["stream"] and twin:
-        values.pop(twin, None)
     values[key] = value
 
 
@@ -180,41 +225,52 @@ def _validate(values: dict[str, Any], origin: str) -> Recipe:
     problems: list[str] = []
     section = values.get("method")
     method_values = section if isinstance(section, dict) else {"name": section}
-    fit = values.get("fit") or {}
-    config: MethodConfig | None = None
-    if not isinstance(method_values.get("name"), str):
-        problems.append(f"{origin}: method.name: missing; `lorica list methods` names them")
+    fit = values.get("fit", {})
+    config, known = MethodConfig(name="unknown"), list(_keys(Recipe))  # stands in while the other sections are checked
+    name = method_values.get("name")
+    if not isinstance(name, str):
+        problems.append("method.name: missing; `lorica list methods` names them")
     else:
         try:
-            method = find_method(method_values["name"])
+            method = find_method(name)
+            known += [f"method.{key}" for key in _keys(method.Config)]
+            if name.endswith(".py"):
+                method_values = {**method_values, "name": str(_absolute(Path(name)))}
             if isinstance(fit, dict):
                 fit = {**method.fit_defaults(method_values.get("variant")), **fit}
             config = method.Config.model_validate(method_values)
         except LoricaError as error:
-            problems += [f"{origin}: {problem}" for problem in error.problems]
+            problems += error.problems
         except ValidationError as error:
-            problems += _problems(error, find_method(method_values["name"]).Config, origin, ("method",))
-    placeholder = config or MethodConfig(name="unknown")
+            problems += _problems(error, known, "method.")
     try:
-        recipe = Recipe.model_validate({**values, "method": placeholder, "fit": fit})
+        recipe = Recipe.model_validate({**values, "method": config, "fit": fit})
     except ValidationError as error:
-        problems += _problems(error, Recipe, origin, ())
+        problems += _problems(error, known)
     if problems:
-        raise RecipeError(problems)
+        raise RecipeError([f"{origin}: {problem}" for problem in problems])
+    # what the method chose for `fit` is not the user's choice: it goes when another method takes this one's place
+    recipe.fit.model_fields_set.intersection_update(values.get("fit", {}))
     return recipe
 
 
-def _problems(error: ValidationError, model: type[BaseModel], origin: str, above: tuple[str, ...]) -> Iterator[str]:
-    every_key = {f"{'.'.join(above)}.{key}".lstrip("."): None for key in _keys(model)}
+def _problems(error: ValidationError, known: Sequence[str], above: str = "") -> Iterator[str]:
     for item in error.errors():
-        place = ".".join([*above, *(str(part) for part in item["loc"])])
+        place = above + ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(place, every_key, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "it has no such key"
-            yield f"{origin}: {place}: unknown key; {hint}"
+            yield f"{place}: unknown key; {_hint(place, known)}"
         else:
             given = "" if item["type"] == "missing" else f", given {item['input']!r}"
-            yield f"{origin}: {place}: {item['msg'].removeprefix('Value error, ')}{given}"
+            yield f"{place}: {item['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _hint(place: str, known: Sequence[str]) -> str:
+    """The nearest key of the same section, or a key of that name elsewhere, or the keys that the section has."""
+    section, _, last = place.rpartition(".")
+    siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
+    near = [siblings[key] for key in difflib.get_close_matches(last, siblings, n=1)]
+    near += [key for key in known if key.rpartition(".")[2] == last]
+    return f"did you mean {near[0]}?" if near else f"{section or 'a recipe'} has {', '.join(siblings)}"
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

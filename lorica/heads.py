@@ -32,11 +32,11 @@ class GrowingLinear(nn.Module):
         """Weight and bias of the block added last."""
         return [self.weights[-1], self.biases[-1]]
 
-    def stacked(self) -> tuple[Float[Tensor, "classes width"], Float[Tensor, " classes"]]:
+    def stacked(self) -> tuple[Float[Tensor, "classes features"], Float[Tensor, " classes"]]:
         """Weight and bias over all classes seen."""
         return torch.cat(list(self.weights)), torch.cat(list(self.biases))
 
-    def forward(self, features: Float[Tensor, "n width"]) -> Float[Tensor, "n classes"]:
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Logits over all classes seen, in stream order."""
         return F.linear(features, *self.stacked())
 
@@ -54,11 +54,11 @@ class ClassMeans(nn.Module):
         """Makes room for that many classes; their means are zero until `set_means`."""
         self.prototypes = torch.cat([self.prototypes, self.prototypes.new_zeros(classes, self.prototypes.shape[1])])
 
-    def set_means(self, features: Float[Tensor, "n width"], labels: Int[Tensor, " n"]) -> None:
+    def set_means(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
         """Sets the prototype of every class that occurs in `labels` to the mean of its raw features."""
         for label in labels.unique():
             self.prototypes[label] = features[labels == label].double().mean(dim=0).to(self.prototypes)
 
-    def forward(self, features: Float[Tensor, "n width"]) -> Float[Tensor, "n classes"]:
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Cosine of each feature with each prototype."""
         return F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T

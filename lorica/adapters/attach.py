@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -21,11 +22,11 @@ def attach(encoder: Encoder, sites: Sequence[Site], increment: Callable[[Site], 
         increment: called with a site, returns [site.out_features, site.in_features].
     """
     for site in sites:
-        linear = encoder.get_submodule(site.linear)
-        if not isinstance(linear, AdaptedLinear):
-            linear = AdaptedLinear(linear)
-            _replace(encoder, site.linear, linear)
-        linear.increments[site.rows] = partial(increment, site)
+        layer = encoder.get_submodule(site.linear)
+        if not isinstance(layer, AdaptedLinear):
+            layer = AdaptedLinear(cast(nn.Linear, layer))
+            _replace(encoder, site.linear, layer)
+        layer.increments[site.rows] = partial(increment, site)
 
 
 def merge(encoder: Encoder) -> dict[str, AdaptedLinear]:

@@ -39,7 +39,7 @@ class _AdaptedRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, adapted = ctx.saved_tensors
         grad_x = grad @ adapted if ctx.needs_input_grad[0] else None
-        flat_grad, flat_x = grad.flatten(0, -2), x.flatten(0, -2)
+        flat_grad, flat_x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         grads = [
             (flat_grad[:, start:stop].T @ flat_x).to(ctx.increment_dtype) if needed else None
             for (start, stop), needed in zip(ctx.rows, ctx.needs_input_grad[4:], strict=True)

@@ -38,8 +38,8 @@ def frobenius_norm(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> 
 
 
 def norm_product(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
-    """||U||_F ||D||_F, an upper bound of ||U D||_F that SD-LoRA's released code divides by."""
-    return torch.linalg.vector_norm(up) * torch.linalg.vector_norm(down)
+    """||U||_F ||D||_F, an upper bound of ||U D||_F that SD-LoRA's released code divides by; never zero."""
+    return (torch.linalg.vector_norm(up) * torch.linalg.vector_norm(down)).clamp_min(SQUARED_NORM_FLOOR**0.5)
 
 
 Norm = Callable[[Tensor, Tensor], Tensor]

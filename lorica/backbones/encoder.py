@@ -66,7 +66,7 @@ class Encoder(nn.Module, ABC):
         """The transformer blocks in order; each maps tokens to tokens, so that a shared trunk can be run once."""
 
     @abstractmethod
-    def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n width"]:
+    def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         """Features from the tokens that leave the last block."""
 
     @cached_property
@@ -75,10 +75,12 @@ class Encoder(nn.Module, ABC):
         """Every adaptable projection, in block order."""
 
     @abstractmethod
-    def with_classifier(self, weight: Float[Tensor, "k width"], bias: Float[Tensor, " k"] | None) -> nn.Module:
+    def with_classifier(
+        self, weight: Float[Tensor, "classes features"], bias: Float[Tensor, " classes"] | None
+    ) -> nn.Module:
         """A stand-alone copy of the plain backbone with this linear classifier as its own head."""
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n width"]:
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         """One feature vector for each input."""
         tokens = self.embed(inputs)
         for block in self.blocks:

@@ -6,11 +6,12 @@ import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from jaxtyping import Float
+from safetensors import safe_open
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -28,6 +29,9 @@ class TimmViT(Encoder):
         name, tag: see `Encoder`.
         mean, std: per-channel input normalisation, in units of [0, 1] images.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, vit: VisionTransformer, *, name: str, tag: str, mean: Sequence[float], std: Sequence[float]
@@ -47,15 +51,15 @@ class TimmViT(Encoder):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        return self.vit.blocks
+        return list(cast(nn.Sequential, self.vit.blocks))
 
-    def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n width"]:
+    def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         found: list[Site] = []
-        for index, block in enumerate(self.vit.blocks):
+        for index, block in enumerate(self.blocks):
             for layer, kinds in {
                 "attn.qkv": "qkv",
                 "attn.proj": ["proj"],
@@ -74,7 +78,9 @@ class TimmViT(Encoder):
                     ]
         return tuple(found)
 
-    def with_classifier(self, weight: Float[Tensor, "k width"], bias: Float[Tensor, " k"] | None) -> nn.Module:
+    def with_classifier(
+        self, weight: Float[Tensor, "classes features"], bias: Float[Tensor, " classes"] | None
+    ) -> nn.Module:
         vit = copy.deepcopy(self.vit)
         vit.num_classes = len(weight)
         vit.head = nn.Linear(self.width, len(weight), bias=bias is not None).to(weight)
@@ -124,16 +130,27 @@ def load_timm_vit(
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
-            f"backbone.name: {name}: {reason}"
+            f"backbone.weights: {weights} does not fit {name}: {reason}"
             if weights is not None
             else f"backbone.name: cannot get the weights of {name} ({reason}); without a network, download its "
             "model.safetensors elsewhere and name the file as backbone.weights"
         ) from error
+    if weights is not None:
+        _require_all_layers(vit, Path(weights), name)
     if not isinstance(vit, VisionTransformer):
         raise BackboneError(f"backbone.name: {name} is a {type(vit).__name__}, not a VisionTransformer")
-    config = vit.pretrained_cfg or {}
+    config = cast(dict[str, Any], vit.pretrained_cfg or {})
     mean, std = UNIT if normalisation == "unit" else (config["mean"], config["std"])
     tag = f"{config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".") if pretrained else f"{name}.random"
     if weights is not None:
         tag = f"{tag} ({Path(weights).name})"
     return TimmViT(vit, name=name, tag=tag, mean=mean, std=std)
+
+
+def _require_all_layers(vit: nn.Module, weights: Path, name: str) -> None:
+    """timm leaves layers that a file lacks at random values when the classifier is dropped: refuse such a file."""
+    with safe_open(weights, framework="pt") as file:
+        missing = sorted(vit.state_dict().keys() - set(file.keys()))
+    if missing:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise BackboneError(f"backbone.weights: {weights} does not fit {name}: it lacks {shown}")

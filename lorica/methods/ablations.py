@@ -33,8 +33,8 @@ from lorica.types import Task
 class AblationConfig(MethodConfig):
     """Options that all three rows have."""
 
-    rank: int = Field(10, ge=1, description="rank of a direction")
-    projections: tuple[str, ...] = Field(("q", "v"), description="projections adapted in every block")
+    rank: int = Field(default=10, ge=1, description="rank of a direction")
+    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
 
 
 class LoRAFrozenConfig(AblationConfig):
@@ -88,7 +88,7 @@ class Ablation(LinearHeadMethod):
         return parameters
 
     def diagnostics(self) -> dict[str, Any]:
-        return {"magnitudes": [*self.frozen_magnitudes.tolist(), float(self.magnitude)]}
+        return {"magnitudes": [*self.frozen_magnitudes.tolist(), self.magnitude.item()]}
 
 
 class LoRAFixed(Ablation):

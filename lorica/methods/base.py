@@ -21,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class MethodConfig(BaseModel):
 
     name: str = Field(description="name of the method, or a .py file that defines one")
     cross_entropy: Literal["current_task", "all_seen"] = Field(
-        "current_task",
+        default="current_task",
         description="which logits enter the loss: those of the task's own classes, or of all seen so far",
     )
 
@@ -60,7 +60,6 @@ class Method(nn.Module, ABC):
     Class attributes:
         name: what recipes call it.
         Config: its section of the recipe.
-        variants: values of `method.variant` it knows, the default first; empty when it has none.
         trains_encoder: its checkpoints include the encoder's weights.
         learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
     """
@@ -76,6 +75,12 @@ class Method(nn.Module, ABC):
         self.encoder = encoder
         self.tasks: list[Task] = []
         _ = encoder.fingerprint  # taken now, before anything is attached or trained
+
+    @classmethod
+    def variants(cls) -> tuple[str | None, ...]:
+        """The values of `method.variant` it knows; (None,) for a method that has only one reading."""
+        field = cls.Config.model_fields.get("variant")
+        return (None,) if field is None else get_args(field.annotation)
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:

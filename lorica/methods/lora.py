@@ -26,8 +26,8 @@ from lorica.types import Task
 class LoRAConfig(MethodConfig):
     """Options of plain LoRA."""
 
-    rank: int = Field(10, ge=1, description="rank of the update")
-    projections: tuple[str, ...] = Field(("q", "v"), description="projections adapted in every block")
+    rank: int = Field(default=10, ge=1, description="rank of the update")
+    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
 
 
 class LoRA(LinearHeadMethod):

@@ -47,10 +47,10 @@ class SDLoRAConfig(MethodConfig):
     """Options of SD-LoRA."""
 
     variant: Literal["paper", "released_code"] = "paper"
-    rank: int = Field(10, ge=1, description="rank of each task's direction")
-    projections: tuple[str, ...] = Field(("q", "v"), description="projections adapted in every block")
+    rank: int = Field(default=10, ge=1, description="rank of each task's direction")
+    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
     reset_magnitudes: bool | None = Field(
-        None, description="start all magnitudes anew at each task; absent = as the variant does"
+        default=None, description="start all magnitudes anew at each task; absent = as the variant does"
     )
 
 

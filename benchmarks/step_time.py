@@ -1,0 +1,341 @@
+"""What a training step of SD-LoRA costs, and whether that grows with the number of tasks learned before.
+
+    python benchmarks/step_time.py --backbone vit_base_patch16_224 --tasks 1,10,50,100
+
+Timed, on the CPU, on one fixed batch of random images with labels of the current task:
+
+  SD-LoRA  one step of the library's own method (paper variant, q and v of every block), really grown through T tasks of
+           ten classes and driven as `lorica.training` drives it: forward, cross-entropy over the current task's
+           classes, backward, one step of Adam. One configuration for each T.
+  floor    the same backbone with frozen weights and no adapters, and a linear head that trains: forward,
+           cross-entropy, and backward down to the input images. There is no optimiser step. A method whose updates
+           reach the first block cannot do with much less. (It can do with a little less: nothing that trains lies below
+           the first block's qkv, so SD-LoRA and PEFT never compute the gradient of the patch embedding.)
+  PEFT     the LoRA of the `peft` package with the same rank, on the same projections, beside a trainable head of ten
+           classes: same loss, same optimiser, same loop. PEFT adapts whole linear layers, and timm fuses q, k and v in
+           one, so its copy of the backbone gets the three as separate layers (`SplitAttention`), which are slices of
+           the same weights. No concatenation is added, and the logits are verified to be those of the fused model.
+
+How to read the ratios. Every round times each configuration once, in an order shuffled anew, so that slow phases of the
+machine fall on all of them alike. `ratio_to_floor` is SD-LoRA's time over the floor's time in the same round, and
+`ratio_to_peft` its time over PEFT's; reported are the medians over the rounds, with quartiles. A ratio to the floor of
+1.10 means that everything learning adds to the bare backbone takes a tenth of its time. A column of equal ratios means
+that a step costs the same at the hundredth task as at the first. PEFT's LoRA is a single update that knows nothing of
+tasks: it is a yardstick for adapting once, not for remembering.
+
+Weights are random (time does not depend on their values) except those of lorica_tiny, and all configurations share
+the frozen ones in memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from lorica.backbones import TINY, Encoder
+from lorica.backbones.timm_vit import TimmViT, load_timm_vit
+from lorica.backbones.tiny import load_tiny
+from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig
+from lorica.progress import Reporter, Silent, progress_bar
+from lorica.types import Batch, Task
+
+CLASSES = 10  # in each task
+LEARNING_RATE = 0.008  # the library's default
+WARM_UP_ROUNDS = 2
+FLOOR, PEFT = "floor", "peft"
+
+Step = Callable[[], None]
+Quartiles = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The step of SD-LoRA while it learns task number `tasks`; times and ratios are medians over the rounds."""
+
+    backbone: str
+    image_size: int
+    batch: int
+    rank: int
+    tasks: int
+    ratio_to_floor: float
+    ratio_to_floor_quartiles: Quartiles
+    ratio_to_peft: float
+    ratio_to_peft_quartiles: Quartiles
+    seconds: float
+    seconds_quartiles: Quartiles
+    floor_seconds: float
+    floor_seconds_quartiles: Quartiles
+    peft_seconds: float
+    peft_seconds_quartiles: Quartiles
+    repeats: int
+    threads: int
+    torch: str
+
+
+def measure(
+    backbone: str,
+    tasks: Sequence[int],
+    *,
+    batch: int = 32,
+    repeats: int = 20,
+    image_size: int | None = None,
+    rank: int = 10,
+    reporter: Reporter | None = None,
+) -> list[StepTime]:
+    """Times all configurations, interleaved, with the number of threads that torch is set to; one result for each T."""
+    reporter = reporter or Silent()
+    encoder = _encoder(backbone, image_size)
+    images = torch.rand(batch, 3, encoder.image_size, encoder.image_size)
+    labels = torch.randint(CLASSES, (batch,))
+    accelerator = Accelerator(cpu=True)
+    reporter.stage("growing", 2 + len(tasks))
+    steps = {FLOOR: floor_step(encoder, images, labels)}
+    reporter.step()
+    steps[PEFT] = peft_step(encoder, images, labels, rank, accelerator)
+    reporter.step()
+    for number in tasks:
+        steps[str(number)] = sd_lora_step(grown(encoder, number, rank), images, labels, accelerator)
+        reporter.step()
+    seconds = {name: np.array(times) for name, times in interleaved(steps, repeats, reporter).items()}
+    return [
+        StepTime(
+            backbone, encoder.image_size, batch, rank, number,
+            *_summary(seconds[str(number)] / seconds[FLOOR]), *_summary(seconds[str(number)] / seconds[PEFT]),
+            *_summary(seconds[str(number)]), *_summary(seconds[FLOOR]), *_summary(seconds[PEFT]),
+            repeats, torch.get_num_threads(), str(torch.__version__),
+        )
+        for number in tasks
+    ]  # fmt: skip
+
+
+def interleaved(steps: Mapping[str, Step], repeats: int, reporter: Reporter) -> dict[str, list[float]]:
+    """Seconds that each step took in each round: a round runs every step once, in an order of its own."""
+    shuffler, order = random.Random(0), list(steps)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    reporter.stage("timing", repeats + WARM_UP_ROUNDS)
+    for completed in range(repeats + WARM_UP_ROUNDS):
+        shuffler.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            steps[name]()
+            if completed >= WARM_UP_ROUNDS:
+                seconds[name].append(time.perf_counter() - start)
+        reporter.step()
+    return seconds
+
+
+def floor_step(encoder: Encoder, images: Tensor, labels: Tensor) -> Step:
+    """Forward and backward of the plain backbone, down to the images."""
+    classifier = Classifier(encoder)
+    images = images.clone().requires_grad_()
+
+    def step() -> None:
+        loss = F.cross_entropy(classifier(images), labels)
+        torch.autograd.grad(loss, [images, *classifier.head.parameters()])
+
+    return step
+
+
+def sd_lora_step(method: SDLoRA, images: Tensor, labels: Tensor, accelerator: Accelerator) -> Step:
+    """One pass of the inner loop of `lorica.training`."""
+    method.train()
+    method.requires_grad_(False)
+    parameters = method.trainable()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    batch = Batch(images, labels + method.task.first_class)
+    descend = _descent(parameters, accelerator)
+
+    def step() -> None:
+        with accelerator.autocast():
+            (terms,) = method.losses(batch)
+        descend(torch.stack(list(terms.values())).sum())
+
+    return step
+
+
+def peft_step(encoder: TimmViT, images: Tensor, labels: Tensor, rank: int, accelerator: Accelerator) -> Step:
+    """The same for PEFT's LoRA and a head of its own."""
+    config = LoraConfig(r=rank, target_modules=["q", "v"], modules_to_save=["head"])
+    model = get_peft_model(cast(nn.Module, Classifier(split_qkv(encoder))), config).train()  # pyright: ignore
+    descend = _descent([p for p in model.parameters() if p.requires_grad], accelerator)
+
+    def step() -> None:
+        with accelerator.autocast():
+            loss = F.cross_entropy(model(images), labels)
+        descend(loss)
+
+    return step
+
+
+def grown(encoder: Encoder, tasks: int, rank: int) -> SDLoRA:
+    """SD-LoRA as it stands when it is about to learn its last task."""
+    method = SDLoRA(SDLoRAConfig(name=SDLoRA.name, rank=rank), _copy(encoder))
+    for index in range(tasks):
+        first = index * CLASSES
+        method.grow(Task(index, first, tuple(f"class {first + n}" for n in range(CLASSES))))
+    return method
+
+
+class Classifier(nn.Module):
+    """An encoder with an ordinary linear head for one task."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.encoder.features(images))
+
+
+class SplitAttention(nn.Module):
+    """timm's attention with q, k and v as three linear layers, whose weights are slices of the fused one's."""
+
+    def __init__(self, fused: Attention) -> None:
+        super().__init__()
+        self.q, self.k, self.v = _thirds(fused.qkv)
+        self.q_norm, self.k_norm, self.norm = fused.q_norm, fused.k_norm, fused.norm
+        self.proj, self.proj_drop = fused.proj, fused.proj_drop
+        self.head_dim, self.dropout = fused.head_dim, fused.attn_drop.p
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        dropout = self.dropout if self.training else 0.0
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v, attn_mask, dropout, is_causal)
+        return self.proj_drop(self.proj(self.norm(x.transpose(1, 2).flatten(2))))
+
+
+def split_qkv(encoder: TimmViT) -> TimmViT:
+    """A copy of the encoder with `SplitAttention` in every block.
+
+    Raises:
+        ValueError: its features are not the original's, for an attention that this benchmark does not know.
+    """
+    split = _copy(encoder)
+    for block in split.blocks:
+        block.attn = SplitAttention(cast(Attention, block.attn))
+    with torch.no_grad():
+        probe = torch.rand(1, 3, encoder.image_size, encoder.image_size)
+        if not torch.allclose(split.eval().features(probe), encoder.eval().features(probe), rtol=1e-3, atol=1e-4):
+            raise ValueError(f"{encoder.name}: splitting its fused qkv changes what it computes")
+    return split
+
+
+def _thirds(qkv: nn.Linear) -> list[nn.Linear]:
+    layers: list[nn.Linear] = []
+    biases = [None] * 3 if qkv.bias is None else qkv.bias.chunk(3)
+    for weight, bias in zip(qkv.weight.chunk(3), biases, strict=True):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        layers.append(layer)
+    return layers
+
+
+def _encoder(name: str, image_size: int | None) -> TimmViT:
+    if name == TINY:
+        encoder = load_tiny(image_size=image_size)
+    else:
+        encoder = load_timm_vit(name, image_size=image_size, pretrained=False)
+    return encoder.requires_grad_(False)
+
+
+def _copy[T: Encoder](encoder: T) -> T:
+    """A copy with modules of its own, around the same weights in memory."""
+    return copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
+
+
+def _descent(parameters: list[nn.Parameter], accelerator: Accelerator) -> Callable[[Tensor], None]:
+    """What the training loop does with a loss."""
+    optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=LEARNING_RATE))
+
+    def descend(loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise ValueError("the loss is not finite; the time of such a step says nothing")
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
+
+    return descend
+
+
+def _summary(values: np.ndarray) -> tuple[float, Quartiles]:
+    lower, median, upper = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+    return median, (lower, upper)
+
+
+def _table(results: Sequence[StepTime]) -> Table:
+    first = results[0]
+    table = Table(
+        title=f"Training step, {first.backbone} at {first.image_size} pixels, batch {first.batch}",
+        caption=f"medians of {first.repeats} rounds (quartiles), {first.threads} threads, torch {first.torch}; "
+        f"floor {first.floor_seconds:.4f} s, PEFT {first.peft_seconds:.4f} s",
+    )
+    for heading in ("tasks", "seconds", "x floor", "x PEFT"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        floor, peft = result.ratio_to_floor_quartiles, result.ratio_to_peft_quartiles
+        table.add_row(
+            str(result.tasks),
+            f"{result.seconds:.4f}",
+            f"{result.ratio_to_floor:.3f} ({floor[0]:.3f}-{floor[1]:.3f})",
+            f"{result.ratio_to_peft:.3f} ({peft[0]:.3f}-{peft[1]:.3f})",
+        )
+    return table
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"expected task counts from 1 up, such as 1,10,50; got {text!r}")
+    return numbers
+
+
+def main(
+    backbone: Annotated[str, typer.Option(help="lorica_tiny, or any timm ViT")] = "vit_base_patch16_224",
+    tasks: Annotated[str, typer.Option(help="numbers of tasks, separated by commas")] = "1,10,50,100",
+    batch: Annotated[int, typer.Option(min=1, help="images in a step")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="rounds that count")] = 20,
+    image_size: Annotated[int | None, typer.Option(help="side in pixels; absent: the backbone's own")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="absent: torch's choice")] = None,
+    rank: Annotated[int, typer.Option(min=1, help="of each update")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per task count, one per line")] = False,
+) -> None:
+    """Times SD-LoRA's training step against the frozen backbone and PEFT's LoRA."""
+    numbers = _numbers(tasks)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with progress_bar() as reporter:
+        results = measure(
+            backbone, numbers, batch=batch, repeats=repeats, image_size=image_size, rank=rank, reporter=reporter
+        )
+    if as_json:
+        for result in results:
+            print(json.dumps(asdict(result)))
+    else:
+        Console().print(_table(results))
+
+
+if __name__ == "__main__":
+    typer.run(main)

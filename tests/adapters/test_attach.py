@@ -1,0 +1,64 @@
+"""Attaching, merging and unmerging on a real (tiny, random) timm ViT."""
+
+import copy
+
+import pytest
+import torch
+
+from lorica.adapters.attach import attach, merge, merged, unmerge
+from lorica.adapters.linear import AdaptedLinear
+
+
+@pytest.fixture
+def grown(tiny_encoder):
+    """An encoder whose q and v are adapted by fixed random increments, and a copy from before."""
+    encoder = tiny_encoder()
+    plain = copy.deepcopy(encoder)
+    generator = torch.Generator().manual_seed(1)
+    sites = encoder.select(("q", "v"))
+    increments = {site: 0.1 * torch.randn(site.out_features, site.in_features, generator=generator) for site in sites}
+    attach(encoder, sites, increments.__getitem__)
+    return encoder, plain, increments
+
+
+def test_increments_land_on_the_rows_of_q_and_v(grown) -> None:
+    encoder, plain, increments = grown
+    width = plain.width
+    for index in range(len(plain.blocks)):
+        linear = plain.vit.blocks[index].attn.qkv
+        by_kind = {site.kind: increment for site, increment in increments.items() if site.block == index}
+        with torch.no_grad():
+            linear.weight[:width] += by_kind["q"]
+            linear.weight[2 * width :] += by_kind["v"]
+    x = torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(encoder.features(x), plain.features(x), atol=1e-5, rtol=1e-5)
+
+
+def test_merging_gives_the_plain_module_tree_and_the_same_features(grown) -> None:
+    encoder, plain, _ = grown
+    x = torch.rand(3, 3, 32, 32)
+    before = encoder.features(x)
+    adapted = merge(encoder)
+    assert [(name, type(m)) for name, m in encoder.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+    assert encoder.state_dict().keys() == plain.state_dict().keys()
+    torch.testing.assert_close(encoder.features(x), before, atol=1e-5, rtol=1e-5)
+    unmerge(encoder, adapted)
+    assert torch.equal(encoder.features(x), before)
+
+
+def test_unmerging_restores_the_same_bits_however_often(grown) -> None:
+    encoder, plain, _ = grown
+    for _ in range(5):
+        with merged(encoder):
+            pass
+    kept = [m.linear.weight for m in encoder.modules() if isinstance(m, AdaptedLinear)]
+    original = [block.attn.qkv.weight for block in plain.blocks]
+    assert len(kept) == len(original) == len(plain.blocks)
+    assert all(torch.equal(a, b) for a, b in zip(kept, original, strict=True))
+
+
+def test_merged_undoes_itself_when_the_block_fails(grown) -> None:
+    encoder, _, _ = grown
+    with pytest.raises(ZeroDivisionError), merged(encoder):
+        1 / 0  # noqa: B018
+    assert any(isinstance(module, AdaptedLinear) for module in encoder.modules())

@@ -1,0 +1,77 @@
+"""The adapted linear against an ordinary one with the same weight, forwards and backwards."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lorica.adapters.linear import AdaptedLinear, _AdaptedRows
+
+
+def adapted(bias: bool = True) -> tuple[AdaptedLinear, nn.Parameter, nn.Parameter]:
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 9, bias=bias)
+    linear.requires_grad_(False)
+    first, second = nn.Parameter(torch.randn(3, 6)), nn.Parameter(torch.randn(3, 6))
+    layer = AdaptedLinear(linear)
+    layer.increments[(0, 3)] = lambda: 2 * first
+    layer.increments[(6, 9)] = lambda: second.tanh()
+    return layer, first, second
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 5, 6)])
+def test_output_and_gradients_equal_an_ordinary_linear(bias: bool, shape: tuple[int, ...]) -> None:
+    layer, first, second = adapted(bias)
+    x = torch.randn(shape, requires_grad=True)
+    probe = torch.randn(*shape[:-1], 9)
+    (layer(x) * probe).sum().backward()
+    got = [tensor.grad.clone() for tensor in (x, first, second)]
+
+    for tensor in (x, first, second):
+        tensor.grad = None
+    weight = torch.cat(
+        [layer.linear.weight[:3] + 2 * first, layer.linear.weight[3:6], layer.linear.weight[6:] + second.tanh()]
+    )
+    expected = F.linear(x, weight, layer.linear.bias)
+    torch.testing.assert_close(layer(x), expected)
+    (expected * probe).sum().backward()
+    for ours, reference in zip(got, (x, first, second), strict=True):
+        torch.testing.assert_close(ours, reference.grad)
+
+
+def test_gradcheck() -> None:
+    torch.manual_seed(0)
+    x, w, b = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4), (5, 4), (5,)))
+    increment = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    x.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda x, d: _AdaptedRows.apply(x, w, b, ((1, 3),), d), (x, increment))
+
+
+def test_frozen_weight_gets_no_gradient_and_keeps_its_bits() -> None:
+    layer, first, _ = adapted()
+    before = layer.linear.weight.clone()
+    layer(torch.randn(4, 6)).sum().backward()
+    assert layer.linear.weight.grad is None
+    assert first.grad is not None
+    assert torch.equal(layer.linear.weight, before)
+
+
+def test_bfloat16_autocast_computes_increments_in_full_precision() -> None:
+    layer, first, _ = adapted()
+    seen = []
+    layer.increments[(0, 3)] = lambda: seen.append((first @ first.T).dtype) or first
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(torch.randn(4, 6))
+    assert out.dtype == torch.bfloat16
+    assert seen == [torch.float32]
+    out.float().sum().backward()
+    assert first.grad.dtype == torch.float32
+
+
+def test_merged_is_a_plain_linear_with_the_same_output() -> None:
+    layer, _, _ = adapted()
+    x = torch.randn(4, 6)
+    plain = layer.merged()
+    assert type(plain) is nn.Linear
+    torch.testing.assert_close(plain(x), layer(x))

@@ -1,0 +1,163 @@
+"""The encoder contract on timm's own models: same features, right sites, weights from local files, clear errors."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from lorica.backbones import TINY, backbone_names, load_backbone
+from lorica.backbones.timm_vit import load_timm_vit
+from lorica.errors import BackboneError
+
+SMALL = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory):
+    """A safetensors file in timm's layout, as a hub download would be (random values), made for 32x32 inputs."""
+    torch.manual_seed(0)
+    model = timm.create_model(SMALL, img_size=32)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(model.state_dict(), path)
+    return model.eval(), path
+
+
+@pytest.mark.parametrize(
+    "name", [SMALL, "vit_base_patch16_clip_224", "deit3_small_patch16_224", "vit_small_patch14_reg4_dinov2"]
+)
+def test_features_are_timms_own(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = load_timm_vit(name, image_size=28 if "patch14" in name else 32, pretrained=False).eval()
+    x = torch.rand(2, 3, encoder.image_size, encoder.image_size)
+    with torch.no_grad():
+        normalised = (x - encoder.mean) / encoder.std
+        expected = encoder.vit.forward_head(encoder.vit.forward_features(normalised), pre_logits=True)
+        torch.testing.assert_close(encoder.features(x), expected)
+    assert expected.shape == (2, encoder.width)
+
+
+def test_local_weights_are_loaded_and_position_embeddings_resampled(weights) -> None:
+    model, path = weights
+    same = load_backbone(SMALL, weights=path, image_size=32).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model.forward_head(model.forward_features((x - same.mean) / same.std), pre_logits=True)
+        torch.testing.assert_close(same.features(x), expected)
+    larger = load_backbone(SMALL, weights=path, image_size=64).eval()
+    assert larger.vit.pos_embed.shape[1] == 1 + 16
+    assert torch.equal(larger.vit.blocks[0].attn.qkv.weight, same.vit.blocks[0].attn.qkv.weight)
+    assert path.name in same.tag
+
+
+def test_sites_are_row_ranges_of_the_fused_projection(tiny_encoder) -> None:
+    encoder = tiny_encoder()
+    width, sites = encoder.width, {site.name: site for site in encoder.sites}
+    assert len(sites) == 6 * len(encoder.blocks)
+    assert sites["block1_q"].rows == (0, width)
+    assert sites["block1_k"].rows == (width, 2 * width)
+    assert sites["block1_v"].rows == (2 * width, 3 * width)
+    assert sites["block1_v"].linear == "vit.blocks.1.attn.qkv"
+    assert sites["block0_fc1"].out_features == encoder.vit.blocks[0].mlp.fc1.out_features
+    for site in sites.values():
+        assert isinstance(encoder.get_submodule(site.linear), nn.Linear)
+
+
+def test_unit_normalisation_feeds_images_as_they_are() -> None:
+    encoder = load_timm_vit(SMALL, image_size=32, normalisation="unit", pretrained=False)
+    assert encoder.mean.flatten().tolist() == [0, 0, 0]
+    assert encoder.std.flatten().tolist() == [1, 1, 1]
+
+
+def test_classifier_copy_is_a_plain_timm_model(tiny_encoder) -> None:
+    encoder = tiny_encoder()
+    weight, bias = torch.randn(4, encoder.width), torch.randn(4)
+    model = encoder.with_classifier(weight, bias)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model((x - encoder.mean) / encoder.std), encoder.features(x) @ weight.T + bias)
+    assert isinstance(encoder.vit.head, nn.Identity)
+
+
+def test_fingerprint_follows_the_weights(tiny_encoder) -> None:
+    one, same, other = tiny_encoder(), tiny_encoder(), tiny_encoder()
+    with torch.no_grad():
+        other.vit.blocks[0].attn.qkv.weight[0, 0] += 1e-3
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+
+
+def test_embedded_backbone_loads_offline_and_is_small() -> None:
+    encoder = load_backbone(TINY)
+    assert encoder.features(torch.rand(2, 3, 32, 32)).shape == (2, encoder.width)
+    assert sum(p.numel() for p in encoder.parameters()) * 4 <= 8 * 2**20
+    assert TINY in encoder.tag
+    assert {TINY, SMALL, "deit_tiny_patch16_224"} <= backbone_names().keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"name": "vit_tinny_patch16_224"},
+            r"backbone\.name: timm has no model 'vit_tinny_patch16_224'; near it: .*vit_",
+        ),
+        ({"name": "resnet18"}, r"backbone\.name: resnet18 is a ResNet, not a VisionTransformer"),
+        (
+            {"name": SMALL, "weights": Path("nowhere.safetensors")},
+            r"backbone\.weights: nowhere\.safetensors is not a file",
+        ),
+        ({"name": TINY, "image_size": 64}, r"backbone\.image_size: lorica_tiny takes 32x32 images, not 64"),
+        ({"name": TINY, "weights": Path("x.safetensors")}, r"backbone\.weights: lorica_tiny ships with its weights"),
+    ],
+)
+def test_errors(arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = timm.create_model  # a ResNet without pre-trained weights: there is no network here
+    monkeypatch.setattr(
+        timm,
+        "create_model",
+        lambda name, **kw: build(name, **(kw | {"pretrained": name != "resnet18" and kw["pretrained"]})),
+    )
+    with pytest.raises(BackboneError, match=message):
+        load_backbone(**arguments)
+
+
+def test_pickled_weights_are_refused(tmp_path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"x")
+    with pytest.raises(BackboneError, match=r"not a \.safetensors file; other formats are never unpickled"):
+        load_backbone(SMALL, weights=tmp_path / "model.pth")
+
+
+def test_weights_that_lack_layers_are_refused(weights, tmp_path) -> None:
+    """timm loads what it finds and leaves the rest random when the classifier is dropped; that must not pass unseen."""
+    state = {k: v for k, v in weights[0].state_dict().items() if not k.startswith("blocks.11.")}
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(
+        BackboneError, match=rf"backbone\.weights: .*model\.safetensors does not fit {SMALL}: it lacks blocks\.11"
+    ):
+        load_backbone(SMALL, weights=tmp_path / "model.safetensors", image_size=32)
+
+
+def test_weights_of_another_width_are_refused(tmp_path) -> None:
+    save_file(timm.create_model("vit_small_patch16_224", img_size=32).state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(BackboneError, match=rf"backbone\.weights: .*model\.safetensors does not fit {SMALL}"):
+        load_backbone(SMALL, weights=tmp_path / "model.safetensors", image_size=32)
+
+
+def test_no_network_says_what_to_place_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("cannot reach the hub")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(
+        BackboneError, match=r"cannot get the weights of .*cannot reach the hub.*name the file as backbone\.weights"
+    ):
+        load_backbone(SMALL)
+
+
+def test_unknown_projection_lists_those_there_are(tiny_encoder) -> None:
+    with pytest.raises(
+        BackboneError, match=r"method\.projections: tiny has no projection query; it has fc1, fc2, k, proj, q, v"
+    ):
+        tiny_encoder().select(("query", "v"))

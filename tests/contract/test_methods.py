@@ -1,0 +1,189 @@
+"""One suite over every method: what the loop, the checkpoints and the users of a method rely on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from lorica.adapters.attach import merged
+from lorica.adapters.linear import AdaptedLinear
+from lorica.data.stream import Stream
+from lorica.methods import find_method, method_names
+from lorica.training import Fit, learn_task
+
+FIT = Fit(
+    epochs=1,
+    batch_size=8,
+    optimizer="adam",
+    learning_rate=0.01,
+    momentum=0.9,
+    weight_decay=0.01,
+    schedule="cosine",
+    augment="shift",
+)
+
+
+@pytest.fixture(params=[(name, variant) for name in method_names() for variant in find_method(name).variants()])
+def kind(request: pytest.FixtureRequest):
+    """Builds the method of each name and variant around an encoder."""
+    name, variant = request.param
+
+    def build(encoder, **options):
+        cls = find_method(name)
+        options |= {"variant": variant} if variant else {}
+        options |= {"rank": 2} if "rank" in cls.Config.model_fields else {}
+        return cls(cls.Config(name=name, **options), encoder)
+
+    return build
+
+
+@pytest.fixture
+def stream(six_classes) -> Stream:
+    return Stream(six_classes, tasks=3, image_size=32)
+
+
+def learn(method, stream: Stream, tasks: range = range(3), seed: int = 0) -> None:
+    accelerator = Accelerator(cpu=True)
+    for task in stream.tasks[tasks.start : tasks.stop]:
+        learn_task(method, task, stream.train(task), FIT, seed=seed, accelerator=accelerator)
+
+
+def images(stream: Stream, number: int = 12) -> torch.Tensor:
+    return next(stream.train_all().batches(number, device=torch.device("cpu"))).inputs
+
+
+def test_logits_cover_the_classes_seen_so_far(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    for index in range(3):
+        learn(method, stream, range(index, index + 1))
+        logits = method.predict(images(stream))
+        assert logits.shape == (12, 2 * (index + 1))
+        assert torch.isfinite(logits).all()
+
+
+def test_a_prediction_does_not_depend_on_the_rest_of_its_batch(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream)
+    x = images(stream)
+    together, alone = method.predict(x), torch.cat([method.predict(image[None]) for image in x])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(method.predict(x.flip(0)).flip(0), together, atol=1e-5, rtol=1e-4)
+
+
+def test_frozen_weights_and_everything_not_trainable_keep_their_bits(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(1))
+    method.grow(stream.tasks[1])
+    trainable = {id(parameter) for parameter in method.trainable()}
+    before = {name: p.detach().clone() for name, p in method.named_parameters() if id(p) not in trainable}
+    if not method.trains_encoder:
+        assert {name for name, _ in method.encoder.named_parameters(prefix="encoder")} <= before.keys()
+    method.tasks.pop()
+    fresh = kind(tiny_encoder())
+    learn(fresh, stream, range(2))
+    again = kind(tiny_encoder())
+    learn(again, stream, range(1))
+    old = {name: value.clone() for name, value in again.state_dict().items() if name.startswith(("encoder.", "head."))}
+    new = fresh.state_dict()
+    for name, value in old.items():
+        if name.startswith("encoder.") and method.trains_encoder:
+            continue
+        assert torch.equal(new[name], value), name
+
+
+def test_old_directions_keep_their_bits(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(2))
+    frozen = {k: v.clone() for k, v in method.own_state().items() if k.endswith(("frozen_up", "frozen_down"))}
+    learn(method, stream, range(2, 3))
+    after = method.own_state()
+    for name, old in frozen.items():
+        kept = after[name][:, : old.shape[1]] if name.endswith("up") else after[name][: old.shape[0]]
+        assert torch.equal(kept, old), name
+
+
+def test_state_round_trip(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(2))
+    state = {key: value.clone() for key, value in method.own_state().items()}
+    copied = kind(tiny_encoder())
+    for task in stream.tasks[:2]:
+        copied.grow(task)
+    copied.load_own_state(state)
+    x = images(stream)
+    assert torch.equal(copied.predict(x), method.predict(x))
+    # and both go on alike
+    learn(method, stream, range(2, 3))
+    learn(copied, stream, range(2, 3))
+    assert torch.equal(copied.predict(x), method.predict(x))
+
+
+def test_a_foreign_state_is_refused_with_its_differences(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(2))
+    shorter = kind(tiny_encoder())
+    shorter.grow(stream.tasks[0])
+    with pytest.raises(KeyError, match=r"is unknown|has shape"):
+        shorter.load_own_state(method.own_state())
+
+
+def test_checkpoints_hold_no_frozen_backbone(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(1))
+    holds_encoder = any(key.startswith("encoder.") for key in method.own_state())
+    assert holds_encoder == method.trains_encoder
+
+
+def test_merged_weights_predict_the_same_on_a_plain_backbone(kind, tiny_encoder, stream) -> None:
+    method, plain = kind(tiny_encoder()), tiny_encoder()
+    learn(method, stream)
+    x = images(stream)
+    expected = method.predict(x)
+    with merged(method.encoder) as encoder:
+        assert [(n, type(m)) for n, m in encoder.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+        torch.testing.assert_close(method.predict(x), expected, atol=1e-5, rtol=1e-5)
+        classifier = method.classifier()
+        if classifier is not None:
+            model = encoder.with_classifier(*classifier)
+            torch.testing.assert_close(model((x - encoder.mean) / encoder.std), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(method.predict(x), expected)
+
+
+def test_a_deep_copy_is_independent(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(1))
+    x = images(stream)
+    before = method.predict(x).clone()
+    learn(copy.deepcopy(method), stream, range(1, 2))
+    assert torch.equal(method.predict(x), before)
+
+
+def test_thirty_tasks_of_one_class_run(kind, tiny_encoder) -> None:
+    from lorica.data.sources import arrays
+
+    labels = torch.arange(30).repeat(2).numpy()
+    pixels = torch.randint(0, 256, (60, 32, 32, 3), dtype=torch.uint8).numpy()
+    stream = Stream(arrays((pixels, labels), (pixels[:30], labels[:30])), classes_per_task=1, image_size=32)
+    method = kind(tiny_encoder())
+    learn(method, stream, range(30))
+    assert method.predict(images(stream)).shape == (12, 30)
+
+
+def test_cost_does_not_grow_outside_magnitudes(kind, tiny_encoder, stream) -> None:
+    """What trains on task 3 is what trained on task 2, give or take one scalar."""
+    method = kind(tiny_encoder())
+    counts = []
+    for task in stream.tasks:
+        method.grow(task)
+        counts.append(sum(parameter.numel() for parameter in method.trainable()))
+    assert abs(counts[2] - counts[1]) <= 1
+
+
+def test_training_leaves_nothing_requiring_gradients(kind, tiny_encoder, stream) -> None:
+    method = kind(tiny_encoder())
+    learn(method, stream, range(1))
+    assert not any(parameter.requires_grad for parameter in method.parameters())
+    assert all(not isinstance(m, AdaptedLinear) or m.linear.weight.grad is None for m in method.modules())

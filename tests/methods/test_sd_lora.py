@@ -1,0 +1,199 @@
+"""SD-LoRA against plain-tensor evaluations of its two formulas, written from the method card and not from the library."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig
+from lorica.types import Batch, Task
+
+RANK = 3
+
+
+def pairs(number: int) -> list[Task]:
+    return [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(number)]
+
+
+def learned(encoder, tasks: int, variant: str, seed: int = 0, **options):
+    """A method grown for that many tasks, with arbitrary trained-looking values, and all factors as they were set."""
+    torch.manual_seed(seed)
+    method = SDLoRA(SDLoRAConfig(name="sd_lora", variant=variant, rank=RANK, **options), encoder)
+    factors = []
+    for task in pairs(tasks):
+        method.grow(task)
+        with torch.no_grad():
+            for update in method.directions:
+                update.up.normal_()
+                update.down.normal_()
+        factors.append([(u.up.detach().clone(), u.down.detach().clone()) for u in method.directions])
+    with torch.no_grad():
+        method.magnitudes.copy_(torch.rand(tasks) + 0.2)
+        for parameter in method.head.parameters():
+            parameter.normal_()
+    return method, factors
+
+
+def dense_weights(plain, factors, magnitudes, scale):
+    """W0 + sum of scaled dense products, written into the qkv weights of an untouched copy of the backbone."""
+    width = plain.width
+    for block in range(len(plain.blocks)):
+        weight = plain.vit.blocks[block].attn.qkv.weight
+        for kind, rows in ((0, slice(0, width)), (1, slice(2 * width, 3 * width))):  # q, then v
+            for k, per_site in enumerate(factors):
+                up, down = per_site[2 * block + kind]
+                with torch.no_grad():
+                    weight[rows] += magnitudes[k] * (up @ down) / scale(up, down, k == len(factors) - 1)
+
+
+def paper_scale(up, down, current):
+    return torch.sqrt(((up @ down) ** 2).sum())
+
+
+def released_scale(up, down, current):
+    return 1.0 if current else torch.sqrt((up**2).sum()) * torch.sqrt((down**2).sum())
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 20])
+@pytest.mark.parametrize(("variant", "scale"), [("paper", paper_scale), ("released_code", released_scale)])
+def test_both_variants_equal_a_dense_evaluation_of_their_formula(tiny_encoder, variant, scale, tasks) -> None:
+    method, factors = learned(tiny_encoder(), tasks, variant)
+    plain = tiny_encoder()
+    dense_weights(plain, factors, method.magnitudes.tolist(), scale)
+    x = torch.rand(4, 3, 32, 32)
+    weight, bias = torch.cat(list(method.head.weights)), torch.cat(list(method.head.biases))
+    with torch.no_grad():
+        features = plain.vit.forward_head(plain.vit.forward_features((x - 0.5) / 0.5), pre_logits=True)
+        torch.testing.assert_close(method.encoder.features(x), features, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(method.predict(x), F.linear(features, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+def test_length_of_the_current_factors_matters_only_in_the_released_code(tiny_encoder) -> None:
+    for variant, same in (("paper", True), ("released_code", False)):
+        method, _ = learned(tiny_encoder(), 2, variant)
+        x = torch.rand(2, 3, 32, 32)
+        with torch.no_grad():
+            before = method.predict(x)
+            for update in method.directions:
+                update.up *= 7
+            assert torch.allclose(method.predict(x), before, atol=1e-4) == same
+
+
+def test_what_trains_and_what_gets_a_gradient(tiny_encoder) -> None:
+    method, _ = learned(tiny_encoder(), 3, "paper")
+    trainable = method.trainable()
+    method.requires_grad_(False)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    loss = next(method.losses(Batch(torch.rand(4, 3, 32, 32), torch.tensor([4, 5, 4, 5]))))["cross_entropy"]
+    loss.backward()
+    sites = 2 * len(method.encoder.blocks)
+    # one vector of magnitudes for all projections, U and D of each projection, the new rows of the head
+    assert len(trainable) == 1 + 2 * sites + 2
+    assert method.magnitudes.shape == (3,)
+    assert method.magnitudes.grad.abs().min() > 0
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainable)
+    assert all(p.grad is None for p in method.encoder.parameters())
+    assert all(w.grad is None for w in list(method.head.weights)[:-1])
+    assert all(not update.frozen_up.requires_grad for update in method.directions)
+
+
+def test_gradient_of_every_magnitude_equals_the_dense_formula(tiny_encoder) -> None:
+    method, factors = learned(tiny_encoder(), 4, "paper")
+    batch = Batch(torch.rand(4, 3, 32, 32), torch.tensor([6, 7, 7, 6]))
+    for parameter in method.trainable():
+        parameter.requires_grad_(True)
+    next(method.losses(batch))["cross_entropy"].backward()
+
+    plain = tiny_encoder()
+    alpha = method.magnitudes.detach().clone().requires_grad_(True)
+    weights, width = {}, plain.width
+    for block in range(len(plain.blocks)):
+        delta = [
+            sum(
+                alpha[k] * (u @ d) / torch.linalg.norm(u @ d)
+                for k, (u, d) in ((k, f[2 * block + kind]) for k, f in enumerate(factors))
+            )
+            for kind in (0, 1)
+        ]
+        increment = torch.cat([delta[0], torch.zeros(width, width), delta[1]])
+        weights[f"vit.blocks.{block}.attn.qkv.weight"] = plain.vit.blocks[block].attn.qkv.weight + increment
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vit = plain.vit
+
+        def forward(self, x):
+            return self.vit.forward_head(self.vit.forward_features((x - 0.5) / 0.5), pre_logits=True)
+
+    features = torch.func.functional_call(Features(), weights, (batch.inputs,))
+    logits = F.linear(features, method.head.weights[3], method.head.biases[3])
+    F.cross_entropy(logits, batch.labels - 6).backward()
+    torch.testing.assert_close(method.magnitudes.grad, alpha.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "expected"),
+    [
+        ("paper", {}, [5.0, 6.0, 1.0]),
+        ("paper", {"reset_magnitudes": True}, [1.0, 1.0, 1.0]),
+        ("released_code", {}, [0.8, 0.8, 0.8]),
+        ("released_code", {"reset_magnitudes": False}, [5.0, 6.0, 0.8]),
+    ],
+)
+def test_magnitudes_are_carried_or_reset(tiny_encoder, variant, options, expected) -> None:
+    method, _ = learned(tiny_encoder(), 2, variant, **options)
+    with torch.no_grad():
+        method.magnitudes.copy_(torch.tensor([5.0, 6.0]))
+    method.grow(pairs(3)[2])
+    assert method.diagnostics()["magnitudes"] == pytest.approx(expected)
+
+
+def test_a_boundary_moves_the_function_only_in_the_released_code(tiny_encoder) -> None:
+    """In the paper's formula the function moves by the new unit direction alone; the code also renormalises the last one."""
+    for variant, moves in (("paper", False), ("released_code", True)):
+        method, _ = learned(tiny_encoder(), 2, variant)
+        site = method.encoder.select(("q",))[0]
+        before = method.increment(site).detach()
+        method.grow(pairs(3)[2])
+        with torch.no_grad():
+            update = method.directions[site]
+            old = update(method.magnitudes[:-1], 0.0)
+        assert torch.allclose(old, before, atol=1e-5) == (not moves)
+
+
+def test_start_of_a_direction(tiny_encoder) -> None:
+    for variant, zero in (("paper", False), ("released_code", True)):
+        torch.manual_seed(0)
+        method = SDLoRA(SDLoRAConfig(name="sd_lora", variant=variant), tiny_encoder())
+        method.grow(pairs(1)[0])
+        update = next(iter(method.directions))
+        assert (update.up.abs().max() == 0) == zero
+        assert 0 < update.down.abs().max() <= 1 / math.sqrt(32)
+        assert torch.isfinite(method.predict(torch.rand(1, 3, 32, 32))).all()
+
+
+def test_loss_runs_over_the_current_classes_unless_told_otherwise(tiny_encoder) -> None:
+    batch = Batch(torch.rand(4, 3, 32, 32), torch.tensor([2, 3, 3, 2]))
+    for scope, first in (("current_task", 2), ("all_seen", 0)):
+        method, _ = learned(tiny_encoder(), 2, "paper", cross_entropy=scope)
+        expected = F.cross_entropy(method.predict(batch.inputs)[:, first:], batch.labels - first)
+        torch.testing.assert_close(next(method.losses(batch))["cross_entropy"], expected)
+        assert len(method.head_parameters()) == (2 if scope == "current_task" else 4)
+
+
+def test_released_code_trains_with_sgd() -> None:
+    assert SDLoRA.fit_defaults("released_code") == {"optimizer": "sgd"}
+    assert SDLoRA.fit_defaults("paper") == {}
+
+
+def test_learnable_parameters_of_the_paper(tiny_encoder) -> None:
+    """ViT-B/16, rank 10, q and v of 12 blocks: 368,640 floats a task beside magnitudes and head (card, section 0)."""
+    from lorica.backbones.timm_vit import load_timm_vit
+
+    method = SDLoRA(SDLoRAConfig(name="sd_lora"), load_timm_vit("vit_base_patch16_224", pretrained=False))
+    method.grow(Task(0, 0, tuple(map(str, range(10)))))
+    assert sum(p.numel() for p in method.directions.factors()) == 368_640
+    assert sum(p.numel() for p in method.head_parameters()) == 7_690
