@@ -3,8 +3,8 @@
     task_03/state.safetensors   the method's own tensors (adapters, heads, magnitudes; a backbone only if it was trained)
             state.json          what they belong to: method, backbone, tasks; and the record of the run so far
 
-Nothing is pickled. The JSON holds the hash of the tensor file and the fingerprint of the backbone, so that an altered,
-truncated or foreign checkpoint is refused rather than loaded.
+Nothing is pickled. The JSON holds its own hash, that of the tensor file and the fingerprint of the backbone, so that an
+altered, truncated or foreign checkpoint is refused rather than loaded.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lorica.types import Task
 
 FORMAT = 1
 TENSORS, RECORD = "state.safetensors", "state.json"
+_DAMAGED = "missing, truncated or altered; delete {} to go back a task"
 
 
 def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> None:
@@ -53,7 +54,7 @@ def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> Non
             "sha256": _hash(temporary / TENSORS),
             "record": record,
         }
-        (temporary / RECORD).write_text(json.dumps(head, indent=1, allow_nan=False))
+        (temporary / RECORD).write_text(json.dumps(head | {"seal": _seal(head)}, indent=1, allow_nan=False))
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
@@ -71,18 +72,20 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The contents of a checkpoint's state.json.
 
     Raises:
-        CheckpointError: missing, truncated, or of another format.
+        CheckpointError: missing, truncated, altered, or of another format.
     """
     try:
         head = json.loads((folder / RECORD).read_text())
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no checkpoint here ({RECORD} is missing)") from error
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{folder / RECORD}: truncated or altered; delete {folder} to go back a task") from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise CheckpointError(f"{folder / RECORD}: {_DAMAGED.format(folder)}") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / RECORD}: not a checkpoint of format {FORMAT}; it needs another lorica version"
         )
+    if head.pop("seal", None) != _seal(head):
+        raise CheckpointError(f"{folder / RECORD}: {_DAMAGED.format(folder)}")
     return head
 
 
@@ -108,7 +111,7 @@ def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
         )
     tensors = folder / TENSORS
     if not tensors.is_file() or _hash(tensors) != head["sha256"]:
-        problems.append(f"{tensors}: missing, truncated or altered; delete {folder} to go back a task")
+        problems.append(f"{tensors}: {_DAMAGED.format(folder)}")
     if problems:
         raise CheckpointError(problems)
     for task in head["tasks"]:
@@ -137,3 +140,7 @@ def load_learned(run: Path, method: Method, task: int | None = None) -> dict[str
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _seal(head: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()

@@ -29,8 +29,11 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
+    epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
 console = Console()
+
+_INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="replace keys of the recipe")]
 RecipeName = Annotated[
@@ -141,7 +144,9 @@ def table(
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="folder of a run")],
-    task: Annotated[int | None, typer.Option(help="go back to the checkpoint after this task (1 = the first)")] = None,
+    task: Annotated[
+        int | None, typer.Option(min=1, help="go back to the checkpoint after this task (1 = the first)")
+    ] = None,
 ) -> None:
     """Test a run's checkpoint again, task by task."""
     row, names = evaluate_run(folder, task=None if task is None else task - 1)
@@ -153,20 +158,20 @@ def evaluate(
 
 def main() -> None:
     """Entry point: user errors become lines and exit code 2; `--debug` shows the traceback instead."""
-    debug = "--debug" in sys.argv
-    if debug:
-        sys.argv.remove("--debug")
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    errors = Console(stderr=True)
     try:
-        app()
+        app(args=arguments)
     except LoricaError as error:
-        if debug:
+        if "--debug" in sys.argv:
             raise
         for problem in error.problems:
-            Console(stderr=True).print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
+            errors.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\ninterrupted; finished tasks are kept, --resume continues after the last one")
-        raise SystemExit(130) from None
+    except SystemExit as leaving:
+        if leaving.code == _INTERRUPTED:
+            errors.print("\ninterrupted; finished tasks are kept, and --resume continues a run after the last one")
+        raise
 
 
 def _first_line(item: object) -> str:

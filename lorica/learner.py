@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from lorica.adapters.attach import merged
 from lorica.backbones import load_backbone
 from lorica.checkpoint import load_learned
 from lorica.config import read_recipe
-from lorica.data.samples import read_image
+from lorica.data.samples import ImageArrays, read_image
 from lorica.data.transforms import centre_crop, fit_square
 from lorica.errors import LoricaError
 from lorica.methods import Method, find_method
@@ -30,15 +30,24 @@ class Learner:
         self._canvas = round(method.encoder.image_size / crop_pct)
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n classes"]:
-        """Logits of images given as files or uint8 arrays [h, w, 3]."""
-        decoded = [image if isinstance(image, np.ndarray) else read_image(Path(image)) for image in images]
-        squares = torch.stack([torch.from_numpy(fit_square(image, self._canvas)) for image in decoded])
+    def logits(self, images: Sequence[Path | str | np.ndarray], *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
+        """Logits of images given as files, or as arrays [h, w] or [h, w, 3] (uint8, or floats in [0, 1]).
+
+        Raises:
+            DataError: an image that cannot be read.
+        """
+        starts = range(0, len(images), batch_size)
+        return torch.cat([self._logits(images[start : start + batch_size]) for start in starts])
+
+    def _logits(self, images: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n classes"]:
+        squares = torch.stack([torch.from_numpy(fit_square(_pixels(image), self._canvas)) for image in images])
         inputs = centre_crop(squares.float() / 255, self.method.encoder.image_size)
         return self.method.predict(inputs.to(self.method.device)).cpu()
 
     def predict(self, images: Sequence[Path | str | np.ndarray]) -> list[str]:
-        """The class name of each image."""
+        """The class name of each image; images as in `logits`."""
+        if not len(images):
+            return []
         return [self.class_names[index] for index in self.logits(images).argmax(dim=1)]
 
     def merged_model(self) -> nn.Module:
@@ -52,7 +61,7 @@ class Learner:
         classifier = self.method.classifier()
         if classifier is None:
             raise LoricaError(f"{self.method.name} has no linear classifier to export; use Learner.predict")
-        with torch.no_grad(), merged(self.method.encoder) as encoder:
+        with torch.no_grad(), torch.random.fork_rng(), merged(self.method.encoder) as encoder:
             return encoder.with_classifier(*classifier)
 
 
@@ -68,9 +77,19 @@ def load(run: Path | str, *, task: int | None = None) -> Learner:
         raise LoricaError(f"{folder.path}: not the folder of a run (recipe.yaml is missing)")
     recipe = read_recipe(recipe_file)
     backbone = recipe.backbone
-    encoder = load_backbone(
-        backbone.name, weights=backbone.weights, image_size=backbone.image_size, normalisation=backbone.normalisation
-    )
-    method = find_method(recipe.method.name)(recipe.method, encoder)
+    with torch.random.fork_rng():  # starting values are drawn, and then replaced
+        encoder = load_backbone(
+            backbone.name,
+            weights=backbone.weights,
+            image_size=backbone.image_size,
+            normalisation=backbone.normalisation,
+        )
+        method = find_method(recipe.method.name)(recipe.method, encoder)
     load_learned(folder.path, method, task)
     return Learner(method, crop_pct=recipe.data.crop_pct)
+
+
+def _pixels(image: Path | str | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(image, np.ndarray):
+        return ImageArrays(image[None], np.zeros(1), "image").decode(0)
+    return read_image(image)

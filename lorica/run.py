@@ -18,10 +18,10 @@ from accelerate.state import AcceleratorState
 from lorica import cost
 from lorica.backbones import load_backbone
 from lorica.checkpoint import latest_checkpoint, load_learned, read_record, save_checkpoint
-from lorica.config import Recipe, read_recipe
+from lorica.config import IN_MEMORY, Recipe, read_recipe
 from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
-from lorica.errors import LoricaError, RecipeError
+from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
 from lorica.methods import Method, find_method
 from lorica.progress import Reporter, Silent, progress_bar
@@ -60,7 +60,8 @@ def run(
     Args:
         recipe: a packaged recipe's name, a YAML file, a mapping with the same keys, or a `Recipe` read already.
         out: the run's folder; absent = runs/<recipe>/<method>, with variant and seed where they are not the default.
-        source: data in memory (`lorica.data.sources.arrays`) in place of what the recipe's data section names.
+        source: data as an object (`lorica.arrays`), in place of what the recipe's data section names. It is not saved: the
+            recipe says `data.source: in_memory`, and to resume or to evaluate, it must be given again.
         resume: continue after the last finished task of the run in that folder.
         overwrite: start anew in a folder that holds a run.
         progress: True for a bar on standard error, False for none, or an object to report to.
@@ -73,6 +74,8 @@ def run(
         LoricaError: a mistake in the recipe, the data or the folder, or training that cannot go on.
     """
     resolved = read_recipe(recipe, overrides)
+    if source is not None:
+        resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
     if not resume and not overwrite and (folder.path / "recipe.yaml").exists():
         raise LoricaError(
@@ -84,7 +87,7 @@ def run(
         return folder.read()
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
-    with shown as reporter:
+    with shown as reporter, torch.random.fork_rng():
         return _learn_stream(parts, folder, record is not None, reporter)
 
 
@@ -112,45 +115,56 @@ def check(
     return resolved, _stream(resolved, source or _source(resolved), resolved.backbone.image_size or 32)
 
 
-def evaluate(folder: str | Path, *, task: int | None = None) -> tuple[list[float], list[tuple[str, ...]]]:
+def evaluate(
+    folder: str | Path, *, task: int | None = None, source: Source | None = None
+) -> tuple[list[float], list[tuple[str, ...]]]:
     """Tests a run's checkpoint again: the accuracy on each task learned by then, and the tasks' class names.
 
     Args:
         task: the checkpoint after this task (0 = the first); absent = the last.
+        source: the data again, for a run that was given it as an object.
 
     Raises:
-        LoricaError: not a run's folder, no such checkpoint, or one that does not fit.
+        LoricaError: not a run's folder, no such checkpoint, or one that does not fit the backbone or the data.
     """
     path = RunFolder(folder).path
     file = path / "recipe.yaml"
     if not file.is_file():
         raise LoricaError(f"{path}: not the folder of a run (recipe.yaml is missing)")
-    parts = assemble(read_recipe(file))
+    parts = assemble(read_recipe(file), source)
     load_learned(path, parts.method, task)
+    _require_same_classes(path, parts)
     tasks = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
-    with progress_bar() as reporter:
+    with progress_bar() as reporter, torch.random.fork_rng():
         row = accuracy_row(parts.method, tasks, parts.test_data, accelerator=parts.accelerator, reporter=reporter)
     return row, [each.class_names for each in tasks]
 
 
 def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
-    """Builds data, backbone and a method that has learned nothing yet."""
+    """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was."""
     accelerator = _accelerator(recipe)
     source = source or _source(recipe)
     backbone = recipe.backbone
-    encoder = load_backbone(
-        backbone.name,
-        weights=backbone.weights,
-        image_size=backbone.image_size,
-        normalisation=backbone.normalisation,
-    ).to(accelerator.device)
-    encoder.requires_grad_(False)
-    method = find_method(recipe.method.name)(recipe.method, encoder)
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        encoder = load_backbone(
+            backbone.name,
+            weights=backbone.weights,
+            image_size=backbone.image_size,
+            normalisation=backbone.normalisation,
+        ).to(accelerator.device)
+        encoder.requires_grad_(False)
+        method = find_method(recipe.method.name)(recipe.method, encoder)
     return Assembly(recipe, _stream(recipe, source, encoder.image_size), method, accelerator)
 
 
 def _source(recipe: Recipe) -> Source:
     data = recipe.data
+    if data.source == IN_MEMORY:
+        raise RecipeError(
+            "data.source: the data of this run was given as an object and is not on disk; give it again in Python: "
+            "lorica.run(…, source=…, resume=True), or evaluate(…, source=…) from lorica.run"
+        )
     return load_source(data.source, root=data.root, test_fraction=data.test_fraction, split_seed=data.split_seed)
 
 
@@ -193,12 +207,14 @@ def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: R
     costs: list[dict[str, Any]] = []
     if resumed:
         record = load_learned(folder.path, method)
+        _require_same_classes(folder.path, parts)
         rows, diagnostics = record["accuracy"], record["diagnostics"]
         seconds, costs = record["train_seconds"], record["cost"]
     else:
         for old in (folder.path / "metrics.json", folder.path / "cost.json"):
             old.unlink(missing_ok=True)
-        shutil.rmtree(folder.path / "checkpoints", ignore_errors=True)
+        for old in (folder.path / "checkpoints", folder.figures):
+            shutil.rmtree(old, ignore_errors=True)
         folder.write_recipe(recipe.resolved())
         encoder = method.encoder
         folder.write_environment(
@@ -229,10 +245,8 @@ def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: R
             "cost": costs,
             "complete": complete,
         }
-        folder.checkpoint(task.index).parent.mkdir(exist_ok=True)
-        save_checkpoint(folder.checkpoint(task.index), method, record)
         metrics = metrics_of(
-            method=recipe.method.name,
+            method=method.name,
             variant=getattr(recipe.method, "variant", None),
             seed=recipe.seed,
             tasks=[
@@ -251,6 +265,9 @@ def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: R
         )
         folder.write_metrics(metrics)
         folder.write_cost({"tasks": costs, "train_seconds": seconds})
+        # last: a run that was stopped before this line learns the task again, and writes the files above again
+        folder.checkpoint(task.index).parent.mkdir(exist_ok=True)
+        save_checkpoint(folder.checkpoint(task.index), method, record)
     return folder.read()
 
 
@@ -260,6 +277,17 @@ def _arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:
         everything = tuple(name for task in stream.tasks for name in task.class_names)
         return [(Task(0, 0, everything), stream.train_all())]
     return [(task, stream.train(task)) for task in stream.tasks]
+
+
+def _require_same_classes(folder: Path, parts: Assembly) -> None:
+    """The classes that a checkpoint knows must be the first of the stream, in its order."""
+    learned = [name for task in parts.method.tasks for name in task.class_names]
+    now = list(parts.stream.class_names[: len(learned)])
+    if learned != now:
+        raise CheckpointError(
+            f"{folder}: learned the classes {', '.join(learned)}; the data now gives {', '.join(now)}; "
+            "restore the data as it was, or start a new run"
+        )
 
 
 def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:

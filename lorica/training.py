@@ -69,7 +69,7 @@ def learn_task(
     """
     device = accelerator.device
     context = Context(task, lambda: data.batches(eval_batch_size, device=device))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, task.index]).generate_state(1)[0]))
         method.train()
         method.grow(task)

@@ -1,0 +1,5 @@
+"""`python -m lorica` is the `lorica` command."""
+
+from lorica.cli import main
+
+main()

@@ -1,0 +1,160 @@
+"""Recipes: where a value comes from, and what is said of one that is not valid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lorica.config import Recipe, packaged_recipes, read_recipe
+from lorica.errors import RecipeError
+
+MINIMAL = {"method.name": "sd_lora", "stream.tasks": 2}
+
+
+def problems_of(recipe: Any, overrides: Sequence[str] | Mapping[str, Any] = ()) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(recipe, overrides)
+    return list(caught.value.problems)
+
+
+# ---- where a value comes from
+
+
+@pytest.mark.parametrize("name", list(packaged_recipes()))
+def test_every_packaged_recipe_is_valid_and_described(name: str) -> None:
+    assert isinstance(read_recipe(name), Recipe)
+    assert len(packaged_recipes()[name]) > 20
+
+
+def test_a_method_and_nothing_else_is_a_recipe() -> None:
+    recipe = read_recipe({"method": "sd_lora"})
+    assert (recipe.stream.tasks, recipe.data.source, recipe.backbone.name) == (5, "digits", "lorica_tiny")
+
+
+def test_library_then_method_then_recipe_then_override(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("method: full_finetune\n")
+    assert read_recipe({"method": "sd_lora"}).fit.learning_rate == 0.008
+    assert read_recipe(file).fit.learning_rate == 1e-4
+    file.write_text("method: full_finetune\nfit: {learning_rate: 0.01}\n")
+    assert read_recipe(file).fit.learning_rate == 0.01
+    assert read_recipe(file, ["fit.learning_rate=0.02"]).fit.learning_rate == 0.02
+
+
+def test_defaults_of_a_method_may_depend_on_its_variant() -> None:
+    assert read_recipe(MINIMAL).fit.optimizer == "adam"
+    assert read_recipe(MINIMAL, ["method.variant=released_code"]).fit.optimizer == "sgd"
+
+
+def test_another_method_brings_its_own_defaults_but_keeps_what_the_user_set() -> None:
+    recipe = read_recipe(MINIMAL, ["method.name=full_finetune", "fit.epochs=3"])
+    assert recipe.fit.learning_rate == 1e-4
+    other = read_recipe(recipe, {"method.name": "sd_lora"})
+    assert (other.fit.learning_rate, other.fit.epochs) == (0.008, 3)
+
+
+def test_sections_dotted_keys_and_strings_mean_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("method.name: sd_lora\nmethod.rank: 4\nstream: {tasks: 2}\nfit:\n")
+    expected = read_recipe({"method": {"name": "sd_lora", "rank": 4}, "stream": {"tasks": 2}})
+    assert read_recipe(file) == expected
+    assert read_recipe({"method": "sd_lora", "stream.tasks": 2}, {"method": {"name": "sd_lora", "rank": 4}}) == expected
+    assert read_recipe(MINIMAL, ["method.rank=4"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "tasks", "sizes"),
+    [("stream.classes_per_task=[4, 6]", None, [4, 6]), ("stream.classes_per_task=5", None, 5), ("stream.tasks=3", 3, None)],
+)
+def test_one_way_to_divide_the_classes_replaces_the_other(override: str, tasks: int | None, sizes: Any) -> None:
+    for recipe in ({"method": "lora", "stream.tasks": 2}, {"method": "lora", "stream.classes_per_task": 2}):
+        stream = read_recipe(recipe, [override]).stream
+        assert (stream.tasks, stream.classes_per_task) == (tasks, sizes)
+
+
+@pytest.mark.parametrize("override", ["stream.tasks=3", "stream.classes_per_task=[4, 6]"])
+def test_a_resolved_recipe_is_a_recipe(override: str) -> None:
+    recipe = read_recipe("digits", [override, "seed=3", "method.rank=2"])
+    saved = yaml.safe_load(yaml.safe_dump(recipe.resolved()))
+    assert read_recipe(saved) == recipe
+    assert saved["fit"]["weight_decay"] == 0.0  # defaults included
+    assert saved["method"]["projections"] == ["q", "v"]
+
+
+def test_paths_are_made_absolute_so_that_a_saved_recipe_holds_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("from lorica.methods.base import LinearHeadMethod\nclass M(LinearHeadMethod):\n  name = 'm'\n")
+    recipe = read_recipe({"method": "mine.py", "data.root": "birds", "backbone.weights": "~/x.safetensors"})
+    assert recipe.data.root == tmp_path / "birds"
+    assert recipe.backbone.weights == Path.home() / "x.safetensors"
+    assert recipe.method.name == str(tmp_path / "mine.py")
+
+
+# ---- what is wrong with one
+
+
+def test_everything_wrong_is_reported_at_once_with_the_nearest_key() -> None:
+    overrides = ["method.rnak=4", "fit.epochs=0", "data.sorce=digits", "sed=1", "stream.classes_per_task=none"]
+    problems = problems_of("digits", overrides)
+    assert "digits: method.rnak: unknown key; did you mean method.rank?" in problems
+    assert "digits: fit.epochs: Input should be greater than or equal to 1, given 0" in problems
+    assert "digits: data.sorce: unknown key; did you mean data.source?" in problems
+    assert "digits: sed: unknown key; did you mean seed?" in problems
+    assert any(problem.startswith("digits: stream.classes_per_task") for problem in problems)
+
+
+def test_a_key_without_a_near_one_in_its_section() -> None:
+    [problem] = problems_of(MINIMAL, ["fit.lr=1"])
+    assert problem.startswith("recipe: fit.lr: unknown key; fit has epochs, batch_size, optimizer, learning_rate")
+    assert problems_of(MINIMAL, ["epochs=1"]) == ["recipe: epochs: unknown key; did you mean fit.epochs?"]
+    assert problems_of(MINIMAL, ["rank=1"]) == ["recipe: rank: unknown key; did you mean method.rank?"]
+
+
+def test_options_of_another_method_are_unknown() -> None:
+    [problem] = problems_of({"method": {"name": "full_finetune", "rank": 4}})
+    assert problem == "recipe: method.rank: unknown key; method has name, cross_entropy"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ({}, "recipe: method.name: missing; `lorica list methods` names them"),
+        ({"method": "sd_lra"}, "recipe: method.name: no method 'sd_lra'; did you mean sd_lora?"),
+        ({"method": "nowhere.py"}, "recipe: method.name: there is no file nowhere.py"),
+        ({"method": "lora", "fit": 3}, "recipe: fit: Input should be a valid dictionary or instance of FitConfig, given 3"),
+        ({"method": "lora", "fit.learning_rate": float("inf")}, "fit.learning_rate: Input should be a finite number, given inf"),
+        ({"method": "lora", "stream": {"tasks": 2, "classes_per_task": 3}}, "stream: give either tasks or classes_per_task"),
+        ({"method": "lora", "stream": {"seed": 1}}, "stream: give either tasks or classes_per_task"),
+        ({"method": "lora", "data.evaluate_on": "validation"}, "data: evaluate_on: validation needs a validation_fraction"),
+        ({"method": "lora", "precision": "fp16"}, "precision: Input should be 'fp32' or 'bf16', given 'fp16'"),
+    ],
+)  # fmt: skip
+def test_message(recipe: dict[str, Any], message: str) -> None:
+    [problem] = problems_of(recipe)
+    assert message in problem
+
+
+def test_overrides_that_cannot_be_read_are_reported_together() -> None:
+    assert problems_of(MINIMAL, ["fit.epochs", "method.name=["]) == [
+        "fit.epochs: expected key.sub=value",
+        "method.name=[: the value is not valid YAML; put it in quotes",
+    ]
+    assert problems_of(MINIMAL, ["seed=1", "seed.of=2"]) == ["seed.of: seed is a single value here, not a section"]
+
+
+def test_recipe_files_that_are_none(tmp_path: Path) -> None:
+    assert problems_of("digts") == ["digts: no such recipe, and no such file; did you mean digits?"]
+    [problem] = problems_of("birds")
+    assert re.fullmatch("birds: no such recipe, and no such file; packaged ones are .*digits.*", problem)
+    file = tmp_path / "bad.yaml"
+    file.write_text("method: [")
+    assert problems_of(file)[0].startswith(f"{file}: not valid YAML: while parsing")
+    file.write_text("- method")
+    assert problems_of(file) == [f"{file}: expected sections (method, data, …), found list"]

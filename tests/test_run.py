@@ -1,0 +1,403 @@
+"""Whole runs: what they leave behind, that they repeat and resume exactly, and what stops them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from lorica.config import read_recipe
+from lorica.data.sources import Source, arrays
+from lorica.errors import CheckpointError, LoricaError, RecipeError, TrainingError
+from lorica.results import Result
+from lorica.run import check, default_folder, evaluate, run
+
+Recipe = dict[str, Any]
+
+# the README's example of a method of one's own
+OWN_METHOD = '''\
+"""LoRA whose down-projection stays at its random start; only the up-projection and the head train."""
+
+import torch
+
+from lorica.adapters.attach import attach
+from lorica.adapters.lowrank import LowRankUpdates
+from lorica.methods.base import LinearHeadMethod
+
+
+class HalfLoRA(LinearHeadMethod):
+    name = "half_lora"
+
+    def __init__(self, config, encoder):
+        super().__init__(config, encoder)
+        sites = encoder.select(["q", "v"])
+        self.updates = LowRankUpdates(sites, device=self.device)
+        attach(encoder, sites, lambda site: self.updates[site](torch.empty(0, device=self.device), 1.0))
+
+    def grow(self, task):
+        super().grow(task)
+        if task.index == 0:
+            self.updates.grow(rank=4, zero_up=True)
+
+    def trainable(self):
+        return [p for p in self.updates.factors() if p.shape[1] == 4] + self.head_parameters()
+'''
+
+# sd_lora that is stopped once, at the second batch of the second task, while a file named "stop" lies beside it
+STOPPED_METHOD = '''\
+from pathlib import Path
+
+import torch
+
+from lorica.methods import find_method
+
+SDLoRA = find_method("sd_lora")
+
+
+class Stopped(SDLoRA):
+    name = "stopped"
+    steps = 0
+
+    def losses(self, batch):
+        self.steps += 1
+        stop = Path(__file__).parent / "stop"
+        for terms in super().losses(batch):
+            if self.task.index == 1 and stop.exists() and self.steps == 8:
+                how = stop.read_text()
+                stop.unlink()
+                if how == "interrupt":
+                    raise KeyboardInterrupt
+                terms = {name: term * float("nan") for name, term in terms.items()}
+            yield terms
+'''
+
+
+def quiet(recipe: Any, out: Path, **more: Any) -> Result:
+    return run(recipe, out=out, progress=False, **more)
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted((folder / "checkpoints").glob("*/state.safetensors"))
+    return {f"{file.parent.name}.{key}": tensor for file in files for key, tensor in load_file(file).items()}
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return {key: value for key, value in json.loads((folder / "metrics.json").read_text()).items() if key != "train_seconds"}
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert metrics_of(one) == metrics_of(other)
+    left, right = tensors_of(one), tensors_of(other)
+    assert left.keys() == right.keys()
+    assert [key for key in left if not torch.equal(left[key], right[key])] == []
+
+
+# ---- what a run leaves
+
+
+def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) -> None:
+    folder = finished_run.path
+    assert folder is not None
+    assert sorted(entry.name for entry in folder.iterdir()) == [
+        "checkpoints",
+        "cost.json",
+        "environment.json",
+        "metrics.json",
+        "recipe.yaml",
+    ]
+    assert [entry.name for entry in sorted((folder / "checkpoints").iterdir())] == ["task_00", "task_01", "task_02"]
+    assert {file.name for file in folder.glob("checkpoints/*/*")} == {"state.json", "state.safetensors"}
+    assert yaml.safe_load((folder / "recipe.yaml").read_text()) == read_recipe(small_recipe).resolved()
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["device"] == "cpu"
+    assert environment["backbone"]["name"] == "test_vit"
+    assert environment["data"]["train"] == 72
+    cost = json.loads((folder / "cost.json").read_text())
+    assert len(cost["tasks"]) == len(cost["train_seconds"]) == 3
+
+
+def test_the_result_is_metrics_json(finished_run: Result) -> None:
+    assert finished_run.path is not None
+    metrics = json.loads((finished_run.path / "metrics.json").read_text())
+    assert finished_run.metrics == metrics
+    assert (metrics["method"], metrics["variant"], metrics["seed"]) == ("sd_lora", "paper", 0)
+    assert [len(row) for row in metrics["accuracy"]] == [1, 2, 3]
+    assert [(task["train"], task["test"]) for task in metrics["tasks"]] == [(24, 12)] * 3
+    assert metrics["complete"]
+    assert metrics["cross_entropy"] == "current_task"
+    assert [len(row) for row in metrics["diagnostics"]["magnitudes"]] == [1, 2, 3]
+    assert metrics["accuracy"][0][0] > 0.9  # two colours are easy
+
+
+def test_checkpoints_hold_no_frozen_backbone(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
+    assert finished_run.path is not None
+    assert not [key for key in tensors_of(finished_run.path) if "encoder" in key]
+    quiet(small_recipe, tmp_path, method="full_finetune", fit={"epochs": 1})
+    assert [key for key in tensors_of(tmp_path) if "encoder" in key]
+
+
+def test_joint_is_one_model_asked_about_a_growing_set_of_classes(small_recipe: Recipe, tmp_path: Path) -> None:
+    result = quiet(small_recipe, tmp_path, method="joint")
+    assert [len(row) for row in result.accuracy] == [1, 2, 3]
+    assert result.complete
+    # with more classes to choose from, an accuracy cannot rise
+    assert result.accuracy[0][0] >= result.accuracy[1][0] >= result.accuracy[2][0]
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["task_00"]
+    assert evaluate(tmp_path)[0] == result.accuracy[-1]
+    assert quiet(small_recipe, tmp_path, method="joint", resume=True) == result
+
+
+def test_a_validation_split_can_take_the_tests_place(small_recipe: Recipe, tmp_path: Path) -> None:
+    data = {"validation_fraction": 0.25, "evaluate_on": "validation"}
+    result = quiet(small_recipe, tmp_path, method="prototypes", data=data)
+    assert [(task["train"], task["test"]) for task in result.tasks] == [(18, 6)] * 3
+    assert evaluate(tmp_path)[0] == result.accuracy[-1]
+
+
+def test_default_folders(tmp_path: Path) -> None:
+    assert default_folder("digits", read_recipe("digits")) == Path("runs/digits/sd_lora")
+    other = read_recipe("digits", ["seed=2", "method.variant=released_code"])
+    assert default_folder("some/where/mine.yaml", other) == Path("runs/mine/sd_lora-released_code-seed2")
+    assert default_folder({}, read_recipe("digits")) == Path("runs/run/sd_lora")
+
+
+# ---- again, and from where it stopped
+
+
+def test_the_same_seed_gives_the_same_run_and_leaves_the_callers_randomness_alone(
+    finished_run: Result, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    torch.manual_seed(77)
+    np.random.seed(77)
+    before, legacy, environment = torch.get_rng_state(), np.random.get_state()[1], dict(os.environ)
+    quiet(small_recipe, tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(legacy, np.random.get_state()[1])
+    assert environment == dict(os.environ)
+    assert finished_run.path is not None
+    assert_same_run(finished_run.path, tmp_path)
+
+
+def test_another_seed_gives_another_run_over_the_same_stream(
+    finished_run: Result, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    other = quiet(small_recipe, tmp_path, seed=1)
+    assert other.tasks == finished_run.tasks
+    assert finished_run.path is not None
+    one, two = tensors_of(finished_run.path), tensors_of(tmp_path)
+    assert not torch.equal(one["task_02.magnitudes"], two["task_02.magnitudes"])
+
+
+@pytest.mark.parametrize("method", ["sd_lora", "full_finetune"])
+def test_a_resumed_run_equals_one_that_was_never_stopped(method: str, small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = small_recipe | {"method": method, "fit": {"epochs": 1, "batch_size": 8, "augment": "shift"}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    quiet(recipe, whole)
+    shutil.copytree(whole, stopped)
+    for gone in ("checkpoints/task_01", "checkpoints/task_02"):
+        shutil.rmtree(stopped / gone)
+    for gone in ("metrics.json", "cost.json"):
+        (stopped / gone).unlink()
+    quiet(recipe, stopped, resume=True)
+    assert_same_run(whole, stopped)
+    assert json.loads((stopped / "cost.json").read_text())["tasks"] == json.loads((whole / "cost.json").read_text())["tasks"]
+
+
+@pytest.mark.parametrize("how", ["interrupt", "nan"])
+def test_a_run_that_was_stopped_within_a_task_can_be_resumed(how: str, small_recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "stopped.py"
+    file.write_text(STOPPED_METHOD)
+    recipe = small_recipe | {"method": str(file)}
+    quiet(recipe, tmp_path / "whole")
+    (tmp_path / "stop").write_text(how)
+    with pytest.raises(KeyboardInterrupt if how == "interrupt" else TrainingError) as caught:
+        quiet(recipe, tmp_path / "stopped")
+    if how == "nan":
+        where = "stopped: the loss became nan at task 2, epoch 1, step 2, learning rate 0.01; "
+        assert str(caught.value).startswith(where)
+        assert str(caught.value).endswith("the run can be resumed")
+    assert [folder.name for folder in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["task_00"]
+    assert not metrics_of(tmp_path / "stopped")["complete"]
+    quiet(recipe, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_resuming_a_finished_run_changes_nothing(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
+    assert finished_run.path is not None
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    assert quiet(small_recipe, tmp_path / "run", resume=True).metrics == finished_run.metrics
+
+
+def test_resuming_where_nothing_is_starts(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
+    assert quiet(small_recipe, tmp_path / "new", resume=True).accuracy == finished_run.accuracy
+
+
+def test_resuming_with_another_recipe_lists_what_differs(
+    finished_run: Result, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    assert finished_run.path is not None
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    with pytest.raises(LoricaError) as caught:
+        quiet(small_recipe, tmp_path / "run", resume=True, seed=1, fit={"epochs": 5})
+    assert [problem.partition(": ")[2] for problem in caught.value.problems] == [
+        "fit.epochs was 2, now 5; give the same value to resume",
+        "seed was 0, now 1; give the same value to resume",
+    ]
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(
+    finished_run: Result, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    assert finished_run.path is not None
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.path, folder)
+    (folder / "figures").mkdir()
+    with pytest.raises(LoricaError, match="holds a run already; --resume continues it, --overwrite starts it anew"):
+        quiet(small_recipe, folder)
+    assert_same_run(finished_run.path, folder)
+    quiet(small_recipe, folder, overwrite=True, method="prototypes")
+    assert metrics_of(folder)["method"] == "prototypes"
+    assert not (folder / "figures").exists()
+
+
+def test_a_mistake_leaves_nothing_behind(small_recipe: Recipe, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for wrong in ({"data.root": "nowhere.npz"}, {"stream.tasks": 7}, {"backbone.name": "vit_bse"}, {"fit.lr": 1}):
+        with pytest.raises(LoricaError):
+            quiet(small_recipe, out, **wrong)
+        assert not out.exists()
+
+
+# ---- data that is not on disk, or is no longer what it was
+
+
+def test_data_given_as_an_object(
+    finished_run: Result, small_recipe: Recipe, six_classes: Source, tmp_path: Path
+) -> None:
+    result = quiet(small_recipe, tmp_path, source=six_classes)
+    assert result.accuracy == finished_run.accuracy
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["data"]["source"] == "in_memory"
+    with pytest.raises(RecipeError, match=r"data.source: the data of this run was given as an object .* give it again"):
+        evaluate(tmp_path)
+    assert evaluate(tmp_path, source=six_classes)[0] == result.accuracy[-1]
+    assert quiet(small_recipe, tmp_path, source=six_classes, resume=True).metrics == result.metrics
+
+
+def test_other_classes_than_the_ones_learned_are_refused(
+    small_recipe: Recipe, six_classes: Source, tmp_path: Path
+) -> None:
+    quiet(small_recipe, tmp_path, source=six_classes, method="prototypes")
+    images, labels = np.zeros((6, 8, 8), np.uint8), np.arange(6)
+    other = arrays((images, labels), (images, labels), ["a", "b", "c", "d", "e", "f"])
+    with pytest.raises(CheckpointError, match=r"learned the classes .*cyan.*; the data now gives .*; restore the data"):
+        evaluate(tmp_path, source=other)
+    shutil.rmtree(tmp_path / "checkpoints" / "task_02")
+    with pytest.raises(CheckpointError, match="learned the classes"):
+        quiet(small_recipe, tmp_path, source=other, method="prototypes", resume=True)
+
+
+# ---- evaluate and check
+
+
+def test_evaluating_again_gives_the_rows_of_the_matrix(
+    finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert finished_run.path is not None
+    folder = finished_run.path.resolve()
+    monkeypatch.chdir(tmp_path)
+    row, names = evaluate(folder)
+    assert row == finished_run.accuracy[-1]
+    assert [list(task) for task in names] == [task["classes"] for task in finished_run.tasks]
+    assert evaluate(folder, task=0)[0] == finished_run.accuracy[0]
+
+
+def test_evaluating_what_is_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(LoricaError, match=r"not the folder of a run \(recipe.yaml is missing\)"):
+        evaluate(tmp_path)
+
+
+def test_check_returns_recipe_and_stream(small_recipe: Recipe) -> None:
+    recipe, stream = check(small_recipe, **{"stream.classes_per_task": [1, 2, 3]})
+    assert recipe.stream.tasks is None
+    assert [len(task.class_names) for task in stream.tasks] == [1, 2, 3]
+    with pytest.raises(LoricaError, match="sums to 3, but there are 6 classes"):
+        check(small_recipe, **{"stream.classes_per_task": [1, 2]})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is not there")
+def test_a_device_that_is_not_there(small_recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="device: cuda is not available on this machine; it has cpu.*; use device=auto"):
+        quiet(small_recipe, tmp_path / "run", device="cuda")
+
+
+def test_bf16_runs_and_does_not_linger(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
+    quiet(small_recipe, tmp_path / "bf16", precision="bf16")
+    assert finished_run.path is not None
+    other = tensors_of(tmp_path / "bf16")["task_00.magnitudes"]
+    assert not torch.equal(tensors_of(finished_run.path)["task_00.magnitudes"], other)
+    quiet(small_recipe, tmp_path / "fp32")
+    assert_same_run(finished_run.path, tmp_path / "fp32")
+
+
+# ---- a method of one's own
+
+
+def test_a_method_in_a_file_of_ones_own(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("half_lora.py").write_text(OWN_METHOD)
+    result = quiet(small_recipe, Path("run"), method="half_lora.py")
+    assert result.label == "half_lora"
+    assert result.accuracy[0][0] > 0.9
+    first, last = (load_file(tmp_path / f"run/checkpoints/task_0{t}/state.safetensors") for t in (0, 2))
+    changed = {key for key in first if not torch.equal(first[key], last[key])}
+    assert changed
+    assert all("up" in key for key in changed)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert evaluate(tmp_path / "run")[0] == result.accuracy[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must define exactly one lorica.Method; it defines none"),
+        (OWN_METHOD + OWN_METHOD.replace("HalfLoRA", "Other"), "exactly one lorica.Method; it defines HalfLoRA, Other"),
+    ],
+)
+def test_a_file_without_exactly_one_method(text: str, message: str, small_recipe: Recipe, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=message):
+        check(small_recipe, method=str(file))
+
+
+def test_progress_is_reported(small_recipe: Recipe, tmp_path: Path) -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.stages: list[tuple[str, int]] = []
+            self.steps = 0
+
+        def stage(self, description: str, steps: int) -> None:
+            self.stages.append((description, steps))
+
+        def step(self, note: str = "") -> None:
+            self.steps += 1
+
+    recorder = Recorder()
+    run(small_recipe, out=tmp_path, progress=recorder)
+    assert [name for name, _ in recorder.stages] == [
+        text for task in (1, 2, 3) for text in (f"sd_lora: task {task}", "sd_lora: testing")
+    ]
+    assert recorder.steps == sum(steps for _, steps in recorder.stages)
+
+
