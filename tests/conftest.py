@@ -80,7 +80,7 @@ def small_recipe(six_classes_file: Path, tmp_path_factory: pytest.TempPathFactor
         "backbone": {"name": "test_vit", "weights": str(weights), "image_size": 32},
         "data": {"source": "arrays", "root": str(six_classes_file)},
         "stream": {"tasks": 3},
-        "fit": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01, "augment": "shift"},
+        "fit": {"epochs": 2, "batch_size": 12, "learning_rate": 0.01, "augment": "shift"},
         "device": "cpu",
     }
 

@@ -70,7 +70,7 @@ class Stopped(SDLoRA):
         self.steps += 1
         stop = Path(__file__).parent / "stop"
         for terms in super().losses(batch):
-            if self.task.index == 1 and stop.exists() and self.steps == 8:
+            if self.task.index == 1 and stop.exists() and self.steps == 6:
                 how = stop.read_text()
                 stop.unlink()
                 if how == "interrupt":
