@@ -91,5 +91,5 @@ def load(run: Path | str, *, task: int | None = None) -> Learner:
 
 def _pixels(image: Path | str | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, np.ndarray):
-        return ImageArrays(image[None], np.zeros(1), "image").decode(0)
+        return ImageArrays(image[None], np.zeros(1, np.int64), "image").decode(0)
     return read_image(image)

@@ -105,8 +105,7 @@ def _descend(
                     rate = schedule.get_last_lr()[0]
                     raise TrainingError(
                         f"{method.name}: the loss became {value} at task {task.index + 1}, epoch {epoch + 1}, step "
-                        f"{step + 1}, learning rate {rate:g}; try a lower fit.learning_rate. Finished tasks are kept: "
-                        "the run can be resumed"
+                        f"{step + 1}, learning rate {rate:g}; start anew with a lower fit.learning_rate"
                     )
                 optimizer.zero_grad()
                 accelerator.backward(loss)

@@ -125,7 +125,9 @@ def test_every_option_of_the_method_that_differs_is_listed(saved: Path, tiny_enc
         f"{saved}: method.rank was 10, now 4",
         f"{saved}: method.variant was 'paper', now 'released_code'",
     ]
-    assert f"{saved}: method.name was 'sd_lora', now 'prototypes'" in refused(saved, method(tiny_encoder(), "prototypes"))
+    assert f"{saved}: method.name was 'sd_lora', now 'prototypes'" in refused(
+        saved, method(tiny_encoder(), "prototypes")
+    )
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
@@ -145,7 +147,9 @@ def test_damaged_tensors_are_refused(damage: str, saved: Path, tiny_encoder: Mak
     assert len(refused(saved, method(tiny_encoder(seed=1), rank=4))) == 3
 
 
-@pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: text.replace("wren", "crow"), lambda text: "{}"])
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-9], lambda text: text.replace("wren", "crow"), lambda text: "{}"]
+)
 def test_a_damaged_record_is_refused(damage: Callable[[str], str], saved: Path, tiny_encoder: MakeEncoder) -> None:
     file = saved / "state.json"
     file.write_text(damage(file.read_text()))

@@ -69,7 +69,11 @@ def test_sections_dotted_keys_and_strings_mean_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "tasks", "sizes"),
-    [("stream.classes_per_task=[4, 6]", None, [4, 6]), ("stream.classes_per_task=5", None, 5), ("stream.tasks=3", 3, None)],
+    [
+        ("stream.classes_per_task=[4, 6]", None, [4, 6]),
+        ("stream.classes_per_task=5", None, 5),
+        ("stream.tasks=3", 3, None),
+    ],
 )
 def test_one_way_to_divide_the_classes_replaces_the_other(override: str, tasks: int | None, sizes: Any) -> None:
     for recipe in ({"method": "lora", "stream.tasks": 2}, {"method": "lora", "stream.classes_per_task": 2}):
@@ -90,7 +94,9 @@ def test_paths_are_made_absolute_so_that_a_saved_recipe_holds_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text("from lorica.methods.base import LinearHeadMethod\nclass M(LinearHeadMethod):\n  name = 'm'\n")
+    Path("mine.py").write_text(
+        "from lorica.methods.base import LinearHeadMethod\nclass M(LinearHeadMethod):\n  name = 'm'\n"
+    )
     recipe = read_recipe({"method": "mine.py", "data.root": "birds", "backbone.weights": "~/x.safetensors"})
     assert recipe.data.root == tmp_path / "birds"
     assert recipe.backbone.weights == Path.home() / "x.safetensors"

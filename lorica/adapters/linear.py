@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import skip_init
 
 Rows = tuple[int, int]
 
@@ -75,7 +76,8 @@ class AdaptedLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain linear layer with the increments in its weight; this module and its bits stay as they are."""
-        plain = nn.Linear(
+        plain = skip_init(  # nn.Linear itself would draw random numbers
+            nn.Linear,
             self.linear.in_features,
             self.linear.out_features,
             bias=self.linear.bias is not None,

@@ -135,10 +135,13 @@ def load_timm_vit(
             else f"backbone.name: cannot get the weights of {name} ({reason}); without a network, download its "
             "model.safetensors elsewhere and name the file as backbone.weights"
         ) from error
-    if weights is not None:
-        _require_all_layers(vit, Path(weights), name)
     if not isinstance(vit, VisionTransformer):
         raise BackboneError(f"backbone.name: {name} is a {type(vit).__name__}, not a VisionTransformer")
+    if weights is not None:
+        _require_all_layers(vit, Path(weights), name)
+    side, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+    if side % patch:
+        raise BackboneError(f"backbone.image_size: {side} is not a multiple of the patch size of {name}, {patch}")
     config = cast(dict[str, Any], vit.pretrained_cfg or {})
     mean, std = UNIT if normalisation == "unit" else (config["mean"], config["std"])
     tag = f"{config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".") if pretrained else f"{name}.random"

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -63,6 +64,7 @@ def _from_file(path: Path) -> type[Method]:
     if spec is None or spec.loader is None or not path.is_file():
         raise RecipeError(f"method.name: there is no file {path}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where pydantic looks up the annotations of the file's own Config
     spec.loader.exec_module(module)
     found = _methods_of(module)
     if len(found) != 1:

@@ -37,7 +37,7 @@ from lorica.types import Batch, Task
 class MethodConfig(BaseModel):
     """The `method` section of a recipe; a method's own `Config` adds its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(description="name of the method, or a .py file that defines one")
     cross_entropy: Literal["current_task", "all_seen"] = Field(

@@ -123,6 +123,11 @@ def test_errors(arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch) 
         load_backbone(**arguments)
 
 
+def test_image_size_must_fit_the_patches() -> None:
+    with pytest.raises(BackboneError, match=rf"backbone\.image_size: 40 is not a multiple of the patch size of {SMALL}, 16"):
+        load_timm_vit(SMALL, image_size=40, pretrained=False)
+
+
 def test_pickled_weights_are_refused(tmp_path) -> None:
     (tmp_path / "model.pth").write_bytes(b"x")
     with pytest.raises(BackboneError, match=r"not a \.safetensors file; other formats are never unpickled"):

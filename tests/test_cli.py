@@ -1,0 +1,196 @@
+"""The command line, through its entry point: what it prints, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lorica import cli
+from lorica.config import packaged_recipes
+from lorica.errors import LoricaError
+from lorica.methods import find_method, method_names
+from lorica.results import Result
+
+
+class Lorica:
+    """`lorica(*arguments)` -> (exit code, standard output, standard error)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        self.monkeypatch.setattr(sys, "argv", ["lorica", *map(str, arguments)])
+        self.capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        said = self.capsys.readouterr()
+        return int(leaving.value.code or 0), said.out, said.err
+
+
+@pytest.fixture
+def lorica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lorica:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+    return Lorica(monkeypatch, capsys)
+
+
+@pytest.fixture
+def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(small_recipe))
+    return file
+
+
+def test_help(lorica: Lorica) -> None:
+    code, out, _ = lorica("--help")
+    assert code == 0
+    assert all(command in out for command in ("demo", "run", "check", "list", "table", "evaluate", "--debug"))
+
+
+# ---- run, evaluate, table
+
+
+def test_run_then_evaluate(lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    code, out, _ = lorica("run", recipe_file, "method.rank=2", "--out", folder)
+    assert code == 0
+    assert "sd_lora" in out
+    assert str(folder) in out.replace("\n", "")
+    assert yaml.safe_load((folder / "recipe.yaml").read_text())["method"]["rank"] == 2
+    assert list((folder / "figures").glob("*.pdf"))
+    metrics = json.loads((folder / "metrics.json").read_text())
+
+    code, out, _ = lorica("evaluate", folder)
+    assert code == 0
+    assert re.findall(r"\d+\.\d", out)[-3:] == [f"{100 * accuracy:.1f}" for accuracy in metrics["accuracy"][-1]]
+    code, out, _ = lorica("evaluate", folder, "--task", 1)
+    assert code == 0
+    assert metrics["tasks"][1]["classes"][0] not in out
+
+    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])  # seconds, and seen above
+    assert lorica("run", recipe_file, "method.rank=2", "--out", folder)[0] == 2
+    assert lorica("run", recipe_file, "method.rank=2", "--out", folder, "--resume")[0] == 0
+
+
+def test_a_run_goes_to_its_default_folder(
+    lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    assert lorica("run", recipe_file, "method=prototypes", "seed=1")[0] == 0
+    assert (tmp_path / "runs/mine/prototypes-seed1/metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("form", "sign"),
+    [("text", "sd_lora"), ("markdown", "| sd_lora"), ("latex", r"\begin{tabular}"), ("csv", "sd_lora,")],
+)
+def test_table_formats(form: str, sign: str, lorica: Lorica, finished_run: Result) -> None:
+    code, out, _ = lorica("table", finished_run.path, "--format", form)
+    assert code == 0
+    assert sign in out
+
+
+def test_table_draws_the_comparison(lorica: Lorica, finished_run: Result, tmp_path: Path) -> None:
+    assert lorica("table", finished_run.path, "--figures", tmp_path / "figures")[0] == 0
+    assert list((tmp_path / "figures").glob("*.png"))
+
+
+# ---- list and check
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [("methods", method_names()), ("recipes", list(packaged_recipes())), ("sources", ["digits", "image_folder"])],
+)
+def test_lists(what: str, expected: list[str], lorica: Lorica) -> None:
+    code, out, _ = lorica("list", what, "--plain")
+    assert code == 0
+    assert set(expected) <= set(out.split("\n"))
+    code, out, _ = lorica("list", what)
+    assert code == 0
+    assert all(name in out for name in expected)
+
+
+def test_every_method_is_described_in_a_line(lorica: Lorica) -> None:
+    _, out, _ = lorica("list", "methods")
+    for name in method_names():
+        assert (find_method(name).__doc__ or "").splitlines()[0] in out
+
+
+def test_backbones_start_with_the_embedded_one(lorica: Lorica) -> None:
+    _, out, _ = lorica("list", "backbones", "--plain")
+    names = out.split()
+    assert names[0] == "lorica_tiny"
+    assert "vit_base_patch16_224" in names
+
+
+def test_check_describes_the_stream(lorica: Lorica, recipe_file: Path, tmp_path: Path) -> None:
+    code, out, _ = lorica("check", recipe_file, "stream.classes_per_task=[1, 2, 3]")
+    assert code == 0
+    assert out.startswith("valid: sd_lora on test_vit, arrays: 6 classes in 3 tasks of 1 to 3, 72 training and 36 test")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+# ---- mistakes
+
+
+def test_mistakes_are_lines_and_exit_code_2(lorica: Lorica, recipe_file: Path) -> None:
+    code, out, err = lorica("run", recipe_file, "method.rnak=4", "fit.epochs=0")
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [
+        f"{recipe_file}: method.rnak: unknown key; did you mean method.rank?",
+        f"{recipe_file}: fit.epochs: Input should be greater than or equal to 1, given 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "digts"],
+        ["check", "own_images"],
+        ["check", "own_images", "data.root=nowhere"],
+        ["evaluate", "nowhere"],
+        ["table", "nowhere"],
+        ["run"],
+        ["list", "nothing"],
+        ["rn", "digits"],
+        ["evaluate", "nowhere", "--task", "0"],
+        ["run", "digits", "--nope"],
+    ],
+)
+def test_every_mistake_exits_with_2_and_without_a_traceback(
+    arguments: list[str], lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, err = lorica(*arguments)
+    assert code == 2
+    assert err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_debug_shows_the_traceback(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["run", "digits", "fit.epochs=0"]
+    monkeypatch.setattr(sys, "argv", ["lorica", *arguments[:place], "--debug", *arguments[place:]])
+    with pytest.raises(LoricaError, match=r"fit.epochs"):
+        cli.main()
+
+
+def test_ctrl_c_says_that_the_run_can_be_resumed(
+    lorica: Lorica, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_recipe", interrupted)
+    code, _, err = lorica("run", recipe_file)
+    assert code == 130
+    assert "interrupted; finished tasks are kept, and --resume continues" in err

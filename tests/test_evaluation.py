@@ -1,0 +1,87 @@
+"""One row of the accuracy matrix, counted by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lorica.adapters.linear import AdaptedLinear
+from lorica.backbones.timm_vit import TimmViT
+from lorica.data.sources import Source
+from lorica.data.stream import Stream
+from lorica.evaluation import accuracy_row
+from lorica.methods import find_method
+from lorica.methods.base import LinearHeadMethod, MethodConfig
+
+MakeEncoder = Callable[..., TimmViT]
+
+
+class Oracle(LinearHeadMethod):
+    """Says a fixed class for every image, among six classes."""
+
+    name = "oracle"
+
+    def __init__(self, encoder: TimmViT, answer: int) -> None:
+        super().__init__(MethodConfig(name=self.name), encoder)
+        self.answer = answer
+
+    def trainable(self) -> list[nn.Parameter]:
+        return []
+
+    def predict(self, inputs: Tensor) -> Tensor:
+        logits = torch.zeros(len(inputs), 6)
+        logits[:, self.answer] = 1
+        logits[:, 5] = 2  # a class that has not been seen when fewer tasks are asked for
+        return logits
+
+
+@pytest.fixture
+def stream(six_classes: Source) -> Stream:
+    return Stream(six_classes, tasks=3, image_size=32)
+
+
+@pytest.mark.parametrize(("answer", "row"), [(0, [0.5, 0.0]), (3, [0.0, 0.5])])
+def test_accuracy_per_task_over_the_classes_seen(
+    answer: int, row: list[float], tiny_encoder: MakeEncoder, stream: Stream
+) -> None:
+    method = Oracle(tiny_encoder(), answer)
+    tasks, accelerator = stream.tasks[:2], Accelerator(cpu=True)
+    for size in (5, 256):
+        found = accuracy_row(
+            method, tasks, lambda index: stream.test(stream.tasks[index]), accelerator=accelerator, batch_size=size
+        )
+        assert found == row
+    everything = accuracy_row(
+        method, stream.tasks, lambda index: stream.test(stream.tasks[index]), accelerator=accelerator
+    )
+    assert everything == [0.0, 0.0, 0.5]  # class 5 is in the third task
+
+
+def test_evaluation_runs_on_merged_weights_and_puts_the_adapters_back(
+    tiny_encoder: MakeEncoder, stream: Stream
+) -> None:
+    kind = find_method("sd_lora")
+    method = kind(kind.Config(name="sd_lora"), tiny_encoder())
+    method.grow(stream.tasks[0])
+    adapted = [type(module) for module in method.encoder.modules()].count(AdaptedLinear)
+    seen: list[int] = []
+
+    def test_data(index: int) -> object:
+        seen.append([type(module) for module in method.encoder.modules()].count(AdaptedLinear))
+        return stream.test(stream.tasks[index])
+
+    original = method.predict
+
+    def predict(inputs: Tensor) -> Tensor:
+        seen.append([type(module) for module in method.encoder.modules()].count(AdaptedLinear))
+        return original(inputs)
+
+    method.predict = predict
+    accuracy_row(method, stream.tasks[:1], test_data, accelerator=Accelerator(cpu=True))
+    assert adapted > 0
+    assert seen == [adapted, 0]
+    assert [type(module) for module in method.encoder.modules()].count(AdaptedLinear) == adapted

@@ -1,0 +1,115 @@
+"""A finished run as an object: predictions from files and arrays, earlier tasks, and the merged model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+from lorica.adapters.linear import AdaptedLinear
+from lorica.data.samples import ImageArrays
+from lorica.data.sources import Source
+from lorica.errors import DataError, LoricaError
+from lorica.learner import Learner, load
+from lorica.results import Result
+from lorica.run import run
+
+
+@pytest.fixture(scope="module")
+def learner(finished_run: Result) -> Learner:
+    assert finished_run.path is not None
+    return load(finished_run.path)
+
+
+@pytest.fixture(scope="module")
+def images(six_classes: Source) -> list[np.ndarray]:
+    assert isinstance(six_classes.test, ImageArrays)
+    return list(six_classes.test.images)
+
+
+def test_predictions_are_those_of_the_evaluation(
+    learner: Learner, images: list[np.ndarray], six_classes: Source, finished_run: Result
+) -> None:
+    truth = [six_classes.class_names[label] for label in six_classes.test.labels]
+    predicted = learner.predict(images)
+    for task, accuracy in zip(finished_run.tasks, finished_run.accuracy[-1], strict=True):
+        right = [p == t for p, t in zip(predicted, truth, strict=True) if t in task["classes"]]
+        assert np.mean(right) == pytest.approx(accuracy)
+
+
+def test_files_arrays_and_floats_are_the_same_images(
+    learner: Learner, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    files: list[Path | str | np.ndarray] = [tmp_path / f"{number}.png" for number in range(3)]
+    for file, image in zip(files, images, strict=False):
+        Image.fromarray(image).save(file)
+    expected = learner.logits(images[:3])
+    assert torch.equal(learner.logits(files), expected)
+    assert torch.equal(learner.logits([str(file) for file in files]), expected)
+    assert torch.equal(learner.logits([image / 255 for image in images[:3]]), expected)
+    assert learner.logits([np.zeros((20, 10), np.uint8)]).shape == (1, 6)
+
+
+def test_a_prediction_does_not_depend_on_the_batch(learner: Learner, images: list[np.ndarray]) -> None:
+    torch.testing.assert_close(learner.logits(images, batch_size=5), learner.logits(images))
+    assert learner.predict([]) == []
+
+
+def test_images_that_cannot_be_read(learner: Learner, tmp_path: Path) -> None:
+    file = tmp_path / "note.png"
+    file.write_text("not an image")
+    with pytest.raises(DataError, match=r"note.png: not an image"):
+        learner.predict([file])
+    with pytest.raises(DataError, match=r"x_image: expected images of shape"):
+        learner.predict([np.zeros((8, 8, 2), np.uint8)])
+
+
+def test_an_earlier_task_knows_the_first_classes_only(finished_run: Result, images: list[np.ndarray]) -> None:
+    assert finished_run.path is not None
+    first = load(finished_run.path, task=0)
+    assert list(first.class_names) == finished_run.tasks[0]["classes"]
+    assert set(first.predict(images)) <= set(first.class_names)
+    assert len(load(finished_run.path).class_names) == 6
+
+
+@pytest.mark.parametrize("method", ["sd_lora", "full_finetune"])
+def test_the_merged_model_is_a_plain_timm_model(
+    method: str, small_recipe: dict[str, Any], images: list[np.ndarray], finished_run: Result, tmp_path: Path
+) -> None:
+    result = finished_run if method == "sd_lora" else run(small_recipe, out=tmp_path, progress=False, method=method)
+    assert result.path is not None
+    learner = load(result.path)
+    model = learner.merged_model().eval()
+    assert type(model) is VisionTransformer
+    assert not [module for module in model.modules() if isinstance(module, AdaptedLinear)]
+    encoder = learner.method.encoder
+    inputs = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+    with torch.no_grad():
+        logits = model((inputs - encoder.mean) / encoder.std)
+    torch.testing.assert_close(logits, learner.logits(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_method_without_a_linear_classifier_cannot_be_exported(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    run(small_recipe, out=tmp_path, progress=False, method="prototypes")
+    with pytest.raises(LoricaError, match=r"prototypes has no linear classifier to export; use Learner.predict"):
+        load(tmp_path).merged_model()
+
+
+def test_loading_and_exporting_leave_the_callers_random_state(finished_run: Result) -> None:
+    assert finished_run.path is not None
+    before = torch.get_rng_state()
+    load(finished_run.path).merged_model()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_cannot_be_loaded(finished_run: Result, tmp_path: Path) -> None:
+    with pytest.raises(LoricaError, match=r"not the folder of a run \(recipe.yaml is missing\)"):
+        load(tmp_path)
+    assert finished_run.path is not None
+    with pytest.raises(LoricaError, match=r"task_07: no checkpoint here"):
+        load(finished_run.path, task=7)

@@ -1,0 +1,158 @@
+"""The loop: what trains and what does not, the order of the hooks, schedules, and a loss that is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lorica.backbones.timm_vit import TimmViT
+from lorica.data.sources import Source
+from lorica.data.stream import Stream
+from lorica.errors import TrainingError
+from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
+from lorica.training import Fit, learn_task
+from lorica.types import Batch, Task
+
+MakeEncoder = Callable[..., TimmViT]
+
+
+class Recording(LinearHeadMethod):
+    """A linear probe that notes every hook, and what is frozen at that moment."""
+
+    name = "recording"
+
+    def __init__(self, encoder: TimmViT, losses_per_batch: int = 1) -> None:
+        super().__init__(MethodConfig(name=self.name), encoder)
+        self.calls: list[str] = []
+        self.losses_per_batch = losses_per_batch
+
+    def grow(self, task: Task) -> None:
+        self.calls.append("grow")
+        super().grow(task)
+
+    def begin_task(self, context: Context) -> None:
+        assert context.task == self.task
+        assert self.training
+        self.calls.append("begin_task")
+
+    def trainable(self) -> list[nn.Parameter]:
+        self.calls.append("trainable")
+        return self.head_parameters()
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        for number in range(self.losses_per_batch):
+            self.calls.append(f"loss {number}")
+            yield from super().losses(batch)
+
+    def edit_gradients(self) -> None:
+        assert all(parameter.grad is not None for parameter in self.head_parameters())
+        self.calls.append("edit_gradients")
+
+    def end_task(self, context: Context) -> None:
+        assert not self.training
+        assert not any(parameter.requires_grad for parameter in self.parameters())
+        assert sum(len(batch.labels) for batch in context.batches()) == 24
+        self.calls.append("end_task")
+
+
+@pytest.fixture
+def stream(six_classes: Source) -> Stream:
+    return Stream(six_classes, tasks=3, image_size=32)
+
+
+def fit(**changes: Any) -> Fit:
+    values = {
+        "epochs": 1,
+        "batch_size": 12,
+        "optimizer": "adam",
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "augment": "none",
+    }
+    return Fit(**(values | changes))
+
+
+def learn(method: LinearHeadMethod, stream: Stream, number: int, seed: int = 0, **changes: Any) -> None:
+    task = stream.tasks[number]
+    learn_task(method, task, stream.train(task), fit(**changes), seed=seed, accelerator=Accelerator(cpu=True))
+
+
+def test_the_hooks_in_their_order(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    method = Recording(tiny_encoder(), losses_per_batch=2)
+    learn(method, stream, 0)
+    step = ["loss 0", "edit_gradients", "loss 1", "edit_gradients"]
+    assert method.calls == ["grow", "begin_task", "trainable", *step, *step, "end_task"]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_only_what_is_trainable_changes(optimizer: str, tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    method = Recording(tiny_encoder())
+    learn(method, stream, 0, optimizer=optimizer)
+    before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
+    learn(method, stream, 1, optimizer=optimizer, weight_decay=0.1)
+    after = method.state_dict()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == []
+    assert all(parameter.grad is None for parameter in method.parameters())
+    started = Recording(tiny_encoder())
+    learn(started, stream, 0, optimizer=optimizer, learning_rate=1e-12)
+    assert not torch.equal(started.head.weights[0], method.head.weights[0])
+
+
+def test_a_task_depends_on_its_seed_alone(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    weights = []
+    for noise, seed in ((1, 0), (2, 0), (1, 1)):
+        torch.manual_seed(noise)
+        method = Recording(tiny_encoder())
+        before = torch.get_rng_state()
+        learn(method, stream, 0, seed=seed, augment="shift")
+        assert torch.equal(before, torch.get_rng_state())
+        weights.append(method.head.weights[0])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_the_cosine_schedule_falls_to_zero(
+    tiny_encoder: MakeEncoder, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    plain = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, closure: None = None) -> None:
+        rates.append(self.param_groups[0]["lr"])
+        plain(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    learn(Recording(tiny_encoder()), stream, 0, optimizer="sgd", schedule="cosine", epochs=2, batch_size=12)
+    assert rates == pytest.approx([0.1, 0.1 * (1 + 2**-0.5) / 2, 0.05, 0.1 * (1 - 2**-0.5) / 2])
+    rates.clear()
+    learn(Recording(tiny_encoder()), stream, 0, optimizer="sgd", epochs=2)
+    assert rates == [0.1] * 4
+
+
+def test_a_loss_that_is_not_finite_says_where(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    class Failing(Recording):
+        name = "failing"
+
+        def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+            for terms in super().losses(batch):
+                bad = self.calls.count("loss 0") == 4
+                yield terms | {"extra": torch.tensor(float("inf") if bad else 0.0)}
+
+    where = "failing: the loss became inf at task 1, epoch 2, step 2, learning rate 0.1; start anew with a lower fit.learning_rate"
+    with pytest.raises(TrainingError, match=where):
+        learn(Failing(tiny_encoder()), stream, 0, epochs=3)
+
+
+def test_learning_works(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    method = Recording(tiny_encoder())
+    learn(method, stream, 0, epochs=10)
+    batch = next(stream.test(stream.tasks[0]).batches(64, device=torch.device("cpu")))
+    with torch.no_grad():
+        assert (method.predict(batch.inputs).argmax(dim=1) == batch.labels).float().mean() > 0.9
