@@ -124,7 +124,9 @@ def test_errors(arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_image_size_must_fit_the_patches() -> None:
-    with pytest.raises(BackboneError, match=rf"backbone\.image_size: 40 is not a multiple of the patch size of {SMALL}, 16"):
+    with pytest.raises(
+        BackboneError, match=rf"backbone\.image_size: 40 is not a multiple of the patch size of {SMALL}, 16"
+    ):
         load_timm_vit(SMALL, image_size=40, pretrained=False)
 
 
