@@ -67,6 +67,35 @@ ARCHITECTURE: dict[str, int | str | bool] = {
 MEAN = STD = 0.5
 
 
+CLASS_SHARES = {"strokes": 0.64, "contours": 0.14, "fractals": 0.12, "textures": 0.1}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What determines a run, besides the code."""
+
+    classes: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.05  # share of the run
+    scale: float = 20.0  # of the cosine classifier
+    patch_drop: float = 0.5
+    whole: float = 0.2  # last share of the run, on whole images
+    coarse: float = 0.25  # share of the images reduced to a few pixels and enlarged again
+    severity: float = 1.0  # how far the instances of a stroke class lie apart
+    seed: int = 0
+    architecture: dict[str, int | str | bool] = field(default_factory=lambda: dict(ARCHITECTURE))
+
+    def class_counts(self) -> dict[str, int]:
+        return {name: max(3, round(self.classes * share)) for name, share in CLASS_SHARES.items()}
+
+    def rate_at(self, progress: float) -> float:
+        if progress < self.warm_up:
+            return self.learning_rate * max(progress / self.warm_up, 0.01)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
+
+
 # ----------------------------------------------------------------------------------------------- random helpers
 class Dice:
     """Random tensors from one generator on one device."""
@@ -140,7 +169,7 @@ class Family(Protocol):
     grey: float  # share of its images without colour
     own_colours: bool  # whether the two colours belong to the class
 
-    def draw(self, classes: Tensor, size: int, dice: Dice) -> Tensor: ...
+    def draw(self, classes: Tensor, size: int, dice: Dice, severity: float = 1.0) -> Tensor: ...
 
 
 class Strokes:
@@ -203,19 +232,19 @@ class Strokes:
                 basis[row, min(max(start + offset, 0), self.knots - 1)] += value
         return basis
 
-    def draw(self, classes: Tensor, size: int, dice: Dice) -> Tensor:
+    def draw(self, classes: Tensor, size: int, dice: Dice, severity: float = 1.0) -> Tensor:
         count = len(classes)
         knots, used = self.points[classes], self.used[classes]
-        severity = dice.uniform(0.4, 1.3, count)[:, None, None, None]
+        spread = severity * dice.uniform(0.4, 1.3, count)[:, None, None, None]
         centre = knots.mean(2, keepdim=True)
-        grow = 1.0 + severity * dice.normal(0.1, count, self.strokes, 1, 2)
-        knots = centre + (knots - centre) * grow + severity * dice.normal(0.06, count, self.strokes, 1, 2)
-        knots = knots + severity * dice.normal(0.035, *knots.shape)
+        grow = 1.0 + spread * dice.normal(0.1, count, self.strokes, 1, 2)
+        knots = centre + (knots - centre) * grow + spread * dice.normal(0.06, count, self.strokes, 1, 2)
+        knots = knots + spread * dice.normal(0.035, *knots.shape)
         basis = self.bases[self.smooth[classes].long()]  # [B, strokes, samples, knots]
         points = (basis @ knots).flatten(1, 2)
         wave = dice.normal(1.3, count, 2, 2)
         phase = dice.uniform(0.0, 2 * math.pi, count, 1, 2)
-        points = points + 0.12 * severity[:, 0] * torch.sin(points @ wave + phase)
+        points = points + 0.12 * spread[:, 0] * torch.sin(points @ wave + phase)
         matrix, shift = random_affine(count, dice, 0.17, (0.5, 0.95))
         points = points @ matrix.transpose(1, 2) + shift[:, None]
 
@@ -245,7 +274,7 @@ class Contours:
         self.filled = dice.chance(0.5, count)
         self.turn = dice.uniform(0.0, 2 * math.pi, count)
 
-    def draw(self, classes: Tensor, size: int, dice: Dice) -> Tensor:
+    def draw(self, classes: Tensor, size: int, dice: Dice, severity: float = 1.0) -> Tensor:
         count = len(classes)
         pixels = (torch.arange(size, device=dice.device) + 0.5) * (2.0 / size) - 1.0
         grid = torch.stack(torch.meshgrid(pixels, pixels, indexing="xy"), -1).view(1, -1, 2)
@@ -288,7 +317,7 @@ class Fractals:
         weights = torch.linalg.det(self.matrices).abs() + 0.05
         self.weights = weights * (torch.arange(self.maps, device=dice.device) < number[:, None])
 
-    def draw(self, classes: Tensor, size: int, dice: Dice) -> Tensor:
+    def draw(self, classes: Tensor, size: int, dice: Dice, severity: float = 1.0) -> Tensor:
         count = len(classes)
         matrices = self.matrices[classes] * dice.normal(0.05, count, self.maps, 1, 1).clamp(-0.15, 0.15).exp()
         shifts = self.shifts[classes] + dice.normal(0.05, count, self.maps, 2)
@@ -323,7 +352,7 @@ class Textures:
         self.phases = dice.uniform(0.0, 2 * math.pi, count, self.waves)
         self.bend = dice.integers(4, count)
 
-    def draw(self, classes: Tensor, size: int, dice: Dice) -> Tensor:
+    def draw(self, classes: Tensor, size: int, dice: Dice, severity: float = 1.0) -> Tensor:
         count = len(classes)
         pixels = (torch.arange(size, device=dice.device) + 0.5) * (2.0 / size) - 1.0
         grid = torch.stack(torch.meshgrid(pixels, pixels, indexing="xy"), -1).view(1, -1, 2)
@@ -344,17 +373,26 @@ FAMILIES: dict[str, type[Strokes] | type[Contours] | type[Fractals] | type[Textu
     "fractals": Fractals,
     "textures": Textures,
 }
-CLASS_SHARES = {"strokes": 0.64, "contours": 0.14, "fractals": 0.12, "textures": 0.1}
 SAMPLE_SHARES = {"strokes": 0.7, "contours": 0.12, "fractals": 0.09, "textures": 0.09}
 
 
 class FormulaImages:
     """All classes of all families, numbered one family after another, and the images drawn from them."""
 
-    coarse_sizes = (8, 10, 12, 16, 20)
+    coarse_sizes = (8, 8, 10, 12, 16, 20)
 
-    def __init__(self, classes: dict[str, int], seed: int, device: torch.device, size: int = 32) -> None:
+    def __init__(
+        self,
+        classes: dict[str, int],
+        seed: int,
+        device: torch.device,
+        size: int = 32,
+        *,
+        coarse: float = Recipe.coarse,
+        severity: float = Recipe.severity,
+    ) -> None:
         dice = Dice(seed, device)
+        self.coarse, self.severity = coarse, severity
         self.size, self.device, self.counts = size, device, classes
         self.families: dict[str, Family] = {name: FAMILIES[name](count, dice) for name, count in classes.items()}
         ends = torch.tensor(list(classes.values())).cumsum(0).tolist()
@@ -379,7 +417,7 @@ class FormulaImages:
             first = self.offsets[name]
             rows = ((classes >= first) & (classes < first + self.counts[name])).nonzero()[:, 0]
             if len(rows):
-                drawn = family.draw(classes[rows] - first, self.size, dice)
+                drawn = family.draw(classes[rows] - first, self.size, dice, self.severity)
                 back, front = self._colours(classes[rows], family, dice)
                 images[rows] = torch.lerp(back[..., None, None], front[..., None, None], drawn[:, None])
         noise = 0.05 * dice.uniform(0.0, 1.0, len(classes), 1, 1, 1) ** 3
@@ -402,41 +440,20 @@ class FormulaImages:
         return torch.where(flip, 1.0 - back, back), torch.where(flip, 1.0 - front, front)
 
     def _coarsen(self, images: Tensor, dice: Dice) -> Tensor:
-        """Reduce about a quarter of the images to a few pixels and enlarge them again."""
-        choice = dice.integers(4 * len(self.coarse_sizes), len(images))
+        """Reduce a share of the images to a few pixels and enlarge them again."""
+        choice = torch.where(
+            dice.chance(self.coarse, len(images)), dice.integers(len(self.coarse_sizes), len(images)), -1
+        )
         for index, coarse in enumerate(self.coarse_sizes):
             rows = (choice == index).nonzero()[:, 0]
             if len(rows) and coarse < self.size:
                 small = F.interpolate(images[rows], size=(coarse, coarse), mode="area")
-                images[rows] = F.interpolate(small, size=images.shape[-2:], mode="bilinear")
+                mode = "bilinear" if index % 2 else "bicubic"
+                images[rows] = F.interpolate(small, size=images.shape[-2:], mode=mode)
         return images
 
 
 # ----------------------------------------------------------------------------------------------------- training
-@dataclass(frozen=True)
-class Recipe:
-    """What determines a run, besides the code."""
-
-    classes: int = 2000
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
-    warm_up: float = 0.05  # share of the run
-    scale: float = 20.0  # of the cosine classifier
-    patch_drop: float = 0.5
-    whole: float = 0.2  # last share of the run, on whole images
-    seed: int = 0
-    architecture: dict[str, int | str | bool] = field(default_factory=lambda: dict(ARCHITECTURE))
-
-    def class_counts(self) -> dict[str, int]:
-        return {name: max(3, round(self.classes * share)) for name, share in CLASS_SHARES.items()}
-
-    def rate_at(self, progress: float) -> float:
-        if progress < self.warm_up:
-            return self.learning_rate * max(progress / self.warm_up, 0.01)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (progress - self.warm_up) / (1 - self.warm_up)))
-
-
 def initialise(model: VisionTransformer) -> None:
     """Start where the features already tell images apart, which saves a short run the long plateau.
 
@@ -464,7 +481,14 @@ class Trainer:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.device = recipe, device
-        self.images = FormulaImages(recipe.class_counts(), recipe.seed, device, int(recipe.architecture["img_size"]))
+        self.images = FormulaImages(
+            recipe.class_counts(),
+            recipe.seed,
+            device,
+            int(recipe.architecture["img_size"]),
+            coarse=recipe.coarse,
+            severity=recipe.severity,
+        )
         # the rate given here only makes timm build the layer that drops patches; `step` sets the share
         self.model = VisionTransformer(**recipe.architecture, patch_drop_rate=0.5).to(device)
         initialise(self.model)
@@ -535,6 +559,12 @@ class Trainer:
         progress = {"steps_done": self.steps_done, "seconds": self.seconds, "loss": self.loss}
         progress |= {"accuracy": self.accuracy, "drawing": self.drawing}
         write_tensors(tensors, path, {"recipe": json.dumps(asdict(self.recipe)), "progress": json.dumps(progress)})
+
+    def start_from(self, path: Path) -> None:
+        """Take the weights of an earlier run's checkpoint, and nothing else of it."""
+        with safe_open(path, framework="pt", device=str(self.device)) as file, torch.no_grad():
+            for name, value in self.names.items():
+                value.copy_(file.get_tensor(name))
 
     def load(self, path: Path) -> None:
         with safe_open(path, framework="pt", device=str(self.device)) as file:
@@ -648,6 +678,9 @@ def main(
     batch_size: Annotated[int, typer.Option()] = Recipe.batch_size,
     learning_rate: Annotated[float, typer.Option()] = Recipe.learning_rate,
     patch_drop: Annotated[float, typer.Option(help="share of patches dropped, but for the end")] = Recipe.patch_drop,
+    coarse: Annotated[float, typer.Option(help="share of images at a low resolution")] = Recipe.coarse,
+    severity: Annotated[float, typer.Option(help="how far instances of a stroke class differ")] = Recipe.severity,
+    start: Annotated[Path | None, typer.Option(help="begin with the weights of this earlier checkpoint")] = None,
     checkpoint: Annotated[Path, typer.Option(help="where the run is saved, and resumed from if it is there")] = Path(
         "runs/pretrain_tiny_vit.safetensors"
     ),
@@ -656,7 +689,13 @@ def main(
 ) -> None:
     """Pre-train lorica_tiny on images drawn from formulae."""
     recipe = Recipe(
-        classes=classes, batch_size=batch_size, learning_rate=learning_rate, patch_drop=patch_drop, seed=seed
+        classes=classes,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        patch_drop=patch_drop,
+        coarse=coarse,
+        severity=severity,
+        seed=seed,
     )
     torch.set_flush_denormal(True)
     trainer = Trainer(recipe, torch.device(device))
@@ -666,6 +705,8 @@ def main(
     if checkpoint.exists():
         trainer.load(checkpoint)
         print(f"resuming after step {trainer.steps_done} ({checkpoint})")
+    elif start is not None:
+        trainer.start_from(start)
     train(trainer, steps, minutes, checkpoint, save_every)
     novel = trainer.novel_accuracy()
     export(trainer, out, novel)
