@@ -1,5 +1,5 @@
 # Two commands: `make demo` shows lorica at work, `make test` checks it. Both set themselves up first.
-PYTHON ?= python3
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
 .PHONY: demo test setup lint
@@ -21,5 +21,5 @@ setup: .venv/.ready
 		{ echo "lorica needs Python 3.11 or newer; name one: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up .venv (once; a few minutes and about 6 GB, most of it torch) ..."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch .venv/.ready

@@ -38,6 +38,7 @@ def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> Non
         record: plain values to keep beside the tensors (the accuracy matrix so far, say).
     """
     temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    replaced = temporary.with_name(f"{temporary.name}.replaced")
     temporary.mkdir()
     try:
         state = {key: tensor.detach().cpu().contiguous() for key, tensor in method.own_state().items()}
@@ -56,16 +57,17 @@ def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> Non
         }
         (temporary / RECORD).write_text(json.dumps(head | {"seal": _seal(head)}, indent=1, allow_nan=False))
         if folder.exists():
-            shutil.rmtree(folder)
+            os.replace(folder, replaced)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The checkpoint of the last finished task in a run's folder, or None."""
-    found = (run / "checkpoints").glob("task_*")
-    return max(found, key=lambda path: int(path.name.removeprefix("task_")), default=None)
+    numbers = {path.name.removeprefix("task_"): path for path in (run / "checkpoints").glob("task_*")}
+    return max(((int(n), path) for n, path in numbers.items() if n.isdigit()), default=(0, None))[1]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -124,16 +126,16 @@ def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
     return head["record"]
 
 
-def load_learned(run: Path, method: Method, task: int | None = None) -> dict[str, Any]:
-    """`load_checkpoint` by a run's folder and a task's index (0 = the first; None = the last one finished).
+def load_learned(run: Path, method: Method, tasks: int | None = None) -> dict[str, Any]:
+    """`load_checkpoint` by a run's folder and a number of tasks learned (None = all that are finished).
 
     Raises:
         CheckpointError: see `load_checkpoint`; or no task has been finished.
     """
-    folder = latest_checkpoint(run) if task is None else run / "checkpoints" / f"task_{task:02d}"
+    folder = latest_checkpoint(run) if tasks is None else run / "checkpoints" / f"task_{tasks - 1:02d}"
     if folder is None:
         raise CheckpointError(f"{run}: no task has been finished yet; resume the run first")
-    with torch.random.fork_rng():  # growing draws starting values, which the tensors then replace
+    with torch.random.fork_rng([]):  # growing draws starting values, which the tensors then replace
         return load_checkpoint(folder, method)
 
 

@@ -127,14 +127,14 @@ def table(
 ) -> None:
     """Compare finished runs: mean and standard deviation over seeds for each method."""
     results = find_runs(runs)
-    rows = tables.summarise(results)
+    rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
-            console.print(tables.to_rich(rows))
+            console.print(tables.to_rich(rows, remarks))
         case Format.markdown:
-            typer.echo(tables.to_markdown(rows))
+            typer.echo(tables.to_markdown(rows, remarks))
         case Format.latex:
-            typer.echo(tables.to_latex(rows))
+            typer.echo(tables.to_latex(rows, remarks))
         case Format.csv:
             typer.echo(tables.to_csv(rows))
     if figures_in:
@@ -144,12 +144,10 @@ def table(
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="folder of a run")],
-    task: Annotated[
-        int | None, typer.Option(min=1, help="go back to the checkpoint after this task (1 = the first)")
-    ] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="go back to the checkpoint after this many tasks")] = None,
 ) -> None:
     """Test a run's checkpoint again, task by task."""
-    row, names = evaluate_run(folder, task=None if task is None else task - 1)
+    row, names = evaluate_run(folder, tasks=tasks)
     shown = Table("task", "classes", "accuracy %", title=str(folder), title_justify="left")
     for number, (accuracy, classes) in enumerate(zip(row, names, strict=True), start=1):
         shown.add_row(str(number), ", ".join(classes[:6]) + (" …" if len(classes) > 6 else ""), f"{100 * accuracy:.1f}")

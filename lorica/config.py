@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import MethodConfig, find_method
@@ -31,7 +31,10 @@ def _absolute(path: Path) -> Path:
 
 
 # absolute, so that the recipe saved with a run still holds when the run is loaded from another folder
-LocalPath = Annotated[Path, AfterValidator(_absolute)]
+# YAML reads a folder named 2024 as a number
+LocalPath = Annotated[
+    Path, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_absolute)
+]
 
 
 class Section(BaseModel):
@@ -62,7 +65,7 @@ class DataConfig(Section):
     source: str = Field(default="digits", description="digits, image_folder, cifar100 or arrays")
     root: LocalPath | None = Field(default=None, description="folder or file of the source")
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="share tested where the source has no test set")
-    split_seed: int = Field(default=0, description="seed of that split, and of the validation split")
+    split_seed: int = Field(default=0, ge=0, lt=2**32, description="seed of that split, and of the validation split")
     validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of the training data held out")
     evaluate_on: Literal["test", "validation"] = Field(default="test", description="`validation` for tuning")
     crop_pct: float = Field(
@@ -82,7 +85,9 @@ class StreamConfig(Section):
 
     tasks: int | None = Field(default=None, ge=1, description="number of tasks, as even as possible")
     classes_per_task: int | list[int] | None = Field(default=None, description="or their sizes; an uneven list is fine")
-    seed: int | None = Field(default=1993, description="seed of the class order; null keeps the source's own")
+    seed: int | None = Field(
+        default=1993, ge=0, lt=2**32, description="seed of the class order; null keeps the source's own"
+    )
 
     @model_validator(mode="after")
     def _one_division(self) -> StreamConfig:
@@ -124,7 +129,11 @@ class Recipe(Section):
 def packaged_recipes() -> dict[str, str]:
     """Packaged recipes by name, each with the first line of its header comment."""
     folder = resources.files("lorica") / "recipes"
-    texts = {entry.name.removesuffix(".yaml"): entry.read_text() for entry in folder.iterdir() if ".yaml" in entry.name}
+    texts = {
+        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
+        for entry in folder.iterdir()
+        if ".yaml" in entry.name
+    }
     return {name: texts[name].splitlines()[0].lstrip("# ") for name in sorted(texts)}
 
 
@@ -161,9 +170,12 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return "recipe", _nested(recipe)
     known = packaged_recipes()
     if str(recipe) in known:
-        origin, text = str(recipe), (resources.files("lorica") / "recipes" / f"{recipe}.yaml").read_text()
+        origin, text = (
+            str(recipe),
+            (resources.files("lorica") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"),
+        )
     elif Path(recipe).is_file():
-        origin, text = str(recipe), Path(recipe).read_text()
+        origin, text = str(recipe), Path(recipe).read_text(encoding="utf-8")
     else:
         near = difflib.get_close_matches(str(recipe), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"packaged ones are {', '.join(known)}"

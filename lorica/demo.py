@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -36,9 +39,9 @@ at the end. A method that learns every new pair but loses the old ones [bold]for
 and figures, each as PDF and PNG.
 {figures}
 [bold]What next[/]
-  lorica run digits method.name=lora_frozen        another method on the same digits ([italic]lorica list methods[/])
-  lorica run own_images data.root=FOLDER           your own images: one folder per class
-  lorica table {out} --format latex          the table for a paper
+  {lorica} run digits method.name=lora_frozen     another method on the same digits ({lorica} list methods)
+  {lorica} run own_images data.root=FOLDER        your own images: one folder per class
+  {lorica} table {out} --format latex       the table for a paper
 """
 
 
@@ -62,8 +65,13 @@ def show(out: Path, console: Console) -> list[Result]:
     drawn = figures.draw_all(results, out / "figures")
     console.print(_table(results))
     names = "".join(f"  {path}\n" for path in drawn if path.suffix == ".png")
-    console.print(CONCLUSION.format(out=out, figures=names), highlight=False)
+    console.print(CONCLUSION.format(out=out, figures=names, lorica=_command()), highlight=False)
     return results
+
+
+def _command() -> str:
+    """What to type for `lorica` here: its path when it is not on the shell's search path."""
+    return "lorica" if shutil.which("lorica") else os.path.relpath(Path(sys.executable).with_name("lorica"))
 
 
 def _table(results: list[Result]) -> Table:

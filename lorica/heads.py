@@ -38,7 +38,8 @@ class GrowingLinear(nn.Module):
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Logits over all classes seen, in stream order."""
-        return F.linear(features, *self.stacked())
+        with torch.autocast(features.device.type, enabled=False):  # in bfloat16 the best of many logits would tie
+            return F.linear(features.float(), *self.stacked())
 
 
 class ClassMeans(nn.Module):
@@ -56,9 +57,11 @@ class ClassMeans(nn.Module):
 
     def set_means(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
         """Sets the prototype of every class that occurs in `labels` to the mean of its raw features."""
+        features, labels = features.cpu().double(), labels.cpu()  # not every accelerator has double precision
         for label in labels.unique():
-            self.prototypes[label] = features[labels == label].double().mean(dim=0).to(self.prototypes)
+            self.prototypes[label] = features[labels == label].mean(dim=0).to(self.prototypes)
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Cosine of each feature with each prototype."""
-        return F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T
+        with torch.autocast(features.device.type, enabled=False):
+            return F.normalize(features.float(), dim=1) @ F.normalize(self.prototypes, dim=1).T

@@ -35,7 +35,10 @@ class Learner:
 
         Raises:
             DataError: an image that cannot be read.
+            TypeError: a single image instead of a sequence of them.
         """
+        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            raise TypeError("expected a sequence of images, got a single one; put it into a list")
         starts = range(0, len(images), batch_size)
         return torch.cat([self._logits(images[start : start + batch_size]) for start in starts])
 
@@ -61,12 +64,12 @@ class Learner:
         classifier = self.method.classifier()
         if classifier is None:
             raise LoricaError(f"{self.method.name} has no linear classifier to export; use Learner.predict")
-        with torch.no_grad(), torch.random.fork_rng(), merged(self.method.encoder) as encoder:
+        with torch.no_grad(), torch.random.fork_rng([]), merged(self.method.encoder) as encoder:
             return encoder.with_classifier(*classifier)
 
 
-def load(run: Path | str, *, task: int | None = None) -> Learner:
-    """The learner of a run's folder, as it was after its last task or after task number `task` (0 = the first).
+def load(run: Path | str, *, tasks: int | None = None) -> Learner:
+    """The learner of a run's folder, as it was after its last task, or after that many `tasks`.
 
     Raises:
         LoricaError: not a run's folder, no such checkpoint, or one that does not fit.
@@ -76,16 +79,10 @@ def load(run: Path | str, *, task: int | None = None) -> Learner:
     if not recipe_file.is_file():
         raise LoricaError(f"{folder.path}: not the folder of a run (recipe.yaml is missing)")
     recipe = read_recipe(recipe_file)
-    backbone = recipe.backbone
-    with torch.random.fork_rng():  # starting values are drawn, and then replaced
-        encoder = load_backbone(
-            backbone.name,
-            weights=backbone.weights,
-            image_size=backbone.image_size,
-            normalisation=backbone.normalisation,
-        )
+    with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
+        encoder = load_backbone(**recipe.backbone.model_dump())
         method = find_method(recipe.method.name)(recipe.method, encoder)
-    load_learned(folder.path, method, task)
+    load_learned(folder.path, method, tasks)
     return Learner(method, crop_pct=recipe.data.crop_pct)
 
 

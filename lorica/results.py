@@ -101,6 +101,7 @@ def metrics_of(
     diagnostics: Mapping[str, Any] | None = None,
     train_seconds: Sequence[float] = (),
     complete: bool = True,
+    recipe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The contents of metrics.json.
 
@@ -112,7 +113,8 @@ def metrics_of(
          "cross_entropy": "current_task",            or "all_seen"; null where the method has none
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
          "train_seconds": [61.2, …],                 one for each task
-         "complete": true}
+         "complete": true,
+         "recipe": {"method": {…}, "fit": {…}, …}}  every setting, as in recipe.yaml
 
     Args:
         tasks: of the whole stream, in order; the ones beyond the rows of `accuracy` have not been learned yet.
@@ -136,6 +138,7 @@ def metrics_of(
         "diagnostics": dict(diagnostics or {}),
         "train_seconds": list(train_seconds),
         "complete": complete,
+        "recipe": dict(recipe or {}),
     }
 
 

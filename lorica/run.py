@@ -23,7 +23,7 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
-from lorica.methods import Method, find_method
+from lorica.methods import LinearHeadMethod, Method, find_method
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import Result, RunFolder, environment, metrics_of
 from lorica.training import Fit, learn_task
@@ -77,7 +77,7 @@ def run(
     if source is not None:
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
-    if not resume and not overwrite and (folder.path / "recipe.yaml").exists():
+    if not resume and not overwrite and latest_checkpoint(folder.path) is not None:
         raise LoricaError(
             f"{folder.path}: holds a run already; --resume continues it, --overwrite starts it anew, "
             "or choose another folder with --out"
@@ -87,7 +87,7 @@ def run(
         return folder.read()
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
-    with shown as reporter, torch.random.fork_rng():
+    with shown as reporter:
         return _learn_stream(parts, folder, record is not None, reporter)
 
 
@@ -106,22 +106,26 @@ def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Re
 def check(
     recipe: Recipe | str | Path | Mapping[str, Any], *, source: Source | None = None, **overrides: Any
 ) -> tuple[Recipe, Stream]:
-    """Validates a recipe and its data without loading a backbone or training.
+    """Validates a recipe, its data and its backbone's name and shape; loads no weights and trains nothing.
 
     Raises:
         LoricaError: everything wrong with the recipe, or with the data.
     """
     resolved = read_recipe(recipe, overrides)
-    return resolved, _stream(resolved, source or _source(resolved), resolved.backbone.image_size or 32)
+    _require_device(resolved)
+    with torch.device("meta"):  # shapes without weights
+        encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
+        find_method(resolved.method.name)(resolved.method, encoder)
+    return resolved, _stream(resolved, source or _source(resolved), encoder.image_size)
 
 
 def evaluate(
-    folder: str | Path, *, task: int | None = None, source: Source | None = None
+    folder: str | Path, *, tasks: int | None = None, source: Source | None = None
 ) -> tuple[list[float], list[tuple[str, ...]]]:
     """Tests a run's checkpoint again: the accuracy on each task learned by then, and the tasks' class names.
 
     Args:
-        task: the checkpoint after this task (0 = the first); absent = the last.
+        tasks: the checkpoint after that many tasks; absent = the last one.
         source: the data again, for a run that was given it as an object.
 
     Raises:
@@ -132,27 +136,21 @@ def evaluate(
     if not file.is_file():
         raise LoricaError(f"{path}: not the folder of a run (recipe.yaml is missing)")
     parts = assemble(read_recipe(file), source)
-    load_learned(path, parts.method, task)
+    load_learned(path, parts.method, tasks)
     _require_same_classes(path, parts)
-    tasks = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
-    with progress_bar() as reporter, torch.random.fork_rng():
-        row = accuracy_row(parts.method, tasks, parts.test_data, accelerator=parts.accelerator, reporter=reporter)
-    return row, [each.class_names for each in tasks]
+    learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
+    with progress_bar() as reporter:
+        row = accuracy_row(parts.method, learned, parts.test_data, accelerator=parts.accelerator, reporter=reporter)
+    return row, [each.class_names for each in learned]
 
 
 def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
     """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was."""
     accelerator = _accelerator(recipe)
     source = source or _source(recipe)
-    backbone = recipe.backbone
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
-        encoder = load_backbone(
-            backbone.name,
-            weights=backbone.weights,
-            image_size=backbone.image_size,
-            normalisation=backbone.normalisation,
-        ).to(accelerator.device)
+        encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
         method = find_method(recipe.method.name)(recipe.method, encoder)
     return Assembly(recipe, _stream(recipe, source, encoder.image_size), method, accelerator)
@@ -170,7 +168,7 @@ def _source(recipe: Recipe) -> Source:
 
 def _stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
     data = recipe.data
-    return Stream(
+    stream = Stream(
         source,
         tasks=recipe.stream.tasks,
         classes_per_task=recipe.stream.classes_per_task,
@@ -181,13 +179,26 @@ def _stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
         validation_seed=data.split_seed,
         cache_bytes=int(data.cache_gib * 2**30),
     )
+    method = find_method(recipe.method.name)
+    own_logits = issubclass(method, LinearHeadMethod) and recipe.method.cross_entropy == "current_task"
+    alone = [task for task in stream.tasks if len(task.class_names) == 1]
+    if alone and own_logits and not method.learns_all_at_once:
+        raise RecipeError(
+            f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
+            "alone is always 0; use method.cross_entropy=all_seen, or larger tasks"
+        )
+    return stream
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
+def _require_device(recipe: Recipe) -> None:
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if recipe.device != "auto" and not available[recipe.device]:
         have = ", ".join(name for name, there in available.items() if there)
         raise RecipeError(f"device: {recipe.device} is not available on this machine; it has {have}; use device=auto")
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    _require_device(recipe)
     # Accelerate keeps its state for the whole process; runs that follow each other may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
@@ -262,6 +273,7 @@ def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: R
             diagnostics=diagnostics,
             train_seconds=seconds,
             complete=complete,
+            recipe=recipe.resolved(),
         )
         folder.write_metrics(metrics)
         folder.write_cost({"tasks": costs, "train_seconds": seconds})
@@ -296,10 +308,11 @@ def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
     Raises:
         LoricaError: the folder's run had another recipe; every key that differs.
     """
-    file = folder.path / "recipe.yaml"
-    if not file.exists():
+    newest = latest_checkpoint(folder.path)
+    if newest is None:
         return None
-    old, new = _flat(yaml.safe_load(file.read_text())), _flat(recipe.resolved())
+    file = folder.path / "recipe.yaml"
+    old, new = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(recipe.resolved())
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "device")
     if differing:
         raise LoricaError(
@@ -308,8 +321,7 @@ def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
                 for key in differing
             ]
         )
-    newest = latest_checkpoint(folder.path)
-    return None if newest is None else read_record(newest)["record"]
+    return read_record(newest)["record"]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -95,6 +95,7 @@ def _descend(
     schedule = _schedule(plain_optimizer, fit, steps * fit.epochs)
     optimizer = accelerator.prepare_optimizer(plain_optimizer)
     reporter.stage(f"{method.name}: task {task.index + 1}", steps * fit.epochs)
+    value = 0.0
     for epoch in range(fit.epochs):
         batches = data.batches(fit.batch_size, device=accelerator.device, augment=fit.augment, generator=generator)
         for step, batch in enumerate(batches):
@@ -113,6 +114,11 @@ def _descend(
                 optimizer.step()
             schedule.step()
             reporter.step(f"epoch {epoch + 1}/{fit.epochs}  loss {value:.3f}")
+    if not all(parameter.isfinite().all() for parameter in parameters):  # the loss of the last step was still finite
+        raise TrainingError(
+            f"{method.name}: parameters are not finite after task {task.index + 1}; "
+            "start anew with a lower fit.learning_rate"
+        )
     for parameter in parameters:
         parameter.requires_grad_(False)
         parameter.grad = None

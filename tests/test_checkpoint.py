@@ -169,4 +169,4 @@ def test_no_checkpoint(tmp_path: Path, tiny_encoder: MakeEncoder) -> None:
     with pytest.raises(CheckpointError, match="no task has been finished yet; resume the run first"):
         load_learned(tmp_path, method(tiny_encoder()))
     with pytest.raises(CheckpointError, match=r"task_03: no checkpoint here \(state.json is missing\)"):
-        load_learned(tmp_path, method(tiny_encoder()), task=3)
+        load_learned(tmp_path, method(tiny_encoder()), tasks=4)

@@ -69,7 +69,7 @@ def test_run_then_evaluate(lorica: Lorica, recipe_file: Path, tmp_path: Path, mo
     code, out, _ = lorica("evaluate", folder)
     assert code == 0
     assert re.findall(r"\d+\.\d", out)[-3:] == [f"{100 * accuracy:.1f}" for accuracy in metrics["accuracy"][-1]]
-    code, out, _ = lorica("evaluate", folder, "--task", 1)
+    code, out, _ = lorica("evaluate", folder, "--tasks", 1)
     assert code == 0
     assert metrics["tasks"][1]["classes"][0] not in out
 
@@ -161,7 +161,7 @@ def test_mistakes_are_lines_and_exit_code_2(lorica: Lorica, recipe_file: Path) -
         ["run"],
         ["list", "nothing"],
         ["rn", "digits"],
-        ["evaluate", "nowhere", "--task", "0"],
+        ["evaluate", "nowhere", "--tasks", "0"],
         ["run", "digits", "--nope"],
     ],
 )

@@ -40,3 +40,11 @@ def test_rescaling_a_prototype_changes_no_score() -> None:
     before = means(x)
     means.prototypes[1] *= 100
     torch.testing.assert_close(means(x), before)
+
+
+def test_scores_are_in_full_precision_under_autocast() -> None:
+    head, means = GrowingLinear(4, device=CPU), ClassMeans(4, device=CPU)
+    for classifier in (head, means):
+        classifier.grow(3)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert classifier(torch.randn(2, 4).bfloat16()).dtype == torch.float32

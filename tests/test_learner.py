@@ -71,7 +71,7 @@ def test_images_that_cannot_be_read(learner: Learner, tmp_path: Path) -> None:
 
 def test_an_earlier_task_knows_the_first_classes_only(finished_run: Result, images: list[np.ndarray]) -> None:
     assert finished_run.path is not None
-    first = load(finished_run.path, task=0)
+    first = load(finished_run.path, tasks=1)
     assert list(first.class_names) == finished_run.tasks[0]["classes"]
     assert set(first.predict(images)) <= set(first.class_names)
     assert len(load(finished_run.path).class_names) == 6
@@ -112,4 +112,4 @@ def test_what_cannot_be_loaded(finished_run: Result, tmp_path: Path) -> None:
         load(tmp_path)
     assert finished_run.path is not None
     with pytest.raises(LoricaError, match=r"task_07: no checkpoint here"):
-        load(finished_run.path, task=7)
+        load(finished_run.path, tasks=8)

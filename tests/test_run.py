@@ -321,7 +321,7 @@ def test_evaluating_again_gives_the_rows_of_the_matrix(
     row, names = evaluate(folder)
     assert row == finished_run.accuracy[-1]
     assert [list(task) for task in names] == [task["classes"] for task in finished_run.tasks]
-    assert evaluate(folder, task=0)[0] == finished_run.accuracy[0]
+    assert evaluate(folder, tasks=1)[0] == finished_run.accuracy[0]
 
 
 def test_evaluating_what_is_not_a_run(tmp_path: Path) -> None:

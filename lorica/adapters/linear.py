@@ -76,7 +76,7 @@ class AdaptedLinear(nn.Module):
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """A plain linear layer with the increments in its weight; this module and its bits stay as they are."""
-        plain = skip_init(  # nn.Linear itself would draw random numbers
+        plain: Any = skip_init(  # nn.Linear itself would draw random numbers
             nn.Linear,
             self.linear.in_features,
             self.linear.out_features,

@@ -55,12 +55,13 @@ class LowRankSum(nn.Module):
         up, down: the factors that train (parameters), [d_out, r] and [r, d_in].
         frozen_up, frozen_down: earlier factors, [d_out, R] and [R, d_in] with R the sum of their ranks (buffers).
         frozen_norms: what each frozen direction's coefficient is divided by, [t - 1] (buffer).
-        ranks: rank of each frozen direction.
+        ranks: rank of each frozen direction; `rank_sizes` is the same on the device.
     """
 
     frozen_up: Tensor
     frozen_down: Tensor
     frozen_norms: Tensor
+    rank_sizes: Tensor
 
     def __init__(self, out_features: int, in_features: int, *, device: torch.device) -> None:
         super().__init__()
@@ -70,6 +71,7 @@ class LowRankSum(nn.Module):
         self.register_buffer("frozen_up", torch.empty(out_features, 0, device=device))
         self.register_buffer("frozen_down", torch.empty(0, in_features, device=device))
         self.register_buffer("frozen_norms", torch.empty(0, device=device))
+        self.register_buffer("rank_sizes", torch.empty(0, dtype=torch.long, device=device), persistent=False)
 
     @torch.no_grad()
     def grow(self, rank: int, *, zero_up: bool, norm: Norm = frobenius_norm) -> None:
@@ -80,6 +82,7 @@ class LowRankSum(nn.Module):
         """
         if self.up.shape[1]:
             self.ranks.append(self.up.shape[1])
+            self.rank_sizes = torch.tensor(self.ranks, device=self.up.device)
             self.frozen_up = torch.cat([self.frozen_up, self.up.detach()], dim=1)
             self.frozen_down = torch.cat([self.frozen_down, self.down.detach()], dim=0)
             self.frozen_norms = torch.cat([self.frozen_norms, norm(self.up, self.down).view(1)])
@@ -104,9 +107,8 @@ class LowRankSum(nn.Module):
         current = self.up @ (coefficient * self.down)
         if not self.ranks:
             return current
-        ranks = torch.tensor(self.ranks, device=self.frozen_norms.device)
         scales = frozen_coefficients / self.frozen_norms
-        per_row = scales.repeat_interleave(ranks, output_size=self.frozen_down.shape[0])
+        per_row = scales.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
         return torch.addmm(current, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
 
 

@@ -24,15 +24,22 @@ def backbone_names() -> dict[str, str]:
 
 
 def load_backbone(
-    name: str, *, weights: Path | None = None, image_size: int | None = None, normalisation: str = "backbone"
+    name: str,
+    *,
+    weights: Path | None = None,
+    image_size: int | None = None,
+    normalisation: str = "backbone",
+    pretrained: bool = True,
 ) -> Encoder:
-    """The backbone that a recipe names: `lorica_tiny`, or any timm ViT.
+    """The backbone that a recipe names: `lorica_tiny`, or any timm ViT; `pretrained=False` skips the latter's weights.
 
     Raises:
         BackboneError: see `load_timm_vit` and `load_tiny`.
     """
     if name != TINY:
-        return load_timm_vit(name, weights=weights, image_size=image_size, normalisation=normalisation)
+        return load_timm_vit(
+            name, weights=weights, image_size=image_size, normalisation=normalisation, pretrained=pretrained
+        )
     if weights is not None:
         raise BackboneError(f"backbone.weights: {TINY} ships with its weights; leave the key out")
     return load_tiny(image_size=image_size, normalisation=normalisation)

@@ -88,6 +88,8 @@ class TimmViT(Encoder):
             vit.head.weight.copy_(weight)
             if bias is not None:
                 vit.head.bias.copy_(bias)
+        if hasattr(vit, "head_dist"):  # distilled models average two heads, each on its own token
+            vit.head_dist = copy.deepcopy(vit.head)
         return vit
 
 
@@ -123,7 +125,7 @@ def load_timm_vit(
     options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
     if image_size is not None:
         options["img_size"] = image_size
-    if weights is not None:
+    if weights is not None and pretrained:
         options["pretrained_cfg_overlay"] = {"file": str(weights)}
     try:
         vit = timm.create_model(name, **options)
@@ -137,7 +139,7 @@ def load_timm_vit(
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise BackboneError(f"backbone.name: {name} is a {type(vit).__name__}, not a VisionTransformer")
-    if weights is not None:
+    if weights is not None and pretrained:
         _require_all_layers(vit, Path(weights), name)
     side, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
     if side % patch:

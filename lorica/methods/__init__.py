@@ -12,9 +12,9 @@ from pathlib import Path
 from types import ModuleType
 
 from lorica.errors import RecipeError
-from lorica.methods.base import Context, Method, MethodConfig
+from lorica.methods.base import Context, LinearHeadMethod, LowRankConfig, Method, MethodConfig
 
-__all__ = ["Context", "Method", "MethodConfig", "find_method", "method_names"]
+__all__ = ["Context", "LinearHeadMethod", "LowRankConfig", "Method", "MethodConfig", "find_method", "method_names"]
 
 
 def method_names() -> list[str]:

@@ -20,24 +20,16 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LinearHeadMethod, MethodConfig
+from lorica.methods.base import LinearHeadMethod, LowRankConfig
 from lorica.types import Task
 
 
-class AblationConfig(MethodConfig):
-    """Options that all three rows have."""
-
-    rank: int = Field(default=10, ge=1, description="rank of a direction")
-    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
-
-
-class LoRAFrozenConfig(AblationConfig):
+class LoRAFrozenConfig(LowRankConfig):
     """Options of row C."""
 
     frozen_coefficient: Literal["one", "learned"] = "one"
@@ -46,12 +38,12 @@ class LoRAFrozenConfig(AblationConfig):
 class Ablation(LinearHeadMethod):
     """The common part; the rows differ in two switches."""
 
-    Config = AblationConfig
-    config: AblationConfig
+    Config = LowRankConfig
+    config: LowRankConfig
     new_direction_per_task: ClassVar[bool] = False
     direction_trains: ClassVar[Literal["always", "first_task"]] = "always"
 
-    def __init__(self, config: AblationConfig, encoder: Encoder) -> None:
+    def __init__(self, config: LowRankConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)
@@ -69,17 +61,8 @@ class Ablation(LinearHeadMethod):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        first = len(self.tasks) == 1
-        if first or self.new_direction_per_task:
+        if len(self.tasks) == 1 or self.new_direction_per_task:
             self.directions.grow(self.config.rank, zero_up=False)
-        if not first and self.new_direction_per_task:
-            self._freeze_magnitude()
-
-    def _freeze_magnitude(self) -> None:
-        learned = getattr(self.config, "frozen_coefficient", "one") == "learned"
-        finished = self.magnitude.detach() if learned else torch.ones_like(self.magnitude)
-        self.frozen_magnitudes = torch.cat([self.frozen_magnitudes, finished.view(1)])
-        self.magnitude = nn.Parameter(torch.ones_like(self.magnitude))
 
     def trainable(self) -> list[nn.Parameter]:
         parameters = [self.magnitude, *self.head_parameters()]
@@ -111,3 +94,12 @@ class LoRAFrozen(Ablation):
     Config = LoRAFrozenConfig
     config: LoRAFrozenConfig
     new_direction_per_task = True
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        if len(self.tasks) > 1:
+            finished = self.magnitude.detach()
+            if self.config.frozen_coefficient == "one":
+                finished = torch.ones_like(finished)
+            self.frozen_magnitudes = torch.cat([self.frozen_magnitudes, finished.view(1)])
+            self.magnitude = nn.Parameter(torch.ones_like(finished))

@@ -46,6 +46,13 @@ class MethodConfig(BaseModel):
     )
 
 
+class LowRankConfig(MethodConfig):
+    """What every low-rank method can be told."""
+
+    rank: int = Field(default=10, ge=1, description="rank of a direction")
+    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
+
+
 @dataclass(frozen=True)
 class Context:
     """What `begin_task` and `end_task` may look at: the task, and its training data in order and not augmented."""

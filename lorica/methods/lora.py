@@ -6,38 +6,30 @@ grows by a block of rows per task.
 
 `joint` is the same model given the data of all tasks at once, the upper bound of a class-incremental comparison. Its
 accuracy matrix asks that one final model at every stage about the classes seen by then: row t is a bound on row t.
-No reference code exists for either; optimiser and epochs are those of the comparison.
+It trains the update and all head rows once. No reference code exists for either; optimiser and epochs are those of the comparison.
 """
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LinearHeadMethod, MethodConfig
+from lorica.methods.base import LinearHeadMethod, LowRankConfig
 from lorica.types import Task
-
-
-class LoRAConfig(MethodConfig):
-    """Options of plain LoRA."""
-
-    rank: int = Field(default=10, ge=1, description="rank of the update")
-    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
 
 
 class LoRA(LinearHeadMethod):
     """One low-rank update for all tasks."""
 
     name = "lora"
-    Config = LoRAConfig
-    config: LoRAConfig
+    Config = LowRankConfig
+    config: LowRankConfig
 
-    def __init__(self, config: LoRAConfig, encoder: Encoder) -> None:
+    def __init__(self, config: LowRankConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)

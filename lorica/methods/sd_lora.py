@@ -39,16 +39,14 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LinearHeadMethod, MethodConfig
+from lorica.methods.base import LinearHeadMethod, LowRankConfig
 from lorica.types import Task
 
 
-class SDLoRAConfig(MethodConfig):
+class SDLoRAConfig(LowRankConfig):
     """Options of SD-LoRA."""
 
     variant: Literal["paper", "released_code"] = "paper"
-    rank: int = Field(default=10, ge=1, description="rank of each task's direction")
-    projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
     reset_magnitudes: bool | None = Field(
         default=None, description="start all magnitudes anew at each task; absent = as the variant does"
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +19,9 @@ from lorica.results import Result
 CAPTION = "Percent; mean ± sample standard deviation over seeds."
 MEASURES = {"acc": "Acc", "aaa": "AAA", "forgetting": "Forgetting", "new_task": "New task"}
 """The measures in a table (see `lorica.metrics`) and their headings."""
+
+INCIDENTAL = ("seed", "device", "data.root", "data.cache_gib", "backbone.weights")
+"""Keys of a recipe in which runs of one row may differ."""
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
@@ -70,8 +74,9 @@ def summarise(
 ) -> list[Row]:
     """Put runs together that differ in their seeds only.
 
-    Runs share a row if method, variant, the number of tasks and the set of classes are the same. Runs that are not complete
-    are left out; `notes` names them. Where the streams in one table differ, the labels say which is which.
+    Runs share a row if method, variant, the number of tasks, the set of classes and all settings of the recipe but seeds
+    of training, device and places on disk are the same. Runs that are not complete are left out; `notes` names them. Where
+    streams or settings in one table differ, the labels say which is which.
 
     Args:
         by: a further label of a run that keeps runs apart, such as the data set or a setting under study.
@@ -82,19 +87,22 @@ def summarise(
     """
     if sort is not None and sort not in MEASURES:
         raise LoricaError(f"sort: unknown measure {sort!r}; expected one of {', '.join(MEASURES)}")
-    groups: dict[tuple[str, str | None, str, int, frozenset[str]], list[Result]] = {}
+    groups: dict[tuple[Any, ...], list[Result]] = {}
     for run in results:
         if run.complete:
             classes = frozenset(name for task in run.tasks for name in task["classes"])
             key = (run.method, run.variant, by(run) if by else "", len(run.tasks), classes)
-            groups.setdefault(key, []).append(run)
-    one_stream = len({key[3:] for key in groups}) < 2
+            groups.setdefault((*key, tuple(_settings(run).items())), []).append(run)
+    one_stream = len({key[3:5] for key in groups}) < 2
     rows = []
-    for (method, variant, extra, tasks, classes), runs in groups.items():
+    for key, runs in groups.items():
+        method, variant, extra, tasks, classes, settings = key
         stream = "" if one_stream else f"{len(classes)} classes in {tasks} tasks"
+        rivals = [dict(other[5]) for other in groups if other[:5] == key[:5]]
+        told_apart = [f"{name}={value}" for name, value in settings if any(r.get(name) != value for r in rivals)]
         rows.append(
             Row(
-                label=", ".join(filter(None, (runs[0].label, extra, stream))),
+                label=", ".join(filter(None, (runs[0].label, extra, *told_apart, stream))),
                 method=method,
                 variant=variant,
                 extra=extra,
@@ -181,6 +189,19 @@ def _cells(rows: Sequence[Row], plus_minus: str = "±") -> list[list[str]]:
         [row.label, str(row.seeds), *(getattr(row, measure).percent(plus_minus) for measure in MEASURES)]
         for row in rows
     ]
+
+
+def _settings(run: Result, incidental: Sequence[str] = INCIDENTAL) -> dict[str, str]:
+    """The recipe's settings by dotted key, in order, without those that a comparison may ignore."""
+
+    def flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+            elif f"{prefix}{key}" not in incidental:
+                yield f"{prefix}{key}", str(value)
+
+    return dict(sorted(flat(run.metrics.get("recipe", {}), "")))
 
 
 def _name(run: Result) -> str:

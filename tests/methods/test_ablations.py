@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from lorica.methods.ablations import AblationConfig, LoRAFixed, LoRAFrozen, LoRAFrozenConfig, LoRASingle
-from lorica.methods.lora import LoRA, LoRAConfig
+from lorica.data.stream import Stream
+from lorica.methods.ablations import LoRAFixed, LoRAFrozen, LoRAFrozenConfig, LoRASingle
+from lorica.methods.base import LowRankConfig
+from lorica.methods.lora import LoRA
+from lorica.methods.sd_lora import SDLoRA
+from lorica.training import Fit, learn_task
 from lorica.types import Task
 
 
@@ -14,7 +19,7 @@ def task(index: int) -> Task:
 
 def grown(kind, encoder, tasks: int, config=None):
     torch.manual_seed(0)
-    method = kind(config or AblationConfig(name=kind.name, rank=3), encoder)
+    method = kind(config or LowRankConfig(name=kind.name, rank=3), encoder)
     for index in range(tasks):
         method.grow(task(index))
     return method
@@ -61,8 +66,31 @@ def test_row_c_freezes_earlier_coefficients(tiny_encoder, choice: str, coefficie
 
 def test_plain_lora_starts_as_the_frozen_backbone(tiny_encoder) -> None:
     x = torch.rand(3, 3, 32, 32)
-    method = grown(LoRA, tiny_encoder(), 1, LoRAConfig(name="lora", rank=3))
+    method = grown(LoRA, tiny_encoder(), 1, LowRankConfig(name="lora", rank=3))
     assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
     factors = method.updates.factors()
     method.grow(task(1))
     assert all(a is b for a, b in zip(factors, method.updates.factors(), strict=True))
+
+
+def test_rows_a_b_and_sd_lora_agree_after_the_first_task(tiny_encoder, six_classes) -> None:
+    stream = Stream(six_classes, tasks=3, image_size=32)
+    fit = Fit(
+        epochs=2,
+        batch_size=8,
+        optimizer="adam",
+        learning_rate=0.01,
+        momentum=0.9,
+        weight_decay=0.0,
+        schedule="constant",
+        augment="shift",
+    )
+    x = torch.rand(3, 3, 32, 32)
+    logits = []
+    for kind in (SDLoRA, LoRAFixed, LoRASingle):
+        method = kind(kind.Config(name=kind.name, rank=3), tiny_encoder())
+        first = stream.tasks[0]
+        learn_task(method, first, stream.train(first), fit, seed=4, accelerator=Accelerator(cpu=True))
+        logits.append(method.predict(x))
+    torch.testing.assert_close(logits[1], logits[0])
+    torch.testing.assert_close(logits[2], logits[0])
