@@ -58,7 +58,9 @@ def main(
     folders = [default_folder(recipe, read_recipe(recipe, plan)) for plan in plans]
     if not table_only:
         with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda plan: _run(recipe, plan, jobs), zip(plans, folders, strict=True)))
+            done = list(pool.map(lambda plan: _run(recipe, plan, jobs), zip(plans, folders, strict=True)))
+        if not all(done):
+            console.print("Some runs failed: started again, this command tries those again.", style="red")
     results = find_runs([folder for folder in folders if (folder / "metrics.json").exists()])
     _write(recipe, results, out)
 
@@ -67,16 +69,19 @@ def _variant(method: str) -> list[str]:
     return [f"method.variant={method.split(':')[1]}"] if ":" in method else []
 
 
-def _run(recipe: str, plan: tuple[list[str], Path], jobs: int) -> None:
+def _run(recipe: str, plan: tuple[list[str], Path], jobs: int) -> bool:
+    """Whether the run is complete now; what went wrong is printed."""
     overrides, folder = plan
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     command = [sys.executable, "-m", "lorica", "run", recipe, *overrides, "--out", str(folder), "--resume"]
     done = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=False
     )
+    failed = done.returncode != 0
     console.print(
-        f"{folder}: {'done' if done.returncode == 0 else done.stderr.strip().splitlines()[-1]}", highlight=False
+        f"{folder}: {(done.stderr.strip() or f'exit {done.returncode}') if failed else 'done'}", highlight=False
     )
+    return not failed
 
 
 def _write(recipe: str, results: Sequence[Result], out: Path) -> None:
@@ -88,11 +93,24 @@ def _write(recipe: str, results: Sequence[Result], out: Path) -> None:
         if drawn is not None:
             figures.save(drawn, out / f"{recipe}-magnitudes")
     write_text(out / f"{recipe}.md", _page(recipe, tables.summarise(complete, sort="acc"), tables.notes(results)))
-    write_json(out / f"{recipe}.json", [{"label": r.label, "cost": _cost(r), **r.metrics} for r in complete])
+    kept = (
+        "seed",
+        "accuracy",
+        "acc",
+        "aaa",
+        "acc_samples",
+        "aaa_samples",
+        "forgetting",
+        "bwt",
+        "new_task",
+        "train_seconds",
+    )
+    runs = [{"label": r.label} | {key: r.metrics[key] for key in kept} | {"magnitudes": r.magnitudes} for r in complete]
+    write_json(out / f"{recipe}.json", runs)
 
 
 def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
-    run = rows[0].runs[0]
+    run = next((row for row in rows if row.label == "sd_lora"), rows[0]).runs[0]
     assert run.path is not None
     settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
     machine = json.loads((run.path / "environment.json").read_text())
@@ -102,10 +120,12 @@ def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
     lines = [
         f"# {recipe}",
         "",
-        "Made by `benchmarks/results_table.py`; do not edit. What it says is discussed in [README.md](README.md).",
+        "Made by the following command; do not edit. What it says is discussed in [README.md](README.md).",
+        "",
+        f"    python benchmarks/results_table.py {recipe} --seeds 0,1,2 --jobs 2 data.root=… backbone.weights=…",
         "",
         f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order RandomState({settings['stream']['seed']}), backbone "
-        f"{machine['backbone']['tag']} at {settings['backbone']['image_size']} pixels, {fit['epochs']} epochs a task, batches of "
+        f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, {fit['epochs']} epochs a task, batches of "
         f"{fit['batch_size']}, augmentation: {fit['augment']}. {fit['optimizer']} at {fit['learning_rate']:g} "
         "unless a method's own file says otherwise. "
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}.",

@@ -23,7 +23,7 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
-from lorica.methods import LinearHeadMethod, Method, find_method
+from lorica.methods import LinearHeadMethod, LowRankConfig, Method, find_method
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import Result, RunFolder, environment, metrics_of
 from lorica.training import Fit, learn_task
@@ -115,7 +115,8 @@ def check(
     _require_device(resolved)
     with torch.device("meta"):  # shapes without weights
         encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
-        find_method(resolved.method.name)(resolved.method, encoder)
+    if isinstance(resolved.method, LowRankConfig):
+        encoder.select(resolved.method.projections)
     return resolved, _stream(resolved, source or _source(resolved), encoder.image_size)
 
 

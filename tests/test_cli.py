@@ -132,9 +132,9 @@ def test_backbones_start_with_the_embedded_one(lorica: Lorica) -> None:
 
 
 def test_check_describes_the_stream(lorica: Lorica, recipe_file: Path, tmp_path: Path) -> None:
-    code, out, _ = lorica("check", recipe_file, "stream.classes_per_task=[1, 2, 3]")
+    code, out, _ = lorica("check", recipe_file, "stream.classes_per_task=[2, 4]")
     assert code == 0
-    assert out.startswith("valid: sd_lora on test_vit, arrays: 6 classes in 3 tasks of 1 to 3, 72 training and 36 test")
+    assert out.startswith("valid: sd_lora on test_vit, arrays: 6 classes in 2 tasks of 2 to 4, 72 training and 36 test")
     assert [file.name for file in tmp_path.iterdir()] == ["mine.yaml"]
 
 

@@ -330,9 +330,9 @@ def test_evaluating_what_is_not_a_run(tmp_path: Path) -> None:
 
 
 def test_check_returns_recipe_and_stream(small_recipe: Recipe) -> None:
-    recipe, stream = check(small_recipe, **{"stream.classes_per_task": [1, 2, 3]})
+    recipe, stream = check(small_recipe, **{"stream.classes_per_task": [2, 4]})
     assert recipe.stream.tasks is None
-    assert [len(task.class_names) for task in stream.tasks] == [1, 2, 3]
+    assert [len(task.class_names) for task in stream.tasks] == [2, 4]
     with pytest.raises(LoricaError, match="sums to 3, but there are 6 classes"):
         check(small_recipe, **{"stream.classes_per_task": [1, 2]})
 
@@ -404,3 +404,44 @@ def test_progress_is_reported(small_recipe: Recipe, tmp_path: Path) -> None:
         text for task in (1, 2, 3) for text in (f"sd_lora: task {task}", "sd_lora: testing")
     ]
     assert recorder.steps == sum(steps for _, steps in recorder.stages)
+
+
+def test_a_single_class_with_a_loss_over_its_own_logits_is_refused(six_classes) -> None:
+    with pytest.raises(
+        LoricaError, match=r"method\.cross_entropy: task 1 has a single class.*use method\.cross_entropy=all_seen"
+    ):
+        check("digits", source=six_classes, stream={"classes_per_task": 1})
+    check("digits", source=six_classes, stream={"classes_per_task": 1}, method={"cross_entropy": "all_seen"})
+    check("digits", source=six_classes, stream={"classes_per_task": 1}, **{"method.name": "prototypes"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"backbone": {"name": "nonsense"}}, r"backbone\.name: timm has no model 'nonsense'"),
+        ({"method": {"projections": ["zz"]}}, r"method\.projections: lorica_tiny has no projection zz"),
+        (
+            {"backbone": {"name": "deit_tiny_patch16_224", "image_size": 40}},
+            r"backbone\.image_size: 40 is not a multiple",
+        ),
+        (
+            {"backbone": {"name": "deit_tiny_patch16_224", "weights": "no.safetensors"}},
+            r"backbone\.weights: .*is not a file",
+        ),
+    ],
+)
+def test_check_knows_backbones_without_loading_weights(overrides: dict, message: str) -> None:
+    with pytest.raises(LoricaError, match=message):
+        check("digits", **overrides)
+
+
+def test_a_run_that_failed_in_its_first_task_does_not_block_its_folder(six_classes, tmp_path: Path) -> None:
+    recipe = {"method": "linear_probe", "stream": {"tasks": 3}, "fit": {"epochs": 1, "batch_size": 8}}
+    with pytest.raises(TrainingError):
+        run(
+            recipe | {"method": "full_finetune", "fit": {"epochs": 4, "optimizer": "sgd", "learning_rate": 1e30}},
+            source=six_classes,
+            out=tmp_path,
+            progress=False,
+        )
+    assert run(recipe, source=six_classes, out=tmp_path, progress=False).complete

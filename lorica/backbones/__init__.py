@@ -31,7 +31,7 @@ def load_backbone(
     normalisation: str = "backbone",
     pretrained: bool = True,
 ) -> Encoder:
-    """The backbone that a recipe names: `lorica_tiny`, or any timm ViT; `pretrained=False` skips the latter's weights.
+    """The backbone that a recipe names: `lorica_tiny`, or any timm ViT; `pretrained=False` skips its weights.
 
     Raises:
         BackboneError: see `load_timm_vit` and `load_tiny`.
@@ -42,4 +42,4 @@ def load_backbone(
         )
     if weights is not None:
         raise BackboneError(f"backbone.weights: {TINY} ships with its weights; leave the key out")
-    return load_tiny(image_size=image_size, normalisation=normalisation)
+    return load_tiny(image_size=image_size, normalisation=normalisation, pretrained=pretrained)

@@ -18,8 +18,8 @@ NAME = "lorica_tiny"
 _FILES = Path(__file__).parent
 
 
-def load_tiny(*, image_size: int | None = None, normalisation: str = "backbone") -> TimmViT:
-    """The embedded ViT with its pre-trained weights; needs no network.
+def load_tiny(*, image_size: int | None = None, normalisation: str = "backbone", pretrained: bool = True) -> TimmViT:
+    """The embedded ViT with its pre-trained weights (or, for its shape alone, without); needs no network.
 
     Raises:
         BackboneError: another image size than the one it was trained for.
@@ -32,6 +32,7 @@ def load_tiny(*, image_size: int | None = None, normalisation: str = "backbone")
             f"not {image_size}; leave the key out"
         )
     vit = VisionTransformer(**architecture)
-    vit.load_state_dict(load_file(_FILES / f"{NAME}.safetensors"))
+    if pretrained:
+        vit.load_state_dict(load_file(_FILES / f"{NAME}.safetensors"))
     mean, std = UNIT if normalisation == "unit" else (card["mean"], card["std"])
     return TimmViT(vit, name=NAME, tag=card["checkpoint"], mean=mean, std=std)

@@ -81,6 +81,15 @@ def test_classifier_copy_is_a_plain_timm_model(tiny_encoder) -> None:
     assert isinstance(encoder.vit.head, nn.Identity)
 
 
+def test_a_distilled_model_keeps_its_two_tokens_in_the_classifier_copy() -> None:
+    encoder = load_timm_vit("deit_tiny_distilled_patch16_224", image_size=32, pretrained=False).eval()
+    weight, bias = torch.randn(4, encoder.width), torch.randn(4)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        logits = encoder.with_classifier(weight, bias).eval()((x - encoder.mean) / encoder.std)
+        torch.testing.assert_close(logits, encoder.features(x) @ weight.T + bias, atol=1e-5, rtol=1e-5)
+
+
 def test_fingerprint_follows_the_weights(tiny_encoder) -> None:
     one, same, other = tiny_encoder(), tiny_encoder(), tiny_encoder()
     with torch.no_grad():

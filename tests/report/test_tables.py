@@ -164,3 +164,12 @@ def test_the_csv_table_has_fractions(two_seeds: list[Result]) -> None:
     assert float(sd_lora["acc"]) == pytest.approx(0.7)
     assert float(sd_lora["acc_std"]) == pytest.approx(0.2 / sqrt(2))
     assert (o_lora["acc"], o_lora["acc_std"], o_lora["new_task"]) == ("0.375", "", "0.625")
+
+
+def test_runs_of_different_settings_never_share_a_row(make_run: MakeRun) -> None:
+    runs = [make_run([[0.5]], seed=seed) for seed in (0, 1, 2)]
+    for run, rank, device in zip(runs, (10, 4, 10), ("cpu", "cpu", "cuda"), strict=True):
+        run.metrics["recipe"] = {"method": {"name": run.method, "rank": rank}, "seed": run.seed, "device": device}
+    ten, four = summarise(runs)
+    assert (ten.label, ten.seeds) == ("sd_lora, method.rank=10", 2)
+    assert (four.label, four.seeds) == ("sd_lora, method.rank=4", 1)
