@@ -24,7 +24,7 @@ images. What is printed as "novel" is the accuracy of class means on stroke clas
 Everything random in step `t` comes from the seed and `t` alone, so a run with `--steps` resumes exactly. With
 `--minutes` the schedule follows the clock instead, for a machine whose speed is not known beforehand.
 
-    python tools/pretrain_tiny_vit.py --minutes 43 --out lorica/backbones
+    python tools/pretrain_tiny_vit.py --minutes 43 --out lorica/backbones       (the model card has all three runs)
     python tools/pretrain_tiny_vit.py --sheet sheet.png
 
 Where other programs use the same cores, set GOMP_SPINCOUNT=0: threads that spin while they wait cost most of the rate.
