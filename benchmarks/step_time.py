@@ -59,7 +59,7 @@ from lorica.types import Batch, Task
 
 CLASSES = 10  # in each task
 LEARNING_RATE = 0.008  # the library's default
-WARM_UP_ROUNDS = 2
+WARM_UP_ROUNDS = 1
 FLOOR, TOKEN_FLOOR, PEFT = "floor", "token floor", "peft"
 
 Step = Callable[[], None]

@@ -24,24 +24,30 @@ METHODS = {
     "prototypes": "nothing trained: nearest class mean of frozen features",
 }
 
-INTRODUCTION = """\
-[bold]Ten digits arrive two at a time.[/] A small vision transformer, pre-trained on generated images and shipped with lorica, learns
-each pair from its own images only: images of earlier pairs are gone. After each pair it is tested on all digits seen so
-far, without being told which pair an image comes from. Four methods do this in turn:
-"""
+INTRODUCTION = (
+    "[bold]Ten digits arrive two at a time.[/] A small vision transformer, pre-trained on generated images and shipped with "
+    "lorica, learns each pair from its own images only: images of earlier pairs are gone. After each pair it is tested on "
+    "all digits seen so far, without being told which pair an image comes from. Four methods do this in turn:\n"
+)
 
-CONCLUSION = """\
-[bold]How to read it.[/] [italic]New pair[/]: accuracy on a pair just after learning it. [italic]After all five[/] (Acc): accuracy on all pairs at the
-end. [italic]Average on the way[/] (AAA): the same after each pair, averaged. [italic]Lost[/]: how much of the best accuracy on a pair is gone
-at the end. A method that learns every new pair but loses the old ones [bold]forgets[/].
+READING = (
+    "[bold]How to read it.[/] [italic]New pair[/]: accuracy on a pair just after learning it. [italic]After all five[/] (Acc): "
+    "accuracy on all pairs at the end. [italic]Average on the way[/] (AAA): the same after each pair, averaged. "
+    "[italic]Lost[/]: how much of the best accuracy on a pair is gone at the end. A method that learns every new pair but "
+    "loses the old ones [bold]forgets[/]. Prototypes cannot forget, since they learn nothing: on digits the frozen features "
+    "happen to be enough. Where they are not (242 characters, docs/results), methods that adapt come out ahead.\n"
+)
 
-[bold]What you have[/] in {out}: for each method metrics.json (the whole accuracy matrix), checkpoints after every pair,
-and figures, each as PDF and PNG.
+NEXT_STEPS = """\
+[bold]What you have[/] in {out}: metrics.json of each method (the whole accuracy matrix), checkpoints after every pair, and figures:
 {figures}
 [bold]What next[/]
-  {lorica} run digits method.name=lora_frozen     another method on the same digits ({lorica} list methods)
-  {lorica} run own_images data.root=FOLDER        your own images: one folder per class
-  {lorica} table {out} --format latex       the table for a paper
+  {lorica} run digits method.name=lora_frozen
+      another method on the same digits; `{lorica} list methods` names them
+  {lorica} run own_images data.root=FOLDER
+      your own images, one folder per class
+  {lorica} table {out} --format latex
+      the table for a paper
 """
 
 
@@ -65,7 +71,8 @@ def show(out: Path, console: Console) -> list[Result]:
     drawn = figures.draw_all(results, out / "figures")
     console.print(_table(results))
     names = "".join(f"  {path}\n" for path in drawn if path.suffix == ".png")
-    console.print(CONCLUSION.format(out=out, figures=names, lorica=_command()), highlight=False)
+    console.print(READING)
+    console.print(NEXT_STEPS.format(out=out, figures=names, lorica=_command()), highlight=False)
     return results
 
 
