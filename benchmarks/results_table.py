@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated
 
 import typer
@@ -115,8 +114,6 @@ def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
     settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
     machine = json.loads((run.path / "environment.json").read_text())
     fit = settings["fit"]
-    seconds = {row.label: fmean(sum(r.metrics["train_seconds"]) for r in row.runs) for row in rows}
-    reference = seconds.get("sd_lora")
     lines = [
         f"# {recipe}",
         "",
@@ -130,19 +127,17 @@ def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
         "unless a method's own file says otherwise. "
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}.",
         "",
-        "| method | seeds | Acc | AAA | forgetting | new task | trained per task | stored | training time |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| method | seeds | Acc | AAA | forgetting | new task | trained per task | stored |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         cost = _cost(row.runs[0])
         spreads = [getattr(row, measure).percent() for measure in tables.MEASURES]
-        time = f"{seconds[row.label] / reference:.2f}" if reference else "–"
-        cells = [row.label, str(row.seeds), *spreads, f"{cost['trainable']:,}", f"{cost['stored']:,}", time]
+        cells = [row.label, str(row.seeds), *spreads, f"{cost['trainable']:,}", f"{cost['stored']:,}"]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"{tables.CAPTION} Trained per task: parameters, head included, at the last task. Stored: floats in the last checkpoint. "
-        "Training time: relative to sd_lora; the runs shared the machine with other work, so take it as a rough figure.",
+        f"{tables.CAPTION} Trained per task: parameters, head included, at the last task. Stored: floats in the last checkpoint.",
         *(f"\n{note}" for note in notes),
         "",
         f"![Average accuracy after each task]({recipe}-accuracy_curves.png)",
