@@ -102,7 +102,6 @@ def _write(recipe: str, results: Sequence[Result], out: Path) -> None:
         "forgetting",
         "bwt",
         "new_task",
-        "train_seconds",
     )
     runs = [{"label": r.label} | {key: r.metrics[key] for key in kept} | {"magnitudes": r.magnitudes} for r in complete]
     write_json(out / f"{recipe}.json", runs)
