@@ -25,7 +25,7 @@ from lorica.errors import CheckpointError
 from lorica.methods.base import Method
 from lorica.types import Task
 
-FORMAT = 1
+FORMAT = 2
 TENSORS, RECORD = "state.safetensors", "state.json"
 _DAMAGED = "missing, truncated or altered; delete {} to go back a task"
 
@@ -52,6 +52,7 @@ def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> Non
                 "fingerprint": method.encoder.fingerprint,
             },
             "tasks": [asdict(task) for task in method.tasks],
+            "structure": method.structure(),
             "sha256": _hash(temporary / TENSORS),
             "record": record,
         }
@@ -118,6 +119,7 @@ def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
         raise CheckpointError(problems)
     for task in head["tasks"]:
         method.grow(Task(task["index"], task["first_class"], tuple(task["class_names"])))
+    method.restore_structure(head["structure"])
     try:
         method.load_own_state(load_file(tensors))
     except KeyError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -68,22 +68,38 @@ def learn_task(
         TrainingError: a loss that is not finite; says at which task, epoch, step and learning rate.
     """
     device = accelerator.device
-    context = Context(task, lambda: data.batches(eval_batch_size, device=device))
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, task.index]).generate_state(1)[0]))
+
+        def descend(parameters: list[nn.Parameter], epochs: int) -> None:
+            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
+            method.train()
+            stage = replace(fit, epochs=epochs)
+            _descend(method, parameters, data, stage, generator, accelerator, reporter or Silent())
+            method.eval()
+
+        context = Context(
+            task=task,
+            batches=lambda: data.batches(eval_batch_size, device=device),
+            steps=fit.epochs * data.number_of_batches(fit.batch_size),
+            descend=descend,
+        )
         method.train()
         method.grow(task)
         method.begin_task(context)
-        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
-        _descend(method, data, fit, generator, accelerator, reporter or Silent())
-        method.eval()
+        descend(method.trainable(), fit.epochs)
         method.end_task(context)
 
 
 def _descend(
-    method: Method, data: Data, fit: Fit, generator: torch.Generator, accelerator: Accelerator, reporter: Reporter
+    method: Method,
+    parameters: list[nn.Parameter],
+    data: Data,
+    fit: Fit,
+    generator: torch.Generator,
+    accelerator: Accelerator,
+    reporter: Reporter,
 ) -> None:
-    parameters = method.trainable()
     for parameter in method.parameters():
         parameter.requires_grad_(False)
     if not parameters:

@@ -155,14 +155,14 @@ def test_a_damaged_record_is_refused(damage: Callable[[str], str], saved: Path, 
     file.write_text(damage(file.read_text()))
     [problem] = refused(saved, method(tiny_encoder()))
     assert problem.startswith(f"{file}: ")
-    assert "altered" in problem or "not a checkpoint of format 1" in problem
+    assert "altered" in problem or "not a checkpoint of format 2" in problem
 
 
 def test_another_format_is_refused(saved: Path, tiny_encoder: MakeEncoder) -> None:
     file = saved / "state.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
     [problem] = refused(saved, method(tiny_encoder()))
-    assert problem == f"{file}: not a checkpoint of format 1; it needs another lorica version"
+    assert problem == f"{file}: not a checkpoint of format 2; it needs another lorica version"
 
 
 def test_no_checkpoint(tmp_path: Path, tiny_encoder: MakeEncoder) -> None:

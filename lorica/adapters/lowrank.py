@@ -10,10 +10,11 @@ norms and inner products of updates need only the small Gram matrices of their f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -42,6 +43,21 @@ def norm_product(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Fl
     return (torch.linalg.vector_norm(up) * torch.linalg.vector_norm(down)).clamp_min(SQUARED_NORM_FLOOR**0.5)
 
 
+def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"], float]:
+    """Least squares of the last direction on the others, from their inner products alone.
+
+    min_a ||X_k - sum_j a_j X_j||^2 has the normal equations G a = c; the pseudo-inverse keeps `a` small where directions
+    nearly repeat each other.
+
+    Returns:
+        The coefficients a, and the share of ||X_k||^2 that is left over, in [0, 1].
+    """
+    others, mixed, own = gram[:-1, :-1], gram[:-1, -1], gram[-1, -1]
+    coefficients = torch.linalg.pinv(others, hermitian=True, rtol=1e-10) @ mixed
+    left = own - 2 * coefficients @ mixed + coefficients @ others @ coefficients
+    return coefficients, float((left / own).clamp(0, 1))
+
+
 Norm = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -49,18 +65,16 @@ class LowRankSum(nn.Module):
     """sum_k c_k U_k D_k for one projection: frozen earlier directions, stacked along the rank, and one that trains.
 
     The stack makes the cost of all earlier directions one small matrix product per training step, however many they are.
-    Their factors are kept as they were trained; coefficients arrive as arguments, since methods share or compute them.
+    What is frozen is divided by its norm; coefficients arrive as arguments, since methods share or compute them.
 
     Attributes:
-        up, down: the factors that train (parameters), [d_out, r] and [r, d_in].
+        up, down: the factors that train (parameters), [d_out, r] and [r, d_in]; r = 0 where nothing does.
         frozen_up, frozen_down: earlier factors, [d_out, R] and [R, d_in] with R the sum of their ranks (buffers).
-        frozen_norms: what each frozen direction's coefficient is divided by, [t - 1] (buffer).
         ranks: rank of each frozen direction; `rank_sizes` is the same on the device.
     """
 
     frozen_up: Tensor
     frozen_down: Tensor
-    frozen_norms: Tensor
     rank_sizes: Tensor
 
     def __init__(self, out_features: int, in_features: int, *, device: torch.device) -> None:
@@ -70,22 +84,21 @@ class LowRankSum(nn.Module):
         self.down = nn.Parameter(torch.empty(0, in_features, device=device))
         self.register_buffer("frozen_up", torch.empty(out_features, 0, device=device))
         self.register_buffer("frozen_down", torch.empty(0, in_features, device=device))
-        self.register_buffer("frozen_norms", torch.empty(0, device=device))
         self.register_buffer("rank_sizes", torch.empty(0, dtype=torch.long, device=device), persistent=False)
 
     @torch.no_grad()
     def grow(self, rank: int, *, zero_up: bool, norm: Norm = frobenius_norm) -> None:
-        """Freezes the current direction, if there is one, with its norm, and starts a new one of the given rank.
+        """Freezes the current direction, if there is one, divided by its norm, and starts a new one of the given rank.
 
         D is uniform in +-1/sqrt(d_in), as LoRA starts it. U is zero (the update starts as a no-op) or, since a
         direction of norm zero cannot be normalised, uniform in +-1/sqrt(d_out).
         """
         if self.up.shape[1]:
-            self.ranks.append(self.up.shape[1])
-            self.rank_sizes = torch.tensor(self.ranks, device=self.up.device)
-            self.frozen_up = torch.cat([self.frozen_up, self.up.detach()], dim=1)
-            self.frozen_down = torch.cat([self.frozen_down, self.down.detach()], dim=0)
-            self.frozen_norms = torch.cat([self.frozen_norms, norm(self.up, self.down).view(1)])
+            self._stack(
+                [*self.ranks, self.up.shape[1]],
+                torch.cat([self.frozen_up, self.up.detach() / norm(self.up, self.down)], dim=1),
+                torch.cat([self.frozen_down, self.down.detach()], dim=0),
+            )
         device, (out_features, in_features) = self.up.device, (self.up.shape[0], self.down.shape[1])
         # drawn on the CPU, so that a seed means the same start on every device
         down = torch.empty(rank, in_features).uniform_(-1, 1) / math.sqrt(in_features)
@@ -94,22 +107,50 @@ class LowRankSum(nn.Module):
             up.uniform_(-1, 1).div_(math.sqrt(out_features))
         self.up, self.down = nn.Parameter(up.to(device)), nn.Parameter(down.to(device))
 
+    @torch.no_grad()
+    def drop(self, index: int) -> None:
+        """Forgets a direction: that of `ranks[index]`, or the current one at `index == len(ranks)`."""
+        if index == len(self.ranks):
+            self.up = nn.Parameter(self.up[:, :0], requires_grad=False)
+            self.down = nn.Parameter(self.down[:0], requires_grad=False)
+            return
+        kept = torch.ones(self.frozen_down.shape[0], dtype=torch.bool, device=self.up.device)
+        start = sum(self.ranks[:index])
+        kept[start : start + self.ranks[index]] = False
+        ranks = self.ranks[:index] + self.ranks[index + 1 :]
+        self._stack(ranks, self.frozen_up[:, kept], self.frozen_down[kept])
+
+    def _stack(self, ranks: list[int], up: Tensor, down: Tensor) -> None:
+        self.ranks, self.frozen_up, self.frozen_down = ranks, up, down
+        self.rank_sizes = torch.tensor(ranks, dtype=torch.long, device=up.device)
+
     def frozen(self, index: int) -> tuple[Tensor, Tensor]:
-        """Factors (U_k, D_k) of an earlier direction."""
+        """Factors (U_k / norm_k, D_k) of an earlier direction."""
         start = sum(self.ranks[:index])
         stop = start + self.ranks[index]
         return self.frozen_up[:, start:stop], self.frozen_down[start:stop]
 
     def forward(
-        self, frozen_coefficients: Float[Tensor, " t_minus_1"], coefficient: Float[Tensor, ""] | float
+        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, ""] | float
     ) -> Float[Tensor, "out inp"]:
-        """sum_{k<t} (c_k / norm_k) U_k D_k + c_t U_t D_t: frozen directions over their norms, the current one as it is."""
+        """sum_{k<t} c_k U_k D_k / norm_k + c_t U_t D_t: frozen directions over their norms, the current one as it is."""
         current = self.up @ (coefficient * self.down)
         if not self.ranks:
             return current
-        scales = frozen_coefficients / self.frozen_norms
-        per_row = scales.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
+        per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
         return torch.addmm(current, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
+
+    @torch.no_grad()
+    def gram(self) -> Float[Tensor, "directions directions"]:
+        """Inner products of all directions, the frozen ones and then the current one, as they are (not normalised).
+
+        Double precision on the CPU; from the Gram matrices of the stacked factors, R x R.
+        """
+        up = torch.cat([self.frozen_up, self.up], dim=1).double().cpu()
+        down = torch.cat([self.frozen_down, self.down]).double().cpu()
+        ranks = torch.tensor([*self.ranks, *([self.up.shape[1]] if self.up.shape[1] else [])])
+        member = F.one_hot(torch.arange(len(ranks)).repeat_interleave(ranks), len(ranks)).double()
+        return member.T @ ((up.T @ up) * (down @ down.T)) @ member
 
 
 class LowRankUpdates(nn.Module):
@@ -131,6 +172,23 @@ class LowRankUpdates(nn.Module):
         """`LowRankSum.grow` at every site."""
         for update in self:
             update.grow(rank, zero_up=zero_up, norm=norm)
+
+    def keep(self, indices: Collection[int]) -> None:
+        """Forgets all directions but these, counted from the oldest; the current one is the last."""
+        for update in self:
+            number = len(update.ranks) + bool(update.up.shape[1])
+            for index in reversed([index for index in range(number) if index not in indices]):
+                update.drop(index)
+
+    def gram(self) -> Float[Tensor, "directions directions"]:
+        """Inner products of the unit directions, the frozen ones and then the current one, added up over the sites.
+
+        A diagonal entry is the number of sites: coefficients that all sites share make one stacked direction of them.
+        """
+        return sum(
+            (gram / torch.outer(gram.diag().sqrt(), gram.diag().sqrt()) for gram in (each.gram() for each in self)),
+            start=torch.zeros((), dtype=torch.double),
+        )
 
     def factors(self) -> list[nn.Parameter]:
         """The current direction's U and D of every site."""

@@ -11,8 +11,9 @@ For each task the loop calls, in this order
 
 and `predict(inputs)` gives logits over the classes seen so far. A prediction must not depend on the rest of its batch.
 
-Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`), and its
-shape follows from the tasks it was grown for, so that a checkpoint loads by growing again and copying the tensors in.
+Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`). The
+shape of that state follows from the tasks it was grown for and from `structure()`, plain values that most methods do not
+need, so that a checkpoint loads by growing again, restoring the structure and copying the tensors in.
 A method never imports another method, the loop, the data or the recipe.
 """
 
@@ -55,10 +56,20 @@ class LowRankConfig(MethodConfig):
 
 @dataclass(frozen=True)
 class Context:
-    """What `begin_task` and `end_task` may look at: the task, and its training data in order and not augmented."""
+    """What `begin_task` and `end_task` are given.
+
+    Attributes:
+        task: the task.
+        batches: its training data in order, not augmented, anew at each call.
+        steps: batches that the descent on this task takes (epochs times batches of an epoch).
+        descend: called with parameters and a number of epochs, trains those parameters on the task's data once more, with
+            the method's losses and the run's optimiser. For a second stage, in `end_task`.
+    """
 
     task: Task
     batches: Callable[[], Iterator[Batch]]
+    steps: int
+    descend: Callable[[list[nn.Parameter], int], None]
 
 
 class Method(nn.Module, ABC):
@@ -136,6 +147,13 @@ class Method(nn.Module, ABC):
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         """Weight and bias that turn features into logits (for export), or None where there is no such pair."""
         return None
+
+    def structure(self) -> dict[str, Any]:
+        """Plain values, beside the tasks, that the shape of the state depends on."""
+        return {}
+
+    def restore_structure(self, structure: Mapping[str, Any]) -> None:
+        """Takes the shape of the state from which `structure` was taken; the method has been grown for its tasks."""
 
     def own_state(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds: everything but a frozen encoder."""

@@ -24,44 +24,72 @@ W0: no task identity, no selection, no extra cost.
 with U_t = 0 at the start, every alpha set to 0.8 again at each task, and SGD with momentum 0.9 whatever the
 configuration says. The function therefore jumps when a task begins. Not reproduced from there: its limit of 20 tasks,
 its unused orthogonality loss, and its evaluation path, which overwrites the sum of the updates with the last one.
+
+`sd_lora_rr` (rank reduction): the rank of a new direction drops as tasks add up,
+
+    r_t = r_1 for t < mu,  r_mu for mu <= t < nu,  r_nu for t >= nu        10, 8, 6 with mu = 4, nu = 8   (paper, Eq. 6)
+
+with t counted from 1. The released code has it in a comment and counts from 0, so that each drop comes a task later:
+`variant: released_code`. Any number of drops can be given (`reduced_from`, `reduced_ranks`).
+
+`sd_lora_kd` (knowledge distillation): once task t is learned, its unit direction is written as a combination of those kept,
+
+    min_a || X_t - sum_{k kept} a_k X_k ||^2,     X_k = U_k D_k / ||U_k D_k||_F                        (paper, Eq. 7)
+
+and where the residual is at most tau, direction t is dropped and alpha_k <- alpha_k + alpha_t a_k       (paper, Eq. 8).
+What the paper leaves open, or prints differently, is decided so:
+  * alpha is shared, so X_k stacks all projections and there is one problem for all of them; its normal equations need
+    only inner products of directions, never a dense matrix;
+  * the residual is relative, ||X_t - …|| / ||X_t||, and not squared (Algorithm 1, line 11; Eq. 7 minimises the square):
+    `squared_residual` compares the square;
+  * Eq. 8 as printed adds a_k, which keeps the function only where alpha_t = 1: `literal_update: true`.
+With independent starts, directions of different tasks are nearly orthogonal and the paper's tau = 9e-4 never fires
+(docs/sd_lora_family.md). `variant: absorbing` is a setting that does fire: every direction starts from the same factors
+(`start: shared`), tau is TOLERANCE, and what the kept directions cannot express is given up: magnitudes and the new head rows
+are fitted again for REFIT epochs. There is no released code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
-from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
+from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product, project_last
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LinearHeadMethod, LowRankConfig
+from lorica.methods.base import Context, LinearHeadMethod, LowRankConfig
 from lorica.types import Task
 
 
-class SDLoRAConfig(LowRankConfig):
-    """Options of SD-LoRA."""
+class MagnitudeConfig(LowRankConfig):
+    """What the whole family can be told."""
 
-    variant: Literal["paper", "released_code"] = "paper"
     reset_magnitudes: bool | None = Field(
         default=None, description="start all magnitudes anew at each task; absent = as the variant does"
     )
+
+
+class SDLoRAConfig(MagnitudeConfig):
+    """Options of SD-LoRA."""
+
+    variant: Literal["paper", "released_code"] = "paper"
 
 
 class SDLoRA(LinearHeadMethod):
     """Directions that stay, magnitudes that keep learning."""
 
     name = "sd_lora"
-    Config = SDLoRAConfig
-    config: SDLoRAConfig
+    Config: ClassVar[type[MagnitudeConfig]] = SDLoRAConfig
+    config: MagnitudeConfig
 
-    def __init__(self, config: SDLoRAConfig, encoder: Encoder) -> None:
+    def __init__(self, config: SDLoRAConfig | SDLoRAKDConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.paper = config.variant == "paper"
+        self.paper = config.variant != "released_code"
         self.initial_magnitude = 1.0 if self.paper else 0.8
         self.resets = not self.paper if config.reset_magnitudes is None else config.reset_magnitudes
         sites = encoder.select(config.projections)
@@ -84,14 +112,133 @@ class SDLoRA(LinearHeadMethod):
     def grow(self, task: Task) -> None:
         super().grow(task)
         norm = frobenius_norm if self.paper else norm_product
-        self.directions.grow(self.config.rank, zero_up=not self.paper, norm=norm)
+        self.directions.grow(self.rank_of(task), zero_up=not self.paper, norm=norm)
         carried = self.magnitudes.detach()
         if self.resets:
             carried = torch.full_like(carried, self.initial_magnitude)
         self.magnitudes = nn.Parameter(torch.cat([carried, carried.new_tensor([self.initial_magnitude])]))
+
+    def rank_of(self, task: Task) -> int:
+        """The rank of a task's direction."""
+        return self.config.rank
 
     def trainable(self) -> list[nn.Parameter]:
         return [self.magnitudes, *self.directions.factors(), *self.head_parameters()]
 
     def diagnostics(self) -> dict[str, Any]:
         return {"magnitudes": self.magnitudes.detach().tolist()}
+
+
+class SDLoRARRConfig(SDLoRAConfig):
+    """Options of SD-LoRA-RR; `rank` is that of the first tasks."""
+
+    reduced_from: tuple[PositiveInt, ...] = Field(
+        default=(4, 8), description="tasks from which on the rank is lower: counted from 1, in the released code from 0"
+    )
+    reduced_ranks: tuple[PositiveInt, ...] = Field(default=(8, 6), description="the rank from each of them on")
+
+    @model_validator(mode="after")
+    def _one_rank_for_each(self) -> SDLoRARRConfig:
+        if len(self.reduced_from) != len(self.reduced_ranks) or list(self.reduced_from) != sorted(self.reduced_from):
+            raise ValueError(
+                f"reduced_from {list(self.reduced_from)} and reduced_ranks {list(self.reduced_ranks)}: "
+                "give ascending tasks and as many ranks"
+            )
+        return self
+
+
+class SDLoRARR(SDLoRA):
+    """SD-LoRA with ever smaller directions."""
+
+    name = "sd_lora_rr"
+    Config = SDLoRARRConfig
+    config: SDLoRARRConfig
+
+    def rank_of(self, task: Task) -> int:
+        number = task.index + 1 if self.paper else task.index
+        passed = sum(number >= start for start in self.config.reduced_from)
+        return (self.config.rank, *self.config.reduced_ranks)[passed]
+
+
+class SDLoRAKDConfig(MagnitudeConfig):
+    """Options of SD-LoRA-KD; what is absent is as the variant does."""
+
+    variant: Literal["paper", "absorbing"] = "paper"
+    tolerance: float | None = Field(default=None, ge=0, description="tau; paper: 9e-4")
+    start: Literal["fresh", "shared", "previous"] | None = Field(
+        default=None, description="factors a direction starts from: new ones, the same for every task, or the last kept"
+    )
+    refit_epochs: int | None = Field(default=None, ge=0, description="descent on magnitudes and head after absorbing")
+    squared_residual: bool = Field(default=False, description="compare the square of the residual with the tolerance")
+    literal_update: bool = Field(default=False, description="add a_k and not alpha_t a_k, as Eq. 8 is printed")
+
+
+class SDLoRAKD(SDLoRA):
+    """SD-LoRA that keeps only directions which the earlier ones cannot express."""
+
+    name = "sd_lora_kd"
+    Config = SDLoRAKDConfig
+    config: SDLoRAKDConfig
+    start_seed: Tensor
+    settings: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"tolerance": 9e-4, "start": "fresh", "refit_epochs": 0},
+        "absorbing": {"tolerance": 0.87, "start": "shared", "refit_epochs": 2},
+    }
+
+    def __init__(self, config: SDLoRAKDConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        given = config.model_dump(include={"tolerance", "start", "refit_epochs"}, exclude_none=True)
+        chosen = self.settings[config.variant] | given
+        self.tolerance, self.start, self.refit_epochs = chosen["tolerance"], chosen["start"], chosen["refit_epochs"]
+        self.kept: list[int] = []  # tasks whose directions are there
+        self.residual: float | None = None
+        self.register_buffer("start_seed", torch.zeros((), dtype=torch.long))
+
+    def grow(self, task: Task) -> None:
+        if not self.tasks:
+            self.start_seed.copy_(torch.randint(2**62, ()))
+        with torch.random.fork_rng([], enabled=self.start == "shared"):
+            if self.start == "shared":
+                torch.manual_seed(int(self.start_seed))
+            super().grow(task)
+        self.kept.append(task.index)
+        if self.start == "previous" and len(self.kept) > 1:
+            with torch.no_grad():
+                for update in self.directions:
+                    for factor, last in zip((update.up, update.down), update.frozen(-1), strict=True):
+                        factor.copy_(last)
+
+    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
+        """Eq. 4 over the directions that are kept; that of the current task may be absorbed by now."""
+        if self.kept[-1:] == [self.task.index]:
+            return super().increment(site)
+        return self.directions[site](self.magnitudes, 0.0)
+
+    def end_task(self, context: Context) -> None:
+        """Eq. 7 and 8."""
+        if len(self.kept) < 2:
+            return
+        coefficients, squared = project_last(self.directions.gram())
+        self.residual = squared if self.config.squared_residual else squared**0.5
+        if self.residual > self.tolerance:
+            return
+        alpha = self.magnitudes.detach()
+        taken_over = coefficients.to(alpha) * (1.0 if self.config.literal_update else alpha[-1])
+        self.kept.pop()
+        self.directions.keep(range(len(self.kept)))
+        self.magnitudes = nn.Parameter(alpha[:-1] + taken_over, requires_grad=False)
+        if self.refit_epochs:
+            context.descend([self.magnitudes, *self.head_parameters()], self.refit_epochs)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The magnitude of every task's direction (0 once absorbed), the tasks whose directions are kept, the residual."""
+        magnitudes = torch.zeros(len(self.tasks)).index_copy(0, torch.tensor(self.kept), self.magnitudes.detach().cpu())
+        return {"magnitudes": magnitudes.tolist(), "kept": list(self.kept), "residual": self.residual}
+
+    def structure(self) -> dict[str, Any]:
+        return {"kept": self.kept}
+
+    def restore_structure(self, structure: Mapping[str, Any]) -> None:
+        self.kept = list(structure["kept"])
+        self.directions.keep(self.kept)
+        self.magnitudes = nn.Parameter(self.magnitudes.detach()[self.kept], requires_grad=False)

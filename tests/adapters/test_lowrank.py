@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorica.adapters.lowrank import LowRankSum, frobenius_norm, inner_product, norm_product
+from lorica.adapters.lowrank import (
+    LowRankSum,
+    LowRankUpdates,
+    frobenius_norm,
+    inner_product,
+    norm_product,
+    project_last,
+)
+from lorica.backbones.encoder import Site
 
 sizes = st.integers(1, 12)
 
@@ -68,8 +76,64 @@ def test_sum_equals_a_loop_over_directions_of_any_ranks(seed: int, ranks: list[i
         expected = expected + magnitude * product / torch.linalg.norm(product)
     torch.testing.assert_close(update(magnitudes[:-1], magnitudes[-1]), expected, atol=1e-5, rtol=1e-5)
     for index, (up, down) in enumerate(kept[:-1]):
-        assert torch.equal(update.frozen(index)[0], up)
+        unit = up @ down / torch.linalg.norm(up @ down)
+        torch.testing.assert_close(update.frozen(index)[0] @ update.frozen(index)[1], unit, atol=1e-6, rtol=1e-5)
         assert torch.equal(update.frozen(index)[1], down)
+
+
+def grown_updates(ranks: list[int], blocks: int = 2) -> tuple[LowRankUpdates, list[torch.Tensor]]:
+    """Updates of q in some blocks (6 x 5), and each direction as a dense stacked vector of unit blocks."""
+    sites = [Site(block, "q", f"b{block}", (0, 6), 5) for block in range(blocks)]
+    updates = LowRankUpdates(sites, device=torch.device("cpu"))
+    stacked = []
+    for rank in ranks:
+        updates.grow(rank, zero_up=False)
+        dense = [(each.up @ each.down).detach().double() for each in updates]
+        stacked.append(torch.cat([(matrix / torch.linalg.norm(matrix)).flatten() for matrix in dense]))
+    return updates, stacked
+
+
+@given(seed=st.integers(0, 100), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_gram_equals_the_products_of_dense_stacked_directions(seed: int, ranks: list[int]) -> None:
+    torch.manual_seed(seed)
+    updates, stacked = grown_updates(ranks)
+    dense = torch.stack(stacked)
+    torch.testing.assert_close(updates.gram(), dense @ dense.T, atol=1e-6, rtol=1e-5)
+
+
+@given(seed=st.integers(0, 100), number=st.integers(2, 6))
+def test_projection_equals_dense_least_squares(seed: int, number: int) -> None:
+    torch.manual_seed(seed)
+    vectors = torch.randn(number, 32 * 32, dtype=torch.double)
+    coefficients, left = project_last(vectors @ vectors.T)
+    expected = torch.linalg.lstsq(vectors[:-1].T, vectors[-1]).solution
+    torch.testing.assert_close(coefficients, expected, atol=1e-6, rtol=1e-6)
+    residual = vectors[-1] - vectors[:-1].T @ expected
+    assert left == pytest.approx(float(residual.square().sum() / vectors[-1].square().sum()), abs=1e-6)
+
+
+def test_projection_on_near_duplicates_stays_finite() -> None:
+    vectors = torch.randn(3, 50, dtype=torch.double)
+    vectors[1] = vectors[0] * (1 + 1e-13)
+    vectors[2] = 2 * vectors[0]
+    coefficients, left = project_last(vectors @ vectors.T)
+    torch.testing.assert_close(coefficients, torch.ones(2, dtype=torch.double), atol=1e-6, rtol=0)
+    assert left < 1e-9
+
+
+def test_dropped_directions_leave_the_sum_and_their_room() -> None:
+    updates, _ = grown_updates([2, 3, 1, 2])
+    update = next(iter(updates))
+    before = update(torch.tensor([0.0, 2.0, 0.0]), 0.5).detach()
+    updates.keep([1, 3])
+    assert update.ranks == [3]
+    assert update.frozen_up.shape == (6, 3)
+    torch.testing.assert_close(update(torch.tensor([2.0]), 0.5).detach(), before)
+    updates.keep([0])  # now the current direction goes
+    assert update.up.shape == (6, 0)
+    torch.testing.assert_close(update(torch.tensor([2.0]), 0.5), update.frozen_up @ (2 * update.frozen_down))
+    updates.grow(2, zero_up=False)
+    assert update.ranks == [3]
 
 
 def test_a_direction_that_never_left_zero_contributes_nothing() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -111,6 +112,7 @@ def test_state_round_trip(kind, tiny_encoder, stream) -> None:
     copied = kind(tiny_encoder())
     for task in stream.tasks[:2]:
         copied.grow(task)
+    copied.restore_structure(json.loads(json.dumps(method.structure())))  # plain values
     copied.load_own_state(state)
     x = images(stream)
     assert torch.equal(copied.predict(x), method.predict(x))
@@ -174,13 +176,13 @@ def test_thirty_tasks_run(kind, tiny_encoder) -> None:
 
 
 def test_cost_does_not_grow_outside_magnitudes(kind, tiny_encoder, stream) -> None:
-    """What trains on task 3 is what trained on task 2, give or take one scalar."""
+    """What trains on task 3 is what trained on task 2, give or take a magnitude and a logit."""
     method = kind(tiny_encoder())
     counts = []
     for task in stream.tasks:
         method.grow(task)
         counts.append(sum(parameter.numel() for parameter in method.trainable()))
-    assert abs(counts[2] - counts[1]) <= 1
+    assert abs(counts[2] - counts[1]) <= 2
 
 
 def test_training_leaves_nothing_requiring_gradients(kind, tiny_encoder, stream) -> None:

@@ -5,8 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
+from torch import nn
 
-from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig
+from lorica.methods import Context, find_method
+from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig, SDLoRAKD, SDLoRAKDConfig, SDLoRARRConfig
 from lorica.types import Batch, Task
 
 RANK = 3
@@ -197,3 +200,165 @@ def test_learnable_parameters_of_the_paper(tiny_encoder) -> None:
     method.grow(Task(0, 0, tuple(map(str, range(10)))))
     assert sum(p.numel() for p in method.directions.factors()) == 368_640
     assert sum(p.numel() for p in method.head_parameters()) == 7_690
+
+
+# --- rank reduction -------------------------------------------------------------------------------------------------
+
+
+def family_member(name: str, encoder, tasks: int, seed: int = 0, **options):
+    torch.manual_seed(seed)
+    cls = find_method(name)
+    method = cls(cls.Config(name=name, **options), encoder)
+    for task in pairs(tasks):
+        method.grow(task)
+    return method
+
+
+def ranks(method) -> list[int]:
+    update = next(iter(method.directions))
+    return [*update.ranks, update.up.shape[1]]
+
+
+@pytest.mark.parametrize(
+    ("variant", "number", "expected", "total"),
+    [
+        ("paper", 5, [10, 10, 10, 8, 8], 46),
+        ("paper", 10, [10] * 3 + [8] * 4 + [6] * 3, 80),
+        ("paper", 20, [10] * 3 + [8] * 4 + [6] * 13, 140),
+        ("released_code", 5, [10, 10, 10, 10, 8], 48),
+        ("released_code", 20, [10] * 4 + [8] * 4 + [6] * 12, 144),
+    ],
+)
+def test_ranks_drop_where_the_source_says(tiny_encoder, variant, number, expected, total) -> None:
+    method = family_member("sd_lora_rr", tiny_encoder(), number, variant=variant)
+    assert ranks(method) == expected
+    assert sum(expected) == total
+
+
+def test_directions_of_different_rank_add_up_and_merge(tiny_encoder) -> None:
+    method = family_member("sd_lora_rr", tiny_encoder(), 4, rank=4, reduced_from=(2, 4), reduced_ranks=(3, 1))
+    assert ranks(method) == [4, 3, 3, 1]
+    with torch.no_grad():
+        method.magnitudes.copy_(torch.tensor([1.0, -2.0, 0.5, 3.0]))
+    for site in method.encoder.select(("q", "v")):
+        update = method.directions[site]
+        products = [u @ d for u, d in (*(update.frozen(k) for k in range(3)), (update.up, update.down))]
+        expected = sum(a * p / torch.linalg.norm(p) for a, p in zip([1.0, -2.0, 0.5, 3.0], products, strict=True))
+        torch.testing.assert_close(method.increment(site), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_without_reductions_it_is_sd_lora_to_the_bit(tiny_encoder) -> None:
+    plain = family_member("sd_lora", tiny_encoder(), 5).state_dict()
+    reduced = family_member("sd_lora_rr", tiny_encoder(), 5, reduced_from=(), reduced_ranks=()).state_dict()
+    assert plain.keys() == reduced.keys()
+    assert all(torch.equal(plain[key], reduced[key]) for key in plain)
+
+
+@pytest.mark.parametrize("options", [{"reduced_from": (8, 4)}, {"reduced_ranks": (8,)}, {"reduced_from": (0, 4)}])
+def test_a_schedule_that_makes_no_sense_is_refused(options) -> None:
+    with pytest.raises(ValidationError, match=r"reduced_from|greater than 0"):
+        SDLoRARRConfig(name="sd_lora_rr", **options)
+
+
+# --- distillation ---------------------------------------------------------------------------------------------------
+
+
+def orthonormal(count: int, width: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rank-1 unit directions that are orthogonal to each other: e_k f_k' with orthonormal e and f."""
+    up, down = torch.linalg.qr(torch.randn(width, count))[0], torch.linalg.qr(torch.randn(width, count))[0]
+    return [(up[:, [k]], down[:, [k]].T) for k in range(count)]
+
+
+def distilled(encoder, last: list[tuple[float, int]], alphas: list[float], **options):
+    """A learner of two orthonormal directions, and a third that is this combination of (weight, number of direction)."""
+    torch.manual_seed(0)
+    method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=1, **options), encoder)
+    directions = {update: orthonormal(3) for update in method.directions}
+    for index, task in enumerate(pairs(3)):
+        method.grow(task)
+        for update, each in directions.items():
+            mixture = last if index == 2 else [(1.0, index)]
+            update.up = nn.Parameter(torch.cat([weight * each[k][0] for weight, k in mixture], dim=1))
+            update.down = nn.Parameter(torch.cat([each[k][1] for _, k in mixture]))
+    with torch.no_grad():
+        method.magnitudes.copy_(torch.tensor(alphas))
+        for parameter in method.head.parameters():
+            parameter.normal_()
+    return method
+
+
+def finish(method) -> list[tuple[list[nn.Parameter], int]]:
+    """Ends the task; returns the second stages that were asked for."""
+    stages: list[tuple[list[nn.Parameter], int]] = []
+    method.end_task(Context(method.task, lambda: iter(()), 1, lambda *stage: stages.append(stage)))
+    return stages
+
+
+def test_a_combination_of_kept_directions_is_absorbed_with_its_coefficients(tiny_encoder) -> None:
+    method = distilled(tiny_encoder(), [(0.6, 0), (0.8, 1)], [1.0, 2.0, 0.5])
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        before = method.predict(x)
+        assert finish(method) == []
+        torch.testing.assert_close(method.predict(x), before, atol=1e-4, rtol=1e-4)
+    assert method.residual == pytest.approx(0, abs=1e-3)
+    torch.testing.assert_close(method.magnitudes.detach(), torch.tensor([1 + 0.5 * 0.6, 2 + 0.5 * 0.8]))
+    assert method.diagnostics()["kept"] == [0, 1]
+    assert method.diagnostics()["magnitudes"] == pytest.approx([1.3, 2.4, 0.0])
+    # the next task does not take the slot of the absorbed one
+    method.grow(pairs(4)[3])
+    assert method.diagnostics()["kept"] == [0, 1, 3]
+    assert len(next(iter(method.directions)).ranks) == 2
+
+
+def test_eq_8_as_printed_changes_the_function(tiny_encoder) -> None:
+    method = distilled(tiny_encoder(), [(0.6, 0), (0.8, 1)], [1.0, 2.0, 0.5], literal_update=True)
+    x = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        before = method.predict(x)
+        finish(method)
+        assert not torch.allclose(method.predict(x), before, atol=1e-3)
+    torch.testing.assert_close(method.magnitudes.detach(), torch.tensor([1.6, 2.8]))
+
+
+@pytest.mark.parametrize(("squared", "expected"), [(False, 0.8), (True, 0.64)])
+def test_what_is_partly_new_is_kept_and_its_residual_logged(tiny_encoder, squared, expected) -> None:
+    method = distilled(tiny_encoder(), [(0.6, 0), (0.8, 2)], [1.0, 1.0, 1.0], squared_residual=squared)
+    finish(method)
+    assert method.diagnostics()["residual"] == pytest.approx(expected, abs=1e-5)
+    assert method.diagnostics()["kept"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("tolerance", "kept"), [(0.0, [0, 1, 2, 3]), (1.0, [0])])
+def test_the_two_ends_of_the_tolerance(tiny_encoder, tolerance, kept) -> None:
+    method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=2, tolerance=tolerance), tiny_encoder())
+    for task in pairs(4):
+        method.grow(task)
+        finish(method)
+    assert method.diagnostics()["kept"] == kept
+    assert len(method.magnitudes) == len(kept)
+
+
+def test_after_absorbing_magnitudes_and_new_rows_are_fitted_again(tiny_encoder) -> None:
+    method = distilled(tiny_encoder(), [(0.6, 0), (0.8, 1)], [1.0, 1.0, 1.0], variant="absorbing", refit_epochs=3)
+    [(parameters, epochs)] = finish(method)
+    assert epochs == 3
+    assert [id(p) for p in parameters] == [id(p) for p in [method.magnitudes, *method.head.newest()]]
+
+
+@pytest.mark.parametrize("start", ["fresh", "shared", "previous"])
+def test_where_a_direction_starts(tiny_encoder, start) -> None:
+    method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=2, start=start), tiny_encoder())
+    tasks = pairs(2)
+    method.grow(tasks[0])
+    first = {update: (update.up.detach().clone(), update.down.detach().clone()) for update in method.directions}
+    with torch.no_grad():
+        for update in method.directions:
+            update.up += 1
+    method.grow(tasks[1])
+    for update, (up, down) in first.items():
+        cosine = F.cosine_similarity(
+            (update.up @ update.down).flatten(), (update.frozen(0)[0] @ update.frozen(0)[1]).flatten(), dim=0
+        )
+        assert (torch.equal(update.up, up) and torch.equal(update.down, down)) == (start == "shared")
+        assert (cosine > 0.999) == (start == "previous")
