@@ -28,6 +28,9 @@ from lorica.run import default_folder
 
 METHODS = (
     "sd_lora",
+    "sd_lora_rr",
+    "sd_lora_kd:absorbing",
+    "gumbel_cl_lora",
     "lora",
     "linear_probe",
     "prototypes",
@@ -103,7 +106,10 @@ def _write(recipe: str, results: Sequence[Result], out: Path) -> None:
         "bwt",
         "new_task",
     )
-    runs = [{"label": r.label} | {key: r.metrics[key] for key in kept} | {"magnitudes": r.magnitudes} for r in complete]
+    runs = [
+        {"label": r.label} | {key: r.metrics[key] for key in kept} | {"magnitudes": r.magnitudes, "cost": r.cost}
+        for r in complete
+    ]
     write_json(out / f"{recipe}.json", runs)
 
 
@@ -126,30 +132,13 @@ def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
         "unless a method's own file says otherwise. "
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}.",
         "",
-        "| method | seeds | Acc | AAA | forgetting | new task | trained per task | stored |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in rows:
-        cost = _cost(row.runs[0])
-        spreads = [getattr(row, measure).percent() for measure in tables.MEASURES]
-        cells = [row.label, str(row.seeds), *spreads, f"{cost['trainable']:,}", f"{cost['stored']:,}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        f"{tables.CAPTION} Trained per task: parameters, head included, at the last task. Stored: floats in the last checkpoint.",
-        *(f"\n{note}" for note in notes),
-        "",
+        tables.to_markdown(rows, notes),
         f"![Average accuracy after each task]({recipe}-accuracy_curves.png)",
         f"![Accuracy on each task, new and at the end]({recipe}-accuracy_per_task.png)",
         f"![Learned magnitudes]({recipe}-magnitudes.png)",
         "",
     ]
     return "\n".join(lines)
-
-
-def _cost(result: Result) -> dict[str, int]:
-    assert result.path is not None
-    return json.loads((result.path / "cost.json").read_text())["tasks"][-1]
 
 
 if __name__ == "__main__":

@@ -1,26 +1,115 @@
-"""What a learned method costs, measured on the live model."""
+"""What a learned method costs, measured on the live model: nothing here is typed in or estimated."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from lorica.methods.base import Method
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lorica.adapters.attach import merged
+from lorica.adapters.lowrank import LowRankSum
+from lorica.backbones.encoder import Encoder
+from lorica.heads import ClassMeans, GrowingLinear
+from lorica.methods.base import Method, shapes_of
+
+KINDS: dict[type[nn.Module], str] = {
+    Encoder: "backbone",
+    LowRankSum: "adapters",
+    GrowingLinear: "head",
+    ClassMeans: "head",
+}
+"""What a module's tensors are, whichever method holds it; see `measure` for all others."""
 
 
-def measure(method: Method) -> dict[str, Any]:
-    """Parameters and storage after the latest task, in numbers of floats.
+def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> dict[str, Any]:
+    """The ledger after the latest task; there has been one.
+
+    Numbers of parameters and floats come in total and by kind. The kind of a tensor is that of the module which holds it
+    (`KINDS`). Elsewhere, a method's own scalars and vectors are "coefficients" (magnitudes, gates), and anything larger is
+    called as the method calls it ("prompts", "bases").
+
+    Args:
+        trained: what the task trained, from `learn_task`: the end of a task may drop some of it again. Absent = what
+            `method.trainable()` names now.
 
     Returns:
-        `backbone`: parameters of the backbone; `trainable`: parameters trained on the latest task, and of these
-        `trainable_head`; `stored`: floats in a checkpoint, `stored_head` the classifier's share of them.
+        `backbone`: parameters of the backbone.
+        `trainable`, `trainable_by_kind`, `trainable_head`: parameters that trained on the task.
+        `stored`, `stored_by_kind`: floats in a checkpoint, without integers such as a seed.
+        `flops_per_prediction`: FLOPs of matrix products and convolutions, attention included, for one input with the
+        updates merged; a multiply-add counts as 2. Norms, activations and softmax do not count.
+        `forwards_per_prediction`: passes through the backbone for one input; half of the blocks make half a pass.
     """
-    head = {id(parameter) for name, parameter in method.named_parameters() if name.startswith("head.")}
-    trainable = method.trainable()
-    stored = method.own_state()
+    trainable = _by_kind(method, shapes_of(method, method.trainable()) if trained is None else trained)
+    state = method.own_state()
+    stored = _by_kind(method, {name: value.shape for name, value in state.items() if value.is_floating_point()})
+    flops, forwards = _prediction(method)
     return {
         "backbone": sum(parameter.numel() for parameter in method.encoder.parameters()),
-        "trainable": sum(parameter.numel() for parameter in trainable),
-        "trainable_head": sum(parameter.numel() for parameter in trainable if id(parameter) in head),
-        "stored": sum(tensor.numel() for tensor in stored.values()),
-        "stored_head": sum(tensor.numel() for name, tensor in stored.items() if name.startswith(("head.", "means."))),
+        "trainable": sum(trainable.values()),
+        "trainable_by_kind": trainable,
+        "trainable_head": trainable.get("head", 0),
+        "stored": sum(stored.values()),
+        "stored_by_kind": stored,
+        "flops_per_prediction": flops,
+        "forwards_per_prediction": forwards,
     }
+
+
+def _by_kind(method: Method, shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name, shape in shapes.items():
+        kind = _kind(method, name, len(shape))
+        counts[kind] = counts.get(kind, 0) + shape.numel()
+    return dict(sorted((kind, count) for kind, count in counts.items() if count))
+
+
+def _kind(method: Method, name: str, dimensions: int) -> str:
+    *path, _ = name.split(".")
+    module: nn.Module = method
+    for part in path:
+        module = module.get_submodule(part)
+        for known, kind in KINDS.items():
+            if isinstance(module, known):
+                return kind
+    return path[0] if path else name if dimensions > 1 else "coefficients"
+
+
+@torch.no_grad()
+def _prediction(method: Method) -> tuple[int, float]:
+    """FLOPs and forwards of one prediction, on a grey image."""
+    encoder, device = method.encoder, method.device
+    image = torch.full((1, 3, encoder.image_size, encoder.image_size), 0.5, device=device)
+    rows = 0
+
+    def count(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal rows
+        rows += next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor)).shape[0]
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(method), merged(encoder):
+        hooks = [block.register_forward_pre_hook(count, with_kwargs=True) for block in encoder.blocks]
+        try:
+            # FlopCounterMode has no formula for the CPU's fused attention kernel; the plain one is made of products
+            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                method.predict(image)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return counter.get_total_flops(), rows / len(hooks)
+
+
+@contextmanager
+def _evaluating(method: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the length of a `with` block; every module gets back its own."""
+    modes = [(module, module.training) for module in method.modules()]
+    method.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -144,10 +144,18 @@ def metrics_of(
 
 @dataclass(frozen=True)
 class Result:
-    """A run's outcome: the contents of its metrics.json (`metrics`), and the folder they came from, if any."""
+    """A run's outcome.
+
+    Attributes:
+        path: the folder it came from, if any.
+        metrics: the contents of its metrics.json.
+        cost: the last task's entry in its cost.json, see `lorica.cost.measure`; None where there is none, and older runs
+            lack some keys.
+    """
 
     path: Path | None
     metrics: dict[str, Any] = field(repr=False)
+    cost: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def method(self) -> str:
@@ -268,25 +276,18 @@ class RunFolder:
         write_json(self.path / "cost.json", cost)
 
     def read(self) -> Result:
-        """Read metrics.json.
+        """Read metrics.json, and cost.json where there is one.
 
         Raises:
-            LoricaError: it is missing, truncated, or not one of lorica's; all that is wrong with it at once.
+            LoricaError: metrics.json is missing, or one of them truncated or not one of lorica's; all that is wrong with
+                it at once.
         """
         file = self.path / "metrics.json"
-        try:
-            values = json.loads(file.read_bytes())
-        except OSError as error:
-            raise LoricaError(
-                f"{file}: cannot be read: {error.strerror or error}; expected the folder of a run with a task learned"
-            ) from error
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise LoricaError(
-                f"{file}: truncated or altered: {error}; restore the file, or resume the run to write it again"
-            ) from error
+        values = _read_json(file)
         if problems := _problems(values):
             raise LoricaError([f"{file}: {problem}" for problem in problems])
-        return Result(self.path, values)
+        file = self.path / "cost.json"
+        return Result(self.path, values, _last_cost(file, _read_json(file)) if file.exists() else None)
 
 
 def find_runs(paths: Iterable[Path | str]) -> list[Result]:
@@ -346,6 +347,26 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_bytes())
+    except OSError as error:
+        raise LoricaError(
+            f"{file}: cannot be read: {error.strerror or error}; expected the folder of a run with a task learned"
+        ) from error
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise LoricaError(
+            f"{file}: truncated or altered: {error}; restore the file, or resume the run to write it again"
+        ) from error
+
+
+def _last_cost(file: Path, values: Any) -> dict[str, Any] | None:
+    tasks = values.get("tasks") if isinstance(values, dict) else None
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise LoricaError(f"{file}: expected tasks, an object for each; not a cost.json of this version of lorica")
+    return tasks[-1] if tasks else None
 
 
 def _natural(path: Path) -> list[str | int]:

@@ -241,14 +241,14 @@ def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: R
     fit = Fit(**recipe.fit.model_dump())
     for task, data in _arrivals(stream, method)[len(method.tasks) :]:
         start = time.perf_counter()
-        learn_task(method, task, data, fit, seed=recipe.seed, accelerator=accelerator, reporter=reporter)
+        trained = learn_task(method, task, data, fit, seed=recipe.seed, accelerator=accelerator, reporter=reporter)
         seconds.append(time.perf_counter() - start)
         for stage in range(len(stream.tasks)) if method.learns_all_at_once else [task.index]:
             seen = stream.tasks[: stage + 1]
             rows.append(accuracy_row(method, seen, parts.test_data, accelerator=accelerator, reporter=reporter))
         for key, value in method.diagnostics().items():
             diagnostics.setdefault(key, []).append(value)
-        costs.append(cost.measure(method))
+        costs.append(cost.measure(method, trained))
         complete = len(rows) == len(stream.tasks)
         record = {
             "accuracy": rows,

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from lorica.errors import TrainingError
-from lorica.methods.base import Context, Method
+from lorica.methods.base import Context, Method, shapes_of
 from lorica.progress import Reporter, Silent
 from lorica.types import Batch, Task
 
@@ -58,8 +58,8 @@ def learn_task(
     accelerator: Accelerator,
     reporter: Reporter | None = None,
     eval_batch_size: int = 256,
-) -> None:
-    """Lets a method learn one task: grow, begin, descend, end.
+) -> dict[str, torch.Size]:
+    """Lets a method learn one task: grow, begin, descend, end. Returns names and shapes of what trained.
 
     All randomness of a task follows from `seed` and the task's index alone, so that a run continued at a task repeats the
     run that was never interrupted. The caller's random state is left as it was.
@@ -87,8 +87,11 @@ def learn_task(
         method.train()
         method.grow(task)
         method.begin_task(context)
-        descend(method.trainable(), fit.epochs)
+        parameters = method.trainable()
+        trained = shapes_of(method, parameters)
+        descend(parameters, fit.epochs)
         method.end_task(context)
+    return trained
 
 
 def _descend(

@@ -1,55 +1,248 @@
-"""Costs against counts by hand: the tiny encoder has width 32 and two blocks, so four adapted projections q and v."""
+"""Costs against counts by hand. The tiny encoder has width 32 and two blocks, so four adapted projections q and v;
+ViT-B/16 and its stored floats after 20 tasks of 10 classes are those of SD-LoRA's Table 5."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.nn.modules import module as torch_module
 
+from lorica.backbones import load_backbone
 from lorica.backbones.timm_vit import TimmViT
 from lorica.cost import measure
-from lorica.methods import find_method
+from lorica.methods import Method, find_method
+from lorica.methods.linear_probe import LinearProbe
 from lorica.types import Task
 
 MakeEncoder = Callable[..., TimmViT]
 TASKS = (Task(0, 0, ("wren", "lark", "kite")), Task(1, 3, ("rook", "dove")))
+TWENTY_TASKS = tuple(Task(t, 10 * t, tuple(f"class {10 * t + c}" for c in range(10))) for t in range(20))
 
 HEAD = 5 * 32 + 5
 DIRECTION = 4 * (2 * 32) * 10  # four projections, U and D, rank 10
+PATCHES = 2 * 16 * (3 * 8 * 8) * 32  # 4 x 4 patches of 8 x 8 pixels
+LINEARS = (
+    2 * 17 * 32 * (3 * 32 + 32 + 4 * 32 + 4 * 32)
+)  # of a block: qkv, projection, MLP; 16 patches and the class token
+ATTENTION = 2 * (2 * 17 * 17 * 32)  # of a block: queries by keys, weights by values
+FORWARD = PATCHES + 2 * (LINEARS + ATTENTION)
+
+
+def learned(name: str, encoder: TimmViT, tasks: tuple[Task, ...] = TASKS, **options: Any) -> Method:
+    kind = find_method(name)
+    return grown(kind(kind.Config(name=name, **options), encoder), tasks)
+
+
+def grown(method: Method, tasks: tuple[Task, ...] = TASKS) -> Method:
+    for task in tasks:
+        method.grow(task)
+    return method
+
+
+# ---- parameters and storage
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "trainable", "stored"),
     [
-        ("linear_probe", {"trainable": 66, "trainable_head": 66, "stored": HEAD, "stored_head": HEAD}),
-        ("prototypes", {"trainable": 0, "trainable_head": 0, "stored": 5 * 32, "stored_head": 5 * 32}),
-        ("lora", {"trainable": DIRECTION + 66, "trainable_head": 66, "stored": DIRECTION + HEAD, "stored_head": HEAD}),
+        ("linear_probe", {"head": 66}, {"head": HEAD}),
+        ("prototypes", {}, {"head": 5 * 32}),
+        ("lora", {"adapters": DIRECTION, "head": 66}, {"adapters": DIRECTION, "head": HEAD}),
+        (
+            "sd_lora",
+            {"adapters": DIRECTION, "coefficients": 2, "head": 66},
+            {"adapters": 2 * DIRECTION, "coefficients": 2, "head": HEAD},
+        ),
     ],
 )
-def test_counts(name: str, expected: dict[str, Any], tiny_encoder: MakeEncoder) -> None:
-    kind = find_method(name)
+def test_counts_by_kind(name: str, trainable: dict, stored: dict, tiny_encoder: MakeEncoder) -> None:
     encoder = tiny_encoder()
     weights = sum(parameter.numel() for parameter in encoder.parameters())
-    method = kind(kind.Config(name=name), encoder)
-    for task in TASKS:
-        method.grow(task)
-    assert measure(method) == {"backbone": weights} | expected
+    cost = measure(learned(name, encoder))
+    assert (cost["trainable_by_kind"], cost["trainable"]) == (trainable, sum(trainable.values()))
+    assert (cost["stored_by_kind"], cost["stored"]) == (stored, sum(stored.values()))
+    assert (cost["backbone"], cost["trainable_head"]) == (weights, trainable.get("head", 0))
 
 
 def test_a_trained_backbone_counts(tiny_encoder: MakeEncoder) -> None:
-    kind = find_method("full_finetune")
-    method = kind(kind.Config(name="full_finetune"), tiny_encoder())
-    method.grow(TASKS[0])
-    cost = measure(method)
+    cost = measure(learned("full_finetune", tiny_encoder(), TASKS[:1]))
     assert cost["trainable"] == cost["stored"] == cost["backbone"] + 3 * 33
+    assert cost["stored_by_kind"] == {"backbone": cost["backbone"], "head": 3 * 33}
 
 
-def test_sd_lora_stores_every_direction_and_trains_the_last(tiny_encoder: MakeEncoder) -> None:
+def test_joint_trains_the_head_of_all_classes(tiny_encoder: MakeEncoder) -> None:
+    everything = (Task(0, 0, tuple(name for task in TASKS for name in task.class_names)),)
+    cost = measure(learned("joint", tiny_encoder(), everything))
+    assert cost["trainable_by_kind"] == cost["stored_by_kind"] == {"adapters": DIRECTION, "head": HEAD}
+
+
+def test_what_no_one_knows_is_called_as_its_method_calls_it(tiny_encoder: MakeEncoder) -> None:
+    method = learned("linear_probe", tiny_encoder())
+    method.prompts = nn.ModuleDict({"pool": nn.Linear(32, 4)})
+    method.bases = nn.Parameter(torch.zeros(32, 3))
+    method.gates = nn.Parameter(torch.zeros(7))
+    method.register_buffer("seed", torch.tensor(5))  # not a float
+    stored = {"bases": 32 * 3, "coefficients": 7, "head": HEAD, "prompts": 4 * 32 + 4}
+    assert measure(method)["stored_by_kind"] == stored
+
+
+# ---- a prediction
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sd_lora",
+        "sd_lora_rr",
+        "sd_lora_kd",
+        "lora",
+        "lora_frozen",
+        "joint",
+        "full_finetune",
+        "linear_probe",
+        "prototypes",
+    ],
+)
+def test_a_merged_method_predicts_with_one_plain_forward(name: str, tiny_encoder: MakeEncoder) -> None:
+    cost = measure(learned(name, tiny_encoder()))
+    assert cost["flops_per_prediction"] == FORWARD + 2 * 32 * 5
+    assert cost["forwards_per_prediction"] == 1
+
+
+class QueryPass(LinearProbe):
+    """A pass to look at the input, as prompt methods take, and the one that counts; random, to leave a trace."""
+
+    def predict(self, inputs: torch.Tensor) -> torch.Tensor:
+        query = self.encoder.features(inputs)
+        return self.head(self.encoder.features(inputs) + query * torch.rand(()))
+
+
+class SharedTrunk(LinearProbe):
+    """The first block once, the second for five experts, as rows of one batch."""
+
+    def predict(self, inputs: torch.Tensor) -> torch.Tensor:
+        first, second = self.encoder.blocks
+        tokens = first(self.encoder.embed(inputs))
+        return self.head(self.encoder.pool(second(tokens.repeat(5, 1, 1)))).view(5, -1, 5).sum(dim=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "forwards", "flops"),
+    [
+        (QueryPass, 2, 2 * FORWARD + 2 * 32 * 5),
+        (SharedTrunk, 3, FORWARD + 4 * (LINEARS + ATTENTION) + 5 * 2 * 32 * 5),
+    ],
+)
+def test_more_than_one_forward(kind: type[Method], forwards: int, flops: int, tiny_encoder: MakeEncoder) -> None:
+    cost = measure(grown(kind(kind.Config(name="own"), tiny_encoder())))
+    assert (cost["forwards_per_prediction"], cost["flops_per_prediction"]) == (forwards, flops)
+
+
+def test_nothing_is_left_behind(tiny_encoder: MakeEncoder) -> None:
     kind = find_method("sd_lora")
-    method = kind(kind.Config(name="sd_lora"), tiny_encoder())
-    for task in TASKS:
-        method.grow(task)
+
+    class Noisy(kind):
+        predict = QueryPass.predict
+
+    method = grown(Noisy(kind.Config(name="sd_lora"), tiny_encoder()))
+    method.train()
+    method.encoder.blocks[0].eval()
+    method.directions.requires_grad_(False)
+
+    def trace() -> tuple[Any, ...]:
+        modules = list(method.named_modules())
+        return (
+            [(name, id(module), module.training, len(module._forward_pre_hooks)) for name, module in modules],
+            [(name, id(p), p.requires_grad, p.grad) for name, p in method.named_parameters()],
+            len(torch_module._global_forward_pre_hooks) + len(torch_module._global_forward_hooks),
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.is_grad_enabled(),
+        )
+
+    before, random = trace(), torch.get_rng_state()
+    values = {name: value.clone() for name, value in method.state_dict().items()}
+    measure(method)
+    assert trace() == before
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, values[name]) for name, value in method.state_dict().items())
+
+
+def test_hooks_are_gone_after_a_prediction_that_fails(tiny_encoder: MakeEncoder) -> None:
+    method = learned("sd_lora", tiny_encoder(), TASKS[:1])
+    modules = list(method.modules())
+    method.head.weights[0] = nn.Parameter(torch.zeros(3, 31))
+    with pytest.raises(RuntimeError, match="shapes"):
+        measure(method)
+    assert [id(module) for module in method.modules()] == [id(module) for module in modules]
+    assert not any(block._forward_pre_hooks for block in method.encoder.blocks)
+
+
+# ---- Table 5 of the SD-LoRA paper
+
+
+@pytest.fixture
+def vit_base(monkeypatch: pytest.MonkeyPatch) -> TimmViT:
+    """Shapes without values."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch's own does not know the meta device
+    with torch.device("meta"):
+        encoder = load_backbone("vit_base_patch16_224", pretrained=False)
+    encoder.fingerprint = "of no values"
+    assert isinstance(encoder, TimmViT)
+    return encoder.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "stored"),
+    [
+        ("sd_lora_rr", {}, 5_314_780),
+        ("sd_lora_rr", {"variant": "released_code"}, 5_462_236),
+        ("lora", {}, 522_440),
+        ("lora_single", {}, 522_441),
+        ("full_finetune", {}, 85_952_456),
+    ],
+)
+def test_stored_floats_of_vit_base(name: str, options: dict[str, str], stored: int, vit_base: TimmViT) -> None:
+    assert measure(learned(name, vit_base, TWENTY_TASKS, **options))["stored"] == stored
+
+
+def test_sd_lora_on_vit_base_as_in_table_5(vit_base: TimmViT) -> None:
+    cost = measure(learned("sd_lora", vit_base, TWENTY_TASKS))
+    assert cost["trainable_by_kind"] == {"adapters": 368_640, "coefficients": 20, "head": 7_690}
+    assert cost["stored_by_kind"] == {"adapters": 20 * 368_640, "coefficients": 20, "head": 153_800}
+    assert cost["stored"] == 7_526_620
+    head = 2 * 768 * 200
+    forward = cost["flops_per_prediction"] - head
+    # patches, then 12 blocks of linears and attention over 197 tokens
+    assert forward == 2 * 196 * 768 * 768 + 12 * (2 * 197 * 768 * 12 * 768 + 2 * 2 * 197 * 197 * 768)
+    assert 2 * round(forward / 2e9, 2) == pytest.approx(35.12)  # the table: twice 17.56 G multiply-adds
+    assert cost["forwards_per_prediction"] == 1
+
+
+def test_the_ledger_of_a_small_vit_takes_under_a_second(tiny_encoder: MakeEncoder) -> None:
+    method = learned("sd_lora", tiny_encoder())
+    measure(method)
+    start = time.perf_counter()
+    measure(method)
+    assert time.perf_counter() - start < 1
+
+
+@pytest.mark.gpu
+def test_a_gpu_counts_as_the_cpu_does(tiny_encoder: MakeEncoder) -> None:
+    encoder = tiny_encoder().to("cuda")
+    kind = find_method("sd_lora")
+
+    class Noisy(kind):
+        def predict(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().predict(inputs + torch.rand_like(inputs))
+
+    method = grown(Noisy(kind.Config(name="sd_lora"), encoder))
+    random = torch.cuda.get_rng_state()
     cost = measure(method)
-    assert cost["trainable"] == DIRECTION + 2 + 66  # two magnitudes, two new classes
-    assert cost["stored"] >= 2 * DIRECTION + 2 + HEAD
+    assert cost["flops_per_prediction"] == FORWARD + 2 * 32 * 5
+    assert torch.equal(torch.cuda.get_rng_state(), random)

@@ -163,7 +163,7 @@ def test_a_run_folder_has_a_place_for_everything(tmp_path: Path) -> None:
     recipe = {"method": {"name": "sd_lora", "rank": 10}, "data": {"root": "/data/vögel"}}
     folder.write_recipe(recipe)
     folder.write_environment({"torch": "2.11.0"})
-    folder.write_cost({"trainable": 368640})
+    folder.write_cost({"tasks": [{"trainable": 368640}], "train_seconds": [1.5]})
     folder.write_metrics(values())
     assert sorted(file.name for file in folder.path.iterdir()) == [
         "cost.json", "environment.json", "metrics.json", "recipe.yaml",
@@ -181,6 +181,31 @@ def test_a_file_in_the_way_of_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with pytest.raises(LoricaError, match=r"runs/birds: cannot be made a run folder: Not a directory"):
         RunFolder(tmp_path / "runs" / "birds").create()
+
+
+def test_the_cost_of_a_run_is_that_of_its_last_task(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    assert folder.read().cost is None
+    folder.write_cost({"tasks": [], "train_seconds": []})
+    assert folder.read().cost is None
+    folder.write_cost({"tasks": [{"stored": 5}, {"stored": 9}], "train_seconds": [1.0, 1.0]})
+    assert folder.read().cost == {"stored": 9}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"tasks": [', "truncated or altered"),
+        ("[]", "expected tasks, an object for each"),
+        ('{"tasks": {"stored": 5}}', "expected tasks, an object for each"),
+        ('{"tasks": [5]}', "expected tasks, an object for each"),
+    ],
+)
+def test_a_cost_that_is_no_good(tmp_path: Path, text: str, problem: str) -> None:
+    folder = run_folder(tmp_path)
+    (tmp_path / "cost.json").write_text(text)
+    with pytest.raises(LoricaError, match=rf"cost\.json: {problem}"):
+        folder.read()
 
 
 def test_metrics_that_are_missing(tmp_path: Path) -> None:

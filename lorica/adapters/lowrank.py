@@ -87,11 +87,13 @@ class LowRankSum(nn.Module):
         self.register_buffer("rank_sizes", torch.empty(0, dtype=torch.long, device=device), persistent=False)
 
     @torch.no_grad()
-    def grow(self, rank: int, *, zero_up: bool, norm: Norm = frobenius_norm) -> None:
+    def grow(
+        self, rank: int, *, zero_up: bool, norm: Norm = frobenius_norm, generator: torch.Generator | None = None
+    ) -> None:
         """Freezes the current direction, if there is one, divided by its norm, and starts a new one of the given rank.
 
         D is uniform in +-1/sqrt(d_in), as LoRA starts it. U is zero (the update starts as a no-op) or, since a
-        direction of norm zero cannot be normalised, uniform in +-1/sqrt(d_out).
+        direction of norm zero cannot be normalised, uniform in +-1/sqrt(d_out). A generator makes a start repeatable.
         """
         if self.up.shape[1]:
             self._stack(
@@ -101,10 +103,10 @@ class LowRankSum(nn.Module):
             )
         device, (out_features, in_features) = self.up.device, (self.up.shape[0], self.down.shape[1])
         # drawn on the CPU, so that a seed means the same start on every device
-        down = torch.empty(rank, in_features).uniform_(-1, 1) / math.sqrt(in_features)
+        down = torch.empty(rank, in_features).uniform_(-1, 1, generator=generator) / math.sqrt(in_features)
         up = torch.zeros(out_features, rank)
         if not zero_up:
-            up.uniform_(-1, 1).div_(math.sqrt(out_features))
+            up.uniform_(-1, 1, generator=generator).div_(math.sqrt(out_features))
         self.up, self.down = nn.Parameter(up.to(device)), nn.Parameter(down.to(device))
 
     @torch.no_grad()
@@ -168,10 +170,12 @@ class LowRankUpdates(nn.Module):
     def __iter__(self) -> Iterator[LowRankSum]:
         return (cast(LowRankSum, self.get_submodule(name)) for name in self._names)
 
-    def grow(self, rank: int, *, zero_up: bool, norm: Norm = frobenius_norm) -> None:
+    def grow(
+        self, rank: int, *, zero_up: bool, norm: Norm = frobenius_norm, generator: torch.Generator | None = None
+    ) -> None:
         """`LowRankSum.grow` at every site."""
         for update in self:
-            update.grow(rank, zero_up=zero_up, norm=norm)
+            update.grow(rank, zero_up=zero_up, norm=norm, generator=generator)
 
     def keep(self, indices: Collection[int]) -> None:
         """Forgets all directions but these, counted from the oldest; the current one is the last."""

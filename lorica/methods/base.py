@@ -181,6 +181,12 @@ class Method(nn.Module, ABC):
                 tensor.copy_(state[key])
 
 
+def shapes_of(method: Method, parameters: list[nn.Parameter]) -> dict[str, torch.Size]:
+    """Names and shapes of some of a method's parameters."""
+    wanted = {id(parameter) for parameter in parameters}
+    return {name: each.shape for name, each in method.named_parameters() if id(each) in wanted}
+
+
 class LinearHeadMethod(Method):
     """The common ground of most methods: features, a linear head with a block of rows per task, cross-entropy.
 

@@ -112,7 +112,8 @@ class SDLoRA(LinearHeadMethod):
     def grow(self, task: Task) -> None:
         super().grow(task)
         norm = frobenius_norm if self.paper else norm_product
-        self.directions.grow(self.rank_of(task), zero_up=not self.paper, norm=norm)
+        rank, start = self.rank_of(task), self.start_of(task)
+        self.directions.grow(rank, zero_up=not self.paper, norm=norm, generator=start)
         carried = self.magnitudes.detach()
         if self.resets:
             carried = torch.full_like(carried, self.initial_magnitude)
@@ -121,6 +122,10 @@ class SDLoRA(LinearHeadMethod):
     def rank_of(self, task: Task) -> int:
         """The rank of a task's direction."""
         return self.config.rank
+
+    def start_of(self, task: Task) -> torch.Generator | None:
+        """What the factors of a task's direction are drawn with, where it is not the task's own random state."""
+        return None
 
     def trainable(self) -> list[nn.Parameter]:
         return [self.magnitudes, *self.directions.factors(), *self.head_parameters()]
@@ -197,16 +202,18 @@ class SDLoRAKD(SDLoRA):
     def grow(self, task: Task) -> None:
         if not self.tasks:
             self.start_seed.copy_(torch.randint(2**62, ()))
-        with torch.random.fork_rng([], enabled=self.start == "shared"):
-            if self.start == "shared":
-                torch.manual_seed(int(self.start_seed))
-            super().grow(task)
+        super().grow(task)
         self.kept.append(task.index)
         if self.start == "previous" and len(self.kept) > 1:
             with torch.no_grad():
                 for update in self.directions:
-                    for factor, last in zip((update.up, update.down), update.frozen(-1), strict=True):
-                        factor.copy_(last)
+                    up, down = update.frozen(-1)
+                    # as long as each other, like factors in training: a short one would turn away at once
+                    update.up.copy_(up * (torch.linalg.vector_norm(down) / torch.linalg.vector_norm(up)))
+                    update.down.copy_(down)
+
+    def start_of(self, task: Task) -> torch.Generator | None:
+        return torch.Generator().manual_seed(int(self.start_seed)) if self.start == "shared" else None
 
     def increment(self, site: Site) -> Float[Tensor, "out inp"]:
         """Eq. 4 over the directions that are kept; that of the current task may be absorbed by now."""

@@ -10,15 +10,27 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from lorica.errors import LoricaError
 from lorica.results import Result
 
-CAPTION = "Percent; mean ± sample standard deviation over seeds."
+CAPTION = (
+    "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the last task, head included. "
+    "Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
+)
 MEASURES = {"acc": "Acc", "aaa": "AAA", "forgetting": "Forgetting", "new_task": "New task"}
 """The measures in a table (see `lorica.metrics`) and their headings."""
+
+COSTS = {
+    "trainable": "Trained",
+    "stored": "Stored",
+    "flops_per_prediction": "GFLOPs",
+    "forwards_per_prediction": "Passes",
+}
+"""The costs in a table (see `lorica.cost.measure`) and their headings."""
 
 INCIDENTAL = ("seed", "device", "data.root", "data.cache_gib", "backbone.weights")
 """Keys of a recipe in which runs of one row may differ."""
@@ -44,6 +56,14 @@ class Spread:
         return mean if self.std is None else f"{mean} {plus_minus} {100 * self.std:.1f}"
 
 
+def compact(number: int | float) -> str:
+    """Three digits at the most, for people: "66", "96.4k", "7.53M"."""
+    unit, size = next(
+        ((unit, size) for unit, size in (("", 1), ("k", 1e3), ("M", 1e6)) if number < 999.5 * size), ("G", 1e9)
+    )
+    return f"{number / size:#.3g}{unit}".replace(".k", "k").replace(".M", "M") if unit else f"{number:.0f}"
+
+
 @dataclass(frozen=True)
 class Row:
     """Complete runs that differ in their seeds only, and the spread of each measure over them.
@@ -67,6 +87,11 @@ class Row:
     def seeds(self) -> int:
         """The number of runs that each spread is over."""
         return len(self.runs)
+
+    def cost(self, name: str) -> int | float | None:
+        """The mean of one of `COSTS` over the runs whose ledger has it, exact where they agree; None where none has."""
+        values = [run.cost[name] for run in self.runs if run.cost and name in run.cost]
+        return (values[0] if len(set(values)) == 1 else fmean(values)) if values else None
 
 
 def summarise(
@@ -135,10 +160,19 @@ def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = Non
 def to_rich(rows: Sequence[Row], notes: Sequence[str] = ()) -> Table:
     """A table for the terminal, in percent, with the notes below it."""
     header, *body = _cells(rows)
-    table = Table(caption=Text("\n".join([CAPTION, *notes])), caption_justify="left")
-    table.add_column(header[0])
+    table = Table(
+        caption=Text("\n".join([CAPTION, *notes])),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+        show_edge=False,
+    )
+    table.add_column(header[0], overflow="fold")
     for heading in header[1:]:
-        table.add_column(heading, justify="right", no_wrap=True)
+        narrow = heading.replace("Forgetting", "Forget-\nting").replace(" ", "\n")
+        # on a narrow terminal cells break after ±, and nothing is cut off
+        table.add_column(narrow, justify="right", no_wrap=heading not in MEASURES.values(), overflow="fold")
     for line in body:
         table.add_row(*map(Text, line))
     return table
@@ -154,8 +188,9 @@ def to_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 def to_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it."""
-    header, *body = _cells(rows, r"\pm")
-    lines = [[_escape(label), seeds, *(f"${cell}$" for cell in spreads)] for label, seeds, *spreads in body]
+    header, *body = _cells(rows, r"\pm", "--")
+    costs = len(header) - len(COSTS)
+    lines = [[_escape(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
@@ -172,23 +207,40 @@ def to_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """For other programs: fractions at full precision, an empty field where there is no standard deviation."""
+    """For other programs: fractions at full precision, and costs as they were measured, flops_per_prediction in FLOPs.
+
+    A field is empty where there is no standard deviation or no cost.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     spreads = [name for measure in MEASURES for name in (measure, f"{measure}_std")]
-    writer.writerow(["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads])
+    writer.writerow(["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads, *COSTS])
     for row in rows:
         values = [value for measure in MEASURES for value in (getattr(row, measure).mean, getattr(row, measure).std)]
+        values += [row.cost(name) for name in COSTS]
         writer.writerow([row.label, row.method, row.variant, row.extra, row.tasks, row.classes, row.seeds, *values])
     return text.getvalue()
 
 
-def _cells(rows: Sequence[Row], plus_minus: str = "±") -> list[list[str]]:
-    """The heading and a line for each row: label, seeds, and a cell for each measure."""
-    return [["Method", "Seeds", *MEASURES.values()]] + [
-        [row.label, str(row.seeds), *(getattr(row, measure).percent(plus_minus) for measure in MEASURES)]
+def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–") -> list[list[str]]:
+    """The heading and a line for each row: label, seeds, and a cell for each measure and each cost."""
+    return [["Method", "Seeds", *MEASURES.values(), *COSTS.values()]] + [
+        [
+            row.label,
+            str(row.seeds),
+            *(getattr(row, measure).percent(plus_minus) for measure in MEASURES),
+            *(_cost_cell(name, row.cost(name), missing) for name in COSTS),
+        ]
         for row in rows
     ]
+
+
+def _cost_cell(name: str, value: int | float | None, missing: str) -> str:
+    if value is None:
+        return missing
+    if name == "flops_per_prediction":
+        return f"{value / 1e9:.4g}"
+    return f"{value:.3g}" if name == "forwards_per_prediction" else compact(value)
 
 
 def _settings(run: Result, incidental: Sequence[str] = INCIDENTAL) -> dict[str, str]:

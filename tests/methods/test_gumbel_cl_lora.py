@@ -181,7 +181,7 @@ def test_the_first_task_is_not_gated(tiny_encoder) -> None:
     method = learner(tiny_encoder(), 1)
     method.begin_task(context(method))
     [terms] = list(method.losses(Batch(IMAGES, torch.tensor([0, 1, 0, 1]))))
-    assert float(terms["entropy"]) == pytest.approx(0, abs=1e-9)
+    assert terms["entropy"].item() == pytest.approx(0, abs=1e-9)
     assert method.gates(noisy=True, with_current=True).tolist() == [1.0]
     finish(method)
     assert method.kept == [0]

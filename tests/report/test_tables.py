@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -13,9 +15,16 @@ from rich.console import Console
 
 from lorica.errors import LoricaError
 from lorica.report import Spread, notes, summarise, to_csv, to_latex, to_markdown, to_rich
+from lorica.report.tables import CAPTION, compact
 from lorica.results import Result
 
 MakeRun = Callable[..., Result]
+
+
+def with_cost(run: Result, **changes: int | float) -> Result:
+    """The run with a ledger: SD-LoRA's on DeiT-Ti, but the FLOPs of ViT-B/16."""
+    cost = {"trainable": 96_417, "stored": 1_060_717, "flops_per_prediction": 35_126_427_648}
+    return replace(run, cost={**cost, "forwards_per_prediction": 1.0, **changes})
 
 
 def test_the_standard_deviation_is_that_of_a_sample() -> None:
@@ -110,53 +119,96 @@ def test_a_seed_that_counts_twice_is_named(make_run: MakeRun) -> None:
     assert notes(runs, by=lambda run: str(run.acc)) == []
 
 
+def lines_of(width: int, runs: list[Result], *remarks: str) -> list[str]:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(to_rich(summarise(runs), remarks))
+    return [line.strip() for line in console.export_text().splitlines()]
+
+
 def test_the_terminal_table(two_seeds: list[Result]) -> None:
-    console = Console(width=90, file=io.StringIO(), record=True)
-    console.print(to_rich(summarise(two_seeds), ["Left out, not complete: [l2p]."]))
-    lines = console.export_text().splitlines()
-    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
-    assert cells == [
-        ["sd_lora", "2", "70.0 ± 14.1", "75.0 ± 0.0", "15.0 ± 35.4", "77.5 ± 3.5"],
-        ["o_lora", "1", "37.5", "56.2", "50.0", "62.5"],
+    older = replace(two_seeds[1], cost={"trainable": 4247, "stored": 138_867})  # as runs before the ledger wrote it
+    above, heading, _, *rows = lines_of(
+        120, [with_cost(two_seeds[0]), older, two_seeds[2]], "Left out, not complete: [l2p]."
+    )
+    assert above.split() == ["Forget-", "New"]
+    assert heading.split() == [
+        "Method", "Seeds", "Acc", "AAA", "ting", "task", "Trained", "Stored", "GFLOPs", "Passes",
+    ]  # fmt: skip
+    assert [re.split(r"\s{2,}", row) for row in rows[:2]] == [
+        ["sd_lora", "2", "70.0 ± 14.1", "75.0 ± 0.0", "15.0 ± 35.4", "77.5 ± 3.5", "96.4k", "1.06M", "35.13", "1"],
+        ["o_lora", "1", "37.5", "56.2", "50.0", "62.5", "4.25k", "139k", "–", "–"],
     ]
-    assert [line.rstrip() for line in lines[-2:]] == [
-        "Percent; mean ± sample standard deviation over seeds.",
-        "Left out, not complete: [l2p].",
-    ]
+    assert "\n".join(rows[2:]).split() == [*CAPTION.split(), "Left", "out,", "not", "complete:", "[l2p]."]
+
+
+def test_the_widest_terminal_table_takes_120_columns_and_none_loses_a_digit(make_run: MakeRun) -> None:
+    runs = [with_cost(make_run([[0.9], [0.1, a]], variant="released_code", seed=int(a))) for a in (0.0, 1.0)]
+    assert lines_of(120, runs)[3].startswith("sd_lora (released_code)")
+    for width in (120, 100, 80):
+        together = "".join("".join(lines_of(width, runs)).split())
+        assert "…" not in together
+        for cell in ("96.4k", "1.06M", "35.13"):
+            assert cell in together
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0"),
+        (66, "66"),
+        (999, "999"),
+        (4_247, "4.25k"),
+        (96_417, "96.4k"),
+        (368_640, "369k"),
+        (999_499, "999k"),
+        (999_500, "1.00M"),
+        (85_952_456, "86.0M"),
+        (2.5e9, "2.50G"),
+    ],
+)
+def test_a_compact_number(number: int | float, text: str) -> None:
+    assert compact(number) == text
+
+
+def test_costs_that_differ_between_seeds_are_averaged(make_run: MakeRun) -> None:
+    (row,) = summarise([with_cost(make_run([[0.5]], seed=s), stored=kept) for s, kept in ((0, 100), (1, 300))])
+    assert (row.cost("stored"), row.cost("trainable")) == (200, 96_417)
 
 
 def test_the_markdown_table(make_run: MakeRun) -> None:
-    runs = [make_run([[0.25]]), make_run([[0.5]], "a|b")]
+    runs = [with_cost(make_run([[0.25]]), forwards_per_prediction=10.5), make_run([[0.5]], "a|b")]
     assert to_markdown(summarise(runs), ["One note."]) == (
-        "| Method | Seeds | Acc | AAA | Forgetting | New task |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: |\n"
-        "| sd_lora | 1 | 25.0 | 25.0 | 0.0 | 25.0 |\n"
-        "| a\\|b | 1 | 50.0 | 50.0 | 0.0 | 50.0 |\n"
+        "| Method | Seeds | Acc | AAA | Forgetting | New task | Trained | Stored | GFLOPs | Passes |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| sd_lora | 1 | 25.0 | 25.0 | 0.0 | 25.0 | 96.4k | 1.06M | 35.13 | 10.5 |\n"
+        "| a\\|b | 1 | 50.0 | 50.0 | 0.0 | 50.0 | – | – | – | – |\n"
         "\n"
-        "Percent; mean ± sample standard deviation over seeds.\n"
+        f"{CAPTION}\n"
         "\n"
         "One note.\n"
     )
 
 
 def test_the_latex_table(two_seeds: list[Result], make_run: MakeRun) -> None:
+    two_seeds[0] = with_cost(two_seeds[0])
     rows = summarise([*two_seeds, make_run([[0.5], [0.5, 0.5]], "sd_lora", "50%_{x}\\~")])
     assert to_latex(rows, ["One note."]).splitlines() == [
-        r"\begin{tabular}{lrrrrr}",
+        r"\begin{tabular}{lrrrrrrrrr}",
         r"\toprule",
-        r"Method & Seeds & Acc & AAA & Forgetting & New task \\",
+        r"Method & Seeds & Acc & AAA & Forgetting & New task & Trained & Stored & GFLOPs & Passes \\",
         r"\midrule",
-        r"sd\_lora & 2 & $70.0 \pm 14.1$ & $75.0 \pm 0.0$ & $15.0 \pm 35.4$ & $77.5 \pm 3.5$ \\",
-        r"o\_lora & 1 & $37.5$ & $56.2$ & $50.0$ & $62.5$ \\",
-        r"sd\_lora (50\%\_\{x\}\textbackslash{}\textasciitilde{}) & 1 & $50.0$ & $50.0$ & $0.0$ & $50.0$ \\",
+        r"sd\_lora & 2 & $70.0 \pm 14.1$ & $75.0 \pm 0.0$ & $15.0 \pm 35.4$ & $77.5 \pm 3.5$ & 96.4k & 1.06M & 35.13 & 1 \\",
+        r"o\_lora & 1 & $37.5$ & $56.2$ & $50.0$ & $62.5$ & -- & -- & -- & -- \\",
+        r"sd\_lora (50\%\_\{x\}\textbackslash{}\textasciitilde{}) & 1 & $50.0$ & $50.0$ & $0.0$ & $50.0$ & -- & -- & -- & -- \\",
         r"\bottomrule",
         r"\end{tabular}",
-        "% Percent; mean ± sample standard deviation over seeds.",
+        f"% {CAPTION}",
         "% One note.",
     ]
 
 
 def test_the_csv_table_has_fractions(two_seeds: list[Result]) -> None:
+    two_seeds[0] = with_cost(two_seeds[0], forwards_per_prediction=10.5)
     sd_lora, o_lora = csv.DictReader(io.StringIO(to_csv(summarise(two_seeds))))
     assert {key: sd_lora[key] for key in ("label", "method", "variant", "extra", "tasks", "classes", "seeds")} == {
         "label": "sd_lora", "method": "sd_lora", "variant": "", "extra": "", "tasks": "2", "classes": "4", "seeds": "2",
@@ -164,6 +216,9 @@ def test_the_csv_table_has_fractions(two_seeds: list[Result]) -> None:
     assert float(sd_lora["acc"]) == pytest.approx(0.7)
     assert float(sd_lora["acc_std"]) == pytest.approx(0.2 / sqrt(2))
     assert (o_lora["acc"], o_lora["acc_std"], o_lora["new_task"]) == ("0.375", "", "0.625")
+    costs = ("trainable", "stored", "flops_per_prediction", "forwards_per_prediction")
+    assert [sd_lora[cost] for cost in costs] == ["96417", "1060717", "35126427648", "10.5"]
+    assert [o_lora[cost] for cost in costs] == ["", "", "", ""]
 
 
 def test_runs_of_different_settings_never_share_a_row(make_run: MakeRun) -> None:
