@@ -1,28 +1,31 @@
-"""The command line: `lorica demo | run | check | list | table | evaluate`."""
+"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | theorem`."""
 
 from __future__ import annotations
 
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from lorica import analysis
 from lorica import demo as demonstration
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_recipe
 from lorica.data.sources import SOURCE_DESCRIPTIONS
 from lorica.errors import LoricaError
 from lorica.methods import find_method, method_names
-from lorica.report import figures, tables
-from lorica.results import find_runs
+from lorica.progress import progress_bar
+from lorica.report import figures, tables, theorem_figure
+from lorica.results import find_runs, write_json
 from lorica.run import check as check_recipe
 from lorica.run import default_folder
 from lorica.run import evaluate as evaluate_run
 from lorica.run import run as run_recipe
+from lorica.theorem import Setting, experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -152,6 +155,42 @@ def evaluate(
     for number, (accuracy, classes) in enumerate(zip(row, names, strict=True), start=1):
         shown.add_row(str(number), ", ".join(classes[:6]) + (" …" if len(classes) > 6 else ""), f"{100 * accuracy:.1f}")
     console.print(shown)
+
+
+@app.command()
+def analyze(
+    runs: Annotated[list[Path], typer.Argument(help="folders of runs, or folders that hold such folders")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder for figures and analysis.json; default RUN/analysis, or runs/analysis")
+    ] = None,
+    task: Annotated[int, typer.Option(min=0, help="draw the straight line across this task; 0 = none")] = 2,
+    points: Annotated[int, typer.Option(min=2, help="points on the straight line")] = 11,
+    fine_tune: Annotated[
+        int, typer.Option(min=0, help="fine-tune on each of the first tasks, that many, and compare; 0 = train nothing")
+    ] = 0,
+) -> None:
+    """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
+    results = find_runs(runs)
+    folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
+    with progress_bar() as reporter:
+        done = analysis.analyse(results, folder, task=task, points=points, fine_tune=fine_tune, reporter=reporter)
+    console.print(analysis.summary(done))
+    console.print(f"Figures, and the numbers in them ({analysis.FILE}), are in [bold]{folder}[/]")
+    if done.problems:
+        raise LoricaError(done.problems)
+
+
+@app.command()
+def theorem(
+    out: Annotated[Path, typer.Option(help="folder for the figure and theorem.json")] = Path("runs/theorem"),
+    seed: Annotated[int, typer.Option(min=0, help="of the target and of the factors' start")] = 0,
+) -> None:
+    """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
+    result = experiment(Setting(seed=seed))
+    figures.save(theorem_figure.draw(result), out / "theorem")
+    write_json(out / "theorem.json", result.summary())
+    console.print(theorem_figure.to_rich(result))
+    console.print(f"theorem.pdf, theorem.png and theorem.json are in [bold]{out}[/]")
 
 
 def main() -> None:

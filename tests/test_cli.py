@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,9 @@ def recipe_file(small_recipe: dict[str, Any], tmp_path: Path) -> Path:
 def test_help(lorica: Lorica) -> None:
     code, out, _ = lorica("--help")
     assert code == 0
-    assert all(command in out for command in ("demo", "run", "check", "list", "table", "evaluate", "--debug"))
+    assert all(
+        command in out for command in ("demo", "run", "check", "list", "table", "evaluate", "analyze", "--debug")
+    )
 
 
 # ---- run, evaluate, table
@@ -100,6 +103,37 @@ def test_table_formats(form: str, sign: str, lorica: Lorica, finished_run: Resul
 def test_table_draws_the_comparison(lorica: Lorica, finished_run: Result, tmp_path: Path) -> None:
     assert lorica("table", finished_run.path, "--figures", tmp_path / "figures")[0] == 0
     assert list((tmp_path / "figures").glob("*.png"))
+
+
+# ---- analyze
+
+
+def test_analyze_draws_into_the_run_and_says_what_was_left_out(
+    lorica: Lorica, finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    shutil.copytree(finished_run.path or "", tmp_path / "run")
+    code, out, err = lorica("analyze", tmp_path / "run", "--points", 3)
+    assert (code, err.strip()) == (0, "")
+    assert re.search(r"drawn +residuals, straight_line *\n", out)
+    assert re.search(r"left out +distances: they need training; ask for it with --fine-tune 5", out)
+    drawn = json.loads((tmp_path / "run/analysis/analysis.json").read_text())
+    assert drawn["straight_lines"][0]["positions"] == [0, 0.5, 1]
+    assert (tmp_path / "run/analysis/straight_line.pdf").is_file()
+
+
+def test_analyze_draws_what_it_can_and_then_says_what_is_wrong(
+    lorica: Lorica, finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    code, out, err = lorica("analyze", finished_run.path, "--task", 7, "--out", tmp_path)
+    assert code == 2
+    assert "residuals" in out
+    assert err.strip().splitlines() == [  # after an empty line of the progress bar
+        f"straight line, sd_lora: {finished_run.path}: no straight line at task 7: the run has learned 3 tasks; "
+        "give --task from 2 to 3, or 0 for none"
+    ]
+    assert (tmp_path / "residuals.png").is_file()
 
 
 # ---- list and check
@@ -158,6 +192,8 @@ def test_mistakes_are_lines_and_exit_code_2(lorica: Lorica, recipe_file: Path) -
         ["check", "own_images", "data.root=nowhere"],
         ["evaluate", "nowhere"],
         ["table", "nowhere"],
+        ["analyze", "nowhere"],
+        ["analyze", "nowhere", "--points", "1"],
         ["run"],
         ["list", "nothing"],
         ["rn", "digits"],

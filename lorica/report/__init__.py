@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from lorica.report.figures import accuracy_curves, accuracy_matrix, accuracy_per_task, draw_all, magnitudes, save
+from lorica.report.figures import (
+    accuracy_curves,
+    accuracy_matrix,
+    accuracy_per_task,
+    draw_all,
+    growth,
+    magnitudes,
+    relative_distances,
+    residuals,
+    save,
+    straight_lines,
+)
 from lorica.report.tables import Row, Spread, notes, summarise, to_csv, to_latex, to_markdown, to_rich
 
 __all__ = [
@@ -12,9 +23,13 @@ __all__ = [
     "accuracy_matrix",
     "accuracy_per_task",
     "draw_all",
+    "growth",
     "magnitudes",
     "notes",
+    "relative_distances",
+    "residuals",
     "save",
+    "straight_lines",
     "summarise",
     "to_csv",
     "to_latex",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,49 @@ _STEMS = 60  # at most, beside each other in one panel of accuracy_per_task
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 _LINES = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far weights W_i, fine-tuned on one task each, are from each other and from W0; see `lorica.analysis`.
+
+    Attributes:
+        label: which weights.
+        to_start: ||W_i - W0|| / ||W0||, one for each task.
+        between: ||W_i - W_j|| / ||W0||.
+        ratios: ||W_i - W_j|| / mean(||W_i - W0||, ||W_j - W0||).
+        recipe: what they depend on, plain values.
+    """
+
+    label: str
+    to_start: list[float]
+    between: list[list[float]]
+    ratios: list[list[float]]
+    recipe: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """||X_t - sum_k a_k X_k|| / ||X_t|| of one run's directions; tasks are numbered from 1, `dropped` are the absorbed ones."""
+
+    label: str
+    tasks: list[int]
+    residuals: list[float]
+    dropped: list[int]
+
+
+@dataclass(frozen=True)
+class StraightLine:
+    """Accuracies, fractions, with the weights (1-s) W_before + s W_after of a task (numbered from 1), for each position s.
+
+    `old` is the mean over the tasks before it, `new` is on the task itself.
+    """
+
+    label: str
+    task: int
+    positions: list[float]
+    old: list[float]
+    new: list[float]
 
 
 @_paper
@@ -135,18 +179,21 @@ def accuracy_matrix(result: Result) -> Figure:
 def magnitudes(result: Result) -> Figure | None:
     """The learned magnitudes alpha_k against k: dark after the last task, lighter after earlier ones.
 
-    None for a method that has none.
+    A magnitude of 0 is that of a direction that was dropped: a cross, and no part of the lines. None for a method that has
+    no magnitudes.
     """
     if not result.magnitudes:
         return None
     number = len(result.magnitudes)
     shades = ListedColormap(colormaps["Blues"](np.linspace(1, 0.25, number)[::-1]))
     figure, axes = _axes(3.0)
+    dropped = [k + 1 for k, value in enumerate(result.magnitudes[-1]) if value == 0]
     for t, row in enumerate(result.magnitudes):
         last = t == number - 1
+        kept = np.array([k for k, value in enumerate(row) if value != 0], dtype=int)
         axes.plot(
-            np.arange(1, len(row) + 1),
-            row,
+            kept + 1,
+            np.array(row)[kept],
             color=shades(t),
             marker="o",
             markersize=5 if last else 2.5 * (number <= 12),
@@ -154,12 +201,123 @@ def magnitudes(result: Result) -> Figure | None:
         )
     axes.grid(axis="y")
     _number_tasks(axes, 1, number)
-    axes.set(xlabel="direction $k$", ylabel=r"magnitude $\alpha_k$", title=_title(result))
+    axes.set(xlabel="direction $k$", ylabel=r"magnitude $\alpha_k$", title=_title(result), xlim=_room(number))
+    if dropped:
+        at_the_foot = axes.get_xaxis_transform()
+        axes.plot(dropped, [0.03] * len(dropped), "x", color="0.3", transform=at_the_foot)
+        axes.margins(y=0.12)
+        axes.set_title(f"{_title(result)}    (×: dropped)")
     if number > 1:
         norm = BoundaryNorm(np.arange(0.5, number + 1), number)
         bar = figure.colorbar(ScalarMappable(norm, shades), ax=axes, label="after task")
         bar.locator = MaxNLocator(integer=True)
         bar.minorticks_off()
+    return figure
+
+
+@_paper
+def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> Figure | None:
+    """How many adapters are kept against tasks learned, beside the average accuracy so far; means over seeds.
+
+    Of the complete runs whose method says which adapters it keeps; None if there are none.
+    """
+    rows = summarise([run for run in results if run.metrics["diagnostics"].get("kept")], by=by)
+    if not rows:
+        return None
+    figure, (left, right) = _panels(2.6)
+    last = max(row.tasks for row in rows)
+    left.plot([1, last], [1, last], color="0.6", linestyle=(0, (4, 3)), linewidth=1)
+    for index, row in enumerate(rows):
+        look = {"linestyle": _LINES[index % len(_LINES)], **_look(index)}
+        tasks = np.arange(1, row.tasks + 1)
+        kept = np.mean([[len(each) for each in run.metrics["diagnostics"]["kept"]] for run in row.runs], axis=0)
+        accuracy = 100 * np.mean([[np.mean(each) for each in run.accuracy] for run in row.runs], axis=0)
+        left.plot(tasks, kept, label=row.label, **look)
+        right.plot(tasks, accuracy, **look)
+    for axes in (left, right):
+        axes.grid(axis="y")
+        axes.set(xlabel="tasks learned")
+        _number_tasks(axes, 1, last)
+    left.set(ylabel="adapters kept", ylim=(0, None), title="dashed: one per task")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(ylabel="average accuracy (%)")
+    _legend(figure, left.lines[1:])
+    return figure
+
+
+@_paper
+def residuals(runs: Sequence[Residuals]) -> Figure:
+    """The least-squares residual of each new direction, relative to its length: 1 is orthogonal to all earlier ones.
+
+    A hollow marker is a direction that was dropped.
+    """
+    figure, axes = _axes(2.6)
+    for index, run in enumerate(runs):
+        look = _look(index)
+        line = axes.plot(run.tasks, run.residuals, linestyle=_LINES[index % len(_LINES)], label=run.label, **look)[0]
+        hollow = [k for k, task in enumerate(run.tasks) if task in run.dropped]
+        line.set_markevery([k for k in range(len(run.tasks)) if k not in hollow])
+        at = np.array(hollow, dtype=int)
+        look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.1}
+        axes.plot(np.array(run.tasks)[at], np.array(run.residuals)[at], linestyle="none", **look)
+    axes.grid(axis="y")
+    _number_tasks(axes, 2, max(max(run.tasks) for run in runs))
+    axes.set(xlabel="task $t$", ylabel="relative residual of $X_t$", ylim=(0, 1.06))
+    if any(set(run.tasks) & set(run.dropped) for run in runs):
+        axes.set_title("hollow: the direction was dropped")
+    _legend(figure, [line for line in axes.lines if not str(line.get_label()).startswith("_")])
+    return figure
+
+
+@_paper
+def straight_lines(runs: Sequence[StraightLine]) -> Figure:
+    """Accuracy on old tasks (left) and on the new one (right) along the line from the weights before it to those after."""
+    figure, panels = _panels(2.6, sharey=True)
+    task = runs[0].task
+    titles = ("task 1" if task == 2 else f"tasks 1 to {task - 1}, mean", f"task {task} (new)")
+    for axes, title, kind in zip(panels, titles, ("old", "new"), strict=True):
+        for index, run in enumerate(runs):
+            values = 100 * np.array(getattr(run, kind))
+            style = _LINES[index % len(_LINES)]
+            axes.plot(run.positions, values, linestyle=style, label=run.label, clip_on=False, **_look(index))
+        axes.grid(axis="y")
+        axes.set(title=title, xlabel=f"$s$, from before (0) to after task {task} (1)", xlim=(0, 1))
+        axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "¼", "½", "¾", "1"))
+    lowest = 100 * min(min(*run.old, *run.new) for run in runs)
+    panels[0].set(ylabel="accuracy (%)", ylim=(20 * min(lowest // 20, 4), 100))
+    _legend(figure, panels[0].lines)
+    return figure
+
+
+@_paper
+def relative_distances(distances: Distances) -> Figure:
+    """Distances of independently fine-tuned weights: all pairs with W0 (left); pairs relative to their way from W0 (right)."""
+    number = len(distances.to_start)
+    figure, (left, right) = _panels(2.9, width_ratios=(1.15, 1))
+    matrix = np.full((number, number), np.nan)
+    for i in range(number):
+        matrix[i, : i + 1] = [distances.to_start[i], *distances.between[i][:i]]
+    image = left.imshow(matrix, cmap="Blues", vmin=0)
+    for i in range(number if number <= 8 else 0):
+        for j in range(i + 1):
+            dark = matrix[i, j] > 0.6 * np.nanmax(matrix)
+            left.text(j, i, f"{matrix[i, j]:#.2g}", ha="center", va="center", color="w" if dark else "k", fontsize=7)
+    ticks = range(number)
+    left.set_xticks(ticks, [f"$W_{{{j}}}$" for j in ticks])
+    left.set_yticks(ticks, [f"$W_{{{i + 1}}}$" for i in ticks])
+    figure.colorbar(image, ax=left, label=r"distance / $\|W_0\|$", shrink=0.75)
+    for i in ticks:
+        others = [distances.ratios[i][j] for j in ticks if j != i]
+        right.plot([i + 1] * len(others), others, linestyle="none", **_look(0))
+    levels = [
+        right.axhline(2**0.5, color="0.3", linestyle="--", linewidth=1, label=r"independent moves ($\sqrt{2}$)"),
+        right.axhline(1, color="0.3", linestyle=":", linewidth=1.2, label="as far apart as from $W_0$ (1)"),
+    ]
+    _number_tasks(right, 1, number)
+    right.set(xlabel="task $i$", xlim=(0.5, number + 0.5), ylim=(0, 1.6))
+    right.set_ylabel(r"$\|W_i - W_j\|$ / distance to $W_0$")
+    figure.suptitle(distances.label, fontsize=9)
+    _legend(figure, levels)
     return figure
 
 
@@ -191,6 +349,8 @@ def draw_all(results: Sequence[Result], folder: Path, *, by: Callable[[Result], 
     if any(run.complete for run in results):
         paths += save(accuracy_curves(results, by=by), folder / "accuracy_curves")
         paths += save(accuracy_per_task(results, by=by), folder / "accuracy_per_task")
+    if figure := growth(results, by=by):
+        paths += save(figure, folder / "growth")
     stems: Counter[str] = Counter()
     for run in results:
         stem = "" if len(results) == 1 else "_" + re.sub(r"\W+", "_", f"{_title(run)} {by(run) if by else ''}".strip())
@@ -213,6 +373,18 @@ def _rows(results: Sequence[Result], by: Callable[[Result], str] | None) -> list
 def _axes(height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+def _panels(height: float, **layout: Any) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08}, **layout)
+    return figure, (left, right)
+
+
+def _room(number: int) -> tuple[float, float]:
+    """Limits of an x axis for 1 … number."""
+    margin = 0.05 * (number - 1) or 0.5
+    return 1 - margin, number + margin
 
 
 def _look(index: int) -> dict[str, Any]:

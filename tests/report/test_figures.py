@@ -11,7 +11,20 @@ import pytest
 from matplotlib.figure import Figure
 
 from lorica.errors import LoricaError
-from lorica.report import accuracy_curves, accuracy_matrix, accuracy_per_task, draw_all, figures, magnitudes, save
+from lorica.report import (
+    accuracy_curves,
+    accuracy_matrix,
+    accuracy_per_task,
+    draw_all,
+    figures,
+    growth,
+    magnitudes,
+    relative_distances,
+    residuals,
+    save,
+    straight_lines,
+)
+from lorica.report.figures import Distances, Residuals, StraightLine
 from lorica.results import Result
 
 MakeRun = Callable[..., Result]
@@ -112,6 +125,80 @@ def test_magnitudes_are_darkest_after_the_last_task(two_seeds: list[Result]) -> 
     np.testing.assert_allclose(last.get_xydata(), [[1, 1.2], [2, 0.8]])
     assert sum(matplotlib.colors.to_rgb(last.get_color())) < sum(matplotlib.colors.to_rgb(first.get_color()))
     assert magnitudes(two_seeds[1]) is None
+
+
+def test_dropped_directions_are_crosses_and_no_part_of_the_lines(make_run: MakeRun) -> None:
+    figure = magnitudes(make_run(flat(3), magnitudes=[[1.0], [1.2, 0.0], [1.1, 0.0, 0.8]]))
+    assert figure is not None
+    *lines, crosses = figure.axes[0].lines
+    np.testing.assert_allclose(lines[1].get_xydata(), [[1, 1.2]])
+    np.testing.assert_allclose(lines[2].get_xydata(), [[1, 1.1], [3, 0.8]])
+    assert (crosses.get_marker(), list(crosses.get_xdata())) == ("x", [2])
+    assert "(×: dropped)" in figure.axes[0].get_title()
+
+
+def keeping(run: Result, kept: list[list[int]]) -> Result:
+    return Result(run.path, run.metrics | {"diagnostics": {"kept": kept}})
+
+
+def test_growth_is_the_mean_number_of_adapters_beside_the_accuracy(make_run: MakeRun) -> None:
+    first = keeping(make_run([[0.9], [0.5, 0.7]], "sd_lora_kd"), [[0], [0]])
+    second = keeping(make_run([[0.7], [0.5, 0.9]], "sd_lora_kd", seed=1), [[0], [0, 1]])
+    figure = growth([first, second, make_run(flat(2), "lora"), keeping(make_run(flat(1), "gumbel", tasks=3), [[0]])])
+    assert figure is not None
+    left, right = figure.axes
+    diagonal, line = left.lines
+    np.testing.assert_allclose(diagonal.get_xydata(), [[1, 1], [2, 2]])
+    np.testing.assert_allclose(line.get_xydata(), [[1, 1], [2, 1.5]])
+    np.testing.assert_allclose(right.lines[0].get_xydata(), [[1, 80], [2, 65]])  # (0.9 + 0.7) / 2; (0.6 + 0.7) / 2
+    assert legend(figure) == ["sd_lora_kd"]
+    assert growth([make_run(flat(2))]) is None
+
+
+def test_residuals_of_dropped_directions_are_hollow() -> None:
+    figure = residuals([Residuals("a", [2, 3], [1.0, 0.9], []), Residuals("b", [2, 3, 4], [0.9, 0.5, 0.7], [3])])
+    (axes,) = figure.axes
+    shown = [line for line in axes.lines if len(line.get_xdata())]
+    np.testing.assert_allclose(shown[1].get_xydata(), [[2, 0.9], [3, 0.5], [4, 0.7]])
+    assert shown[1].get_markevery() == [0, 2]
+    np.testing.assert_allclose(shown[2].get_xydata(), [[3, 0.5]])
+    assert shown[2].get_markerfacecolor() == "white"
+    assert legend(figure) == ["a", "b"]
+    assert "hollow" in axes.get_title()
+    assert axes.get_ylim()[0] == 0
+    assert residuals([Residuals("a", [2], [1.0], [])]).axes[0].get_title() == ""
+
+
+def test_straight_lines_of_old_and_new_tasks_stand_beside_each_other() -> None:
+    runs = [
+        StraightLine("sd_lora", 3, [0.0, 0.5, 1.0], [0.8, 0.8, 0.79], [0.5, 0.7, 0.9]),
+        StraightLine("lora", 3, [0.0, 0.5, 1.0], [0.8, 0.6, 0.45], [0.5, 0.8, 0.9]),
+    ]
+    figure = straight_lines(runs)
+    old, new = figure.axes
+    assert (old.get_title(), new.get_title()) == ("tasks 1 to 2, mean", "task 3 (new)")
+    np.testing.assert_allclose(old.lines[1].get_xydata(), [[0, 80], [0.5, 60], [1, 45]])
+    np.testing.assert_allclose(new.lines[0].get_xydata(), [[0, 50], [0.5, 70], [1, 90]])
+    assert old.get_ylim() == new.get_ylim() == (40, 100)
+    looks = {(line.get_linestyle(), line.get_marker()) for line in old.lines}
+    assert len(looks) == len(legend(figure)) == 2  # told apart in grey
+
+
+def test_distances_are_a_triangle_with_w0_and_points_against_two_levels() -> None:
+    distances = Distances("q and v", [0.2, 0.4], [[0.0, 0.3], [0.3, 0.0]], [[0.0, 1.0], [1.0, 0.0]], {})
+    figure = relative_distances(distances)
+    triangle, points = figure.axes[:2]
+    assert [(text.get_position(), text.get_text()) for text in triangle.texts] == [
+        ((0, 0), "0.20"),
+        ((0, 1), "0.40"),
+        ((1, 1), "0.30"),
+    ]
+    np.testing.assert_allclose(np.ma.compressed(triangle.images[0].get_array()), [0.2, 0.4, 0.3])
+    assert [label.get_text() for label in triangle.get_xticklabels()] == ["$W_{0}$", "$W_{1}$"]
+    assert [label.get_text() for label in triangle.get_yticklabels()] == ["$W_{1}$", "$W_{2}$"]
+    np.testing.assert_allclose(points.lines[0].get_xydata(), [[1, 1.0]])
+    assert [line.get_ydata()[0] for line in points.lines[2:]] == pytest.approx([2**0.5, 1])
+    assert legend(figure) == [r"independent moves ($\sqrt{2}$)", "as far apart as from $W_0$ (1)"]
 
 
 @pytest.mark.parametrize(
