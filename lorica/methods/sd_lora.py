@@ -200,7 +200,7 @@ class SDLoRAKD(SDLoRA):
         self.register_buffer("start_seed", torch.zeros((), dtype=torch.long))
 
     def grow(self, task: Task) -> None:
-        if not self.tasks:
+        if self.start == "shared" and not self.tasks:
             self.start_seed.copy_(torch.randint(2**62, ()))
         super().grow(task)
         self.kept.append(task.index)

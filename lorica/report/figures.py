@@ -17,41 +17,28 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lorica.errors import LoricaError
+from lorica.report.style import (
+    LINES,
+    WIDTH,
+    axes_of,
+    legend_below,
+    look_of,
+    number_tasks,
+    paper,
+    two_panels,
+)
 from lorica.report.tables import Row, summarise
 from lorica.results import Result, replacing
 
-_paper = rc_context(
-    {
-        "font.size": 9,
-        "legend.fontsize": 8.5,
-        "legend.frameon": False,
-        "legend.handlelength": 3.2,
-        "axes.titlesize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "grid.color": "0.9",
-        "lines.linewidth": 1.4,
-        "lines.markersize": 5.5,
-        "pdf.fonttype": 42,  # TrueType: what publishers accept
-    }
-)
-_WIDTH = 5.5  # inches, the text width of the usual conference styles
 _STEMS = 60  # at most, beside each other in one panel of accuracy_per_task
-
-# Okabe and Ito's palette without its yellow. The lengths 7, 8 and 4 make the first 56 combinations differ.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
-_LINES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -97,30 +84,30 @@ class StraightLine:
     new: list[float]
 
 
-@_paper
+@paper
 def accuracy_curves(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> Figure:
     """Average accuracy over the tasks seen so far, 1/(t+1) sum_{i<=t} a[t][i], after each task t.
 
     A line for each method: the mean over seeds, with a band of ± one sample standard deviation where there are several.
     """
     rows = _rows(results, by)
-    figure, axes = _axes(3.0)
+    figure, axes = axes_of(3.0)
     for index, row in enumerate(rows):
         curves = 100 * np.array([[np.mean(accuracies) for accuracies in run.accuracy] for run in row.runs])
         tasks, mean = np.arange(1, row.tasks + 1), curves.mean(axis=0)
-        look = _look(index)
-        axes.plot(tasks, mean, linestyle=_LINES[index % len(_LINES)], label=row.label, **look)
+        look = look_of(index)
+        axes.plot(tasks, mean, linestyle=LINES[index % len(LINES)], label=row.label, **look)
         if row.seeds > 1:
             std = curves.std(axis=0, ddof=1)
             axes.fill_between(tasks, mean - std, mean + std, color=look["color"], alpha=0.15, linewidth=0)
     axes.grid(axis="y")
-    _number_tasks(axes, 1, max(row.tasks for row in rows))
+    number_tasks(axes, 1, max(row.tasks for row in rows))
     axes.set(xlabel="tasks learned", ylabel="average accuracy (%)")
-    _legend(figure, axes.lines)
+    legend_below(figure, axes.lines)
     return figure
 
 
-@_paper
+@paper
 def accuracy_per_task(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> Figure:
     """Which tasks were forgotten: accuracy on each task after the last one, a[T-1][i], means over seeds.
 
@@ -130,11 +117,11 @@ def accuracy_per_task(results: Sequence[Result], *, by: Callable[[Result], str] 
     number = max(row.tasks for row in rows)
     per_panel = max(1, _STEMS // len(rows))
     starts = range(1, number + 1, per_panel)
-    figure = Figure(figsize=(_WIDTH, 1.2 + 1.6 * len(starts)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2 + 1.6 * len(starts)), layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(starts), sharey=True, squeeze=False).flat)
     handles = []
     for index, row in enumerate(rows):
-        look = _look(index)
+        look = look_of(index)
         last = 100 * np.mean([run.accuracy[-1] for run in row.runs], axis=0)
         new = 100 * np.mean([[accuracies[-1] for accuracies in run.accuracy] for run in row.runs], axis=0)
         tasks = np.arange(1, row.tasks + 1) + 0.8 * ((index + 0.5) / len(rows) - 0.5)
@@ -146,36 +133,36 @@ def accuracy_per_task(results: Sequence[Result], *, by: Callable[[Result], str] 
     for axes, start in zip(panels, starts, strict=True):
         for task in range(start + start % 2, start + per_panel, 2):
             axes.axvspan(task - 0.5, task + 0.5, color="0.955", linewidth=0, zorder=0)
-        _number_tasks(axes, start, min(start + per_panel - 1, number))
+        number_tasks(axes, start, min(start + per_panel - 1, number))
         axes.set(xlim=(start - 0.5, start - 0.5 + min(per_panel, number)), ylabel="accuracy (%)")
     panels[0].set_title("marker: after the last task;  bar: when the task was new")
     panels[-1].set_xlabel("task")
-    _legend(figure, handles)
+    legend_below(figure, handles)
     return figure
 
 
-@_paper
+@paper
 def accuracy_matrix(result: Result) -> Figure:
     """The accuracy matrix of one run as a heat map on a scale of 0 to 100 %, with numbers up to 12 tasks."""
     number = len(result.accuracy)
     matrix: Float[np.ndarray, "tasks tasks"] = np.full((number, number), np.nan)
     for t, row in enumerate(result.accuracy):
         matrix[t, : t + 1] = 100 * np.array(row)
-    figure, axes = _axes(4.4)
+    figure, axes = axes_of(4.4)
     edges = (0.5, number + 0.5, number + 0.5, 0.5)
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=100, extent=edges)
     for t, row in enumerate(result.accuracy if number <= 12 else []):
         for i, value in enumerate(row):
             colour = "white" if value > 0.6 else "black"
             axes.text(i + 1, t + 1, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=7.5)
-    _number_tasks(axes, 1, number)
+    number_tasks(axes, 1, number)
     axes.set_yticks(axes.get_xticks())
     axes.set(xlabel="task tested", ylabel="tasks learned", title=_title(result))
     figure.colorbar(image, label="accuracy (%)", shrink=0.8)
     return figure
 
 
-@_paper
+@paper
 def magnitudes(result: Result) -> Figure | None:
     """The learned magnitudes alpha_k against k: dark after the last task, lighter after earlier ones.
 
@@ -186,7 +173,7 @@ def magnitudes(result: Result) -> Figure | None:
         return None
     number = len(result.magnitudes)
     shades = ListedColormap(colormaps["Blues"](np.linspace(1, 0.25, number)[::-1]))
-    figure, axes = _axes(3.0)
+    figure, axes = axes_of(3.0)
     dropped = [k + 1 for k, value in enumerate(result.magnitudes[-1]) if value == 0]
     for t, row in enumerate(result.magnitudes):
         last = t == number - 1
@@ -200,7 +187,7 @@ def magnitudes(result: Result) -> Figure | None:
             linewidth=2 if last else 1,
         )
     axes.grid(axis="y")
-    _number_tasks(axes, 1, number)
+    number_tasks(axes, 1, number)
     axes.set(xlabel="direction $k$", ylabel=r"magnitude $\alpha_k$", title=_title(result), xlim=_room(number))
     if dropped:
         at_the_foot = axes.get_xaxis_transform()
@@ -215,7 +202,7 @@ def magnitudes(result: Result) -> Figure | None:
     return figure
 
 
-@_paper
+@paper
 def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> Figure | None:
     """How many adapters are kept against tasks learned, beside the average accuracy so far; means over seeds.
 
@@ -224,11 +211,11 @@ def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = No
     rows = summarise([run for run in results if run.metrics["diagnostics"].get("kept")], by=by)
     if not rows:
         return None
-    figure, (left, right) = _panels(2.6)
+    figure, (left, right) = two_panels(2.6)
     last = max(row.tasks for row in rows)
     left.plot([1, last], [1, last], color="0.6", linestyle=(0, (4, 3)), linewidth=1)
     for index, row in enumerate(rows):
-        look = {"linestyle": _LINES[index % len(_LINES)], **_look(index)}
+        look = {"linestyle": LINES[index % len(LINES)], **look_of(index)}
         tasks = np.arange(1, row.tasks + 1)
         kept = np.mean([[len(each) for each in run.metrics["diagnostics"]["kept"]] for run in row.runs], axis=0)
         accuracy = 100 * np.mean([[np.mean(each) for each in run.accuracy] for run in row.runs], axis=0)
@@ -237,63 +224,63 @@ def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = No
     for axes in (left, right):
         axes.grid(axis="y")
         axes.set(xlabel="tasks learned")
-        _number_tasks(axes, 1, last)
+        number_tasks(axes, 1, last)
     left.set(ylabel="adapters kept", ylim=(0, None), title="dashed: one per task")
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(ylabel="average accuracy (%)")
-    _legend(figure, left.lines[1:])
+    legend_below(figure, left.lines[1:])
     return figure
 
 
-@_paper
+@paper
 def residuals(runs: Sequence[Residuals]) -> Figure:
     """The least-squares residual of each new direction, relative to its length: 1 is orthogonal to all earlier ones.
 
     A hollow marker is a direction that was dropped.
     """
-    figure, axes = _axes(2.6)
+    figure, axes = axes_of(2.6)
     for index, run in enumerate(runs):
-        look = _look(index)
-        line = axes.plot(run.tasks, run.residuals, linestyle=_LINES[index % len(_LINES)], label=run.label, **look)[0]
+        look = look_of(index)
+        line = axes.plot(run.tasks, run.residuals, linestyle=LINES[index % len(LINES)], label=run.label, **look)[0]
         hollow = [k for k, task in enumerate(run.tasks) if task in run.dropped]
         line.set_markevery([k for k in range(len(run.tasks)) if k not in hollow])
         at = np.array(hollow, dtype=int)
         look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.1}
         axes.plot(np.array(run.tasks)[at], np.array(run.residuals)[at], linestyle="none", **look)
     axes.grid(axis="y")
-    _number_tasks(axes, 2, max(max(run.tasks) for run in runs))
+    number_tasks(axes, 2, max(max(run.tasks) for run in runs))
     axes.set(xlabel="task $t$", ylabel="relative residual of $X_t$", ylim=(0, 1.06))
     if any(set(run.tasks) & set(run.dropped) for run in runs):
         axes.set_title("hollow: the direction was dropped")
-    _legend(figure, [line for line in axes.lines if not str(line.get_label()).startswith("_")])
+    legend_below(figure, [line for line in axes.lines if not str(line.get_label()).startswith("_")])
     return figure
 
 
-@_paper
+@paper
 def straight_lines(runs: Sequence[StraightLine]) -> Figure:
     """Accuracy on old tasks (left) and on the new one (right) along the line from the weights before it to those after."""
-    figure, panels = _panels(2.6, sharey=True)
+    figure, panels = two_panels(2.6, sharey=True)
     task = runs[0].task
     titles = ("task 1" if task == 2 else f"tasks 1 to {task - 1}, mean", f"task {task} (new)")
     for axes, title, kind in zip(panels, titles, ("old", "new"), strict=True):
         for index, run in enumerate(runs):
             values = 100 * np.array(getattr(run, kind))
-            style = _LINES[index % len(_LINES)]
-            axes.plot(run.positions, values, linestyle=style, label=run.label, clip_on=False, **_look(index))
+            style = LINES[index % len(LINES)]
+            axes.plot(run.positions, values, linestyle=style, label=run.label, clip_on=False, **look_of(index))
         axes.grid(axis="y")
         axes.set(title=title, xlabel=f"$s$, from before (0) to after task {task} (1)", xlim=(0, 1))
         axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "¼", "½", "¾", "1"))
     lowest = 100 * min(min(*run.old, *run.new) for run in runs)
     panels[0].set(ylabel="accuracy (%)", ylim=(20 * min(lowest // 20, 4), 100))
-    _legend(figure, panels[0].lines)
+    legend_below(figure, panels[0].lines)
     return figure
 
 
-@_paper
+@paper
 def relative_distances(distances: Distances) -> Figure:
     """Distances of independently fine-tuned weights: all pairs with W0 (left); pairs relative to their way from W0 (right)."""
     number = len(distances.to_start)
-    figure, (left, right) = _panels(2.9, width_ratios=(1.15, 1))
+    figure, (left, right) = two_panels(2.9, width_ratios=(1.15, 1))
     matrix = np.full((number, number), np.nan)
     for i in range(number):
         matrix[i, : i + 1] = [distances.to_start[i], *distances.between[i][:i]]
@@ -308,20 +295,20 @@ def relative_distances(distances: Distances) -> Figure:
     figure.colorbar(image, ax=left, label=r"distance / $\|W_0\|$", shrink=0.75)
     for i in ticks:
         others = [distances.ratios[i][j] for j in ticks if j != i]
-        right.plot([i + 1] * len(others), others, linestyle="none", **_look(0))
+        right.plot([i + 1] * len(others), others, linestyle="none", **look_of(0))
     levels = [
         right.axhline(2**0.5, color="0.3", linestyle="--", linewidth=1, label=r"independent moves ($\sqrt{2}$)"),
         right.axhline(1, color="0.3", linestyle=":", linewidth=1.2, label="as far apart as from $W_0$ (1)"),
     ]
-    _number_tasks(right, 1, number)
+    number_tasks(right, 1, number)
     right.set(xlabel="task $i$", xlim=(0.5, number + 0.5), ylim=(0, 1.6))
     right.set_ylabel(r"$\|W_i - W_j\|$ / distance to $W_0$")
     figure.suptitle(distances.label, fontsize=9)
-    _legend(figure, levels)
+    legend_below(figure, levels)
     return figure
 
 
-@_paper
+@paper
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write `stem`.pdf and `stem`.png (200 dpi), each atomically, creating the folder; returns both paths.
 
@@ -370,44 +357,10 @@ def _rows(results: Sequence[Result], by: Callable[[Result], str] | None) -> list
     return rows
 
 
-def _axes(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, figure.add_subplot()
-
-
-def _panels(height: float, **layout: Any) -> tuple[Figure, tuple[Axes, Axes]]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.08}, **layout)
-    return figure, (left, right)
-
-
 def _room(number: int) -> tuple[float, float]:
     """Limits of an x axis for 1 … number."""
     margin = 0.05 * (number - 1) or 0.5
     return 1 - margin, number + margin
-
-
-def _look(index: int) -> dict[str, Any]:
-    return {
-        "color": _COLOURS[index % len(_COLOURS)],
-        "marker": _MARKERS[index % len(_MARKERS)],
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.4,
-    }
-
-
-def _number_tasks(axes: Axes, first: int, last: int) -> None:
-    """Ticks for the tasks `first` … `last` on the x axis: all, or those divisible by 2, 5, 10, …, at most 12 of them."""
-    step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, last) if last - first < 12 * step)
-    axes.set_xticks(range(first + -first % step, last + 1, step))
-
-
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Below the axes, in as many columns as fit, with height of its own."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = max(1, min(len(handles), 78 // (longest + 10)))
-    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(handles) // columns))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _title(result: Result) -> str:

@@ -11,13 +11,13 @@ from matplotlib.lines import Line2D
 from rich import box
 from rich.table import Table
 
-from lorica.report.figures import _LINES, _WIDTH, _look, _paper
+from lorica.report.style import LINES, WIDTH, look_of, paper
 from lorica.theorem import Descent, Experiment
 
 _DERIVED = {"color": "0.87", "linewidth": 3.5}  # wide and pale, beneath what was measured
 
 
-@_paper
+@paper
 def draw(result: Experiment) -> Figure:
     """Four panels; each component has a colour, a line style and a marker of its own.
 
@@ -27,7 +27,7 @@ def draw(result: Experiment) -> Figure:
     direction that SD-LoRA learns is each component.
     """
     run = result.descents[len(result.descents) // 2]
-    figure = Figure(figsize=(_WIDTH, 5.0), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     (values, errors), (bound, found) = figure.subplots(2, 2)
     _values(values, run, result.setting.spectrum)
     _errors(errors, run)
@@ -37,7 +37,7 @@ def draw(result: Experiment) -> Figure:
         axes.grid()
     handles = []
     for i, (derived, fitted) in enumerate(zip(result.setting.exponents, result.fitted, strict=True)):
-        handle = Line2D([], [], linestyle=_LINES[i % len(_LINES)], **_look(i))
+        handle = Line2D([], [], linestyle=LINES[i % len(LINES)], **look_of(i))
         slope = f"{derived:.2f} derived" if np.isnan(fitted) else f"{fitted:.2f} (derived {derived:.2f})"
         handle.set_label(f"$i={i + 1}$: slope {slope}")
         handles.append(handle)
@@ -75,7 +75,7 @@ def _values(axes: Axes, run: Descent, spectrum: tuple[float, ...]) -> None:
 def _errors(axes: Axes, run: Descent) -> None:
     for i in range(run.errors.shape[1]):
         axes.plot(run.times[1:], run.errors[1:, i], **_line(i))
-        axes.plot(run.best_times[i], run.best_errors[i], linestyle="none", **_look(i))
+        axes.plot(run.best_times[i], run.best_errors[i], linestyle="none", **look_of(i))
     axes.set(xscale="log", yscale="log", title=f"(b) distance, {_power(run.epsilon)}")
     axes.set(xlabel=r"time $t$ = learning rate $\times$ steps", ylabel=r"$\|UD - \Delta W^*_i\|_F$")
     axes.set_xlim(left=max(run.times[1], np.nanmin(run.arrivals, initial=np.inf) / 8))
@@ -86,7 +86,7 @@ def _bound(axes: Axes, result: Experiment) -> None:
     least = np.array([run.best_errors for run in result.descents])
     for i, exponent in enumerate(result.setting.exponents):
         axes.plot(scales, least[-1, i] * (scales / scales[-1]) ** exponent, **_DERIVED)
-        axes.plot(scales, least[:, i], linestyle="none", **_look(i))
+        axes.plot(scales, least[:, i], linestyle="none", **look_of(i))
     axes.set(xscale="log", yscale="log", title="(c) least distance")
     axes.set(
         xlabel=r"scale of initialisation $\varepsilon$", ylabel=r"$\min_t\,\|UD - \Delta W^*_i\|_F$", ylim=(None, 3)
@@ -106,7 +106,7 @@ def _found(axes: Axes, result: Experiment) -> None:
 
 
 def _line(i: int) -> dict[str, Any]:
-    return {"color": _look(i)["color"], "linestyle": _LINES[i % len(_LINES)]}
+    return {"color": look_of(i)["color"], "linestyle": LINES[i % len(LINES)]}
 
 
 def _short(value: float) -> str:

@@ -16,13 +16,13 @@ from lorica.report import (
     accuracy_matrix,
     accuracy_per_task,
     draw_all,
-    figures,
     growth,
     magnitudes,
     relative_distances,
     residuals,
     save,
     straight_lines,
+    style,
 )
 from lorica.report.figures import Distances, Residuals, StraightLine
 from lorica.results import Result
@@ -214,7 +214,7 @@ def test_distances_are_a_triangle_with_w0_and_points_against_two_levels() -> Non
 )
 def test_ticks_are_whole_tasks(first: int, last: int, ticks: list[int]) -> None:
     axes = Figure().add_subplot()
-    figures._number_tasks(axes, first, last)
+    style.number_tasks(axes, first, last)
     assert axes.get_xticks().tolist() == ticks
 
 
