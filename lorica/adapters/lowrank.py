@@ -43,6 +43,11 @@ def norm_product(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Fl
     return (torch.linalg.vector_norm(up) * torch.linalg.vector_norm(down)).clamp_min(SQUARED_NORM_FLOOR**0.5)
 
 
+def no_norm(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
+    """1: directions are kept as they were learned."""
+    return up.new_ones(())
+
+
 def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"], float]:
     """Least squares of the last direction on the others, from their inner products alone.
 
