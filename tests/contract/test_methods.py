@@ -27,7 +27,14 @@ FIT = Fit(
 )
 
 
-@pytest.fixture(params=[(name, variant) for name in method_names() for variant in find_method(name).variants()])
+# keys that a variant has no default for
+REQUIRED = {("inf_lora", "paper"): {"total_tasks": 30}, ("inf_lora", "released_code"): {"total_tasks": 30}}
+
+
+@pytest.fixture(
+    params=[(name, variant) for name in method_names() for variant in find_method(name).variants()],
+    ids=lambda param: "-".join(filter(None, param)),
+)
 def kind(request: pytest.FixtureRequest):
     """Builds the method of each name and variant around an encoder."""
     name, variant = request.param
@@ -35,6 +42,7 @@ def kind(request: pytest.FixtureRequest):
     def build(encoder, **options):
         cls = find_method(name)
         options |= {"variant": variant} if variant else {}
+        options |= REQUIRED.get((name, variant), {})
         options |= {"rank": 2} if "rank" in cls.Config.model_fields else {}
         return cls(cls.Config(name=name, **options), encoder)
 
