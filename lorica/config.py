@@ -268,11 +268,12 @@ def _validate(values: dict[str, Any], origin: str) -> Recipe:
 
 def _problems(error: ValidationError, known: Sequence[str], above: str = "") -> Iterator[str]:
     for item in error.errors():
-        place = above + ".".join(str(part) for part in item["loc"])
+        place = (above + ".".join(str(part) for part in item["loc"])).rstrip(".")
         if item["type"] == "extra_forbidden":
             yield f"{place}: unknown key; {_hint(place, known)}"
         else:
-            given = "" if item["type"] == "missing" else f", given {item['input']!r}"
+            # a check of a whole section says itself what it was given
+            given = "" if item["type"] == "missing" or not item["loc"] else f", given {item['input']!r}"
             yield f"{place}: {item['msg'].removeprefix('Value error, ')}{given}"
 
 
