@@ -107,7 +107,7 @@ class GumbelCLLoRA(LinearHeadMethod):
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
-        return {} if variant == "default" else {"optimizer": "sgd"}
+        return {"optimizer": "sgd"} if variant in ("readme", "summary") else {}
 
     def gates(self, *, noisy: bool, with_current: bool) -> Float[Tensor, " stored"]:
         """beta of (1), one for each stored direction: 0 for pruned ones, 1 for a current direction outside the gate."""

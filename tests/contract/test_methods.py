@@ -64,6 +64,13 @@ def images(stream: Stream, number: int = 12) -> torch.Tensor:
     return next(stream.train_all().batches(number, device=torch.device("cpu"))).inputs
 
 
+@pytest.mark.parametrize("name", method_names())
+def test_a_variant_left_out_is_the_default_one(name: str) -> None:
+    cls = find_method(name)
+    default = getattr(cls.Config(name=name), "variant", None)
+    assert cls.fit_defaults(None) == cls.fit_defaults(default)
+
+
 def test_logits_cover_the_classes_seen_so_far(kind, tiny_encoder, stream) -> None:
     method = kind(tiny_encoder())
     for index in range(3):
