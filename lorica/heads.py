@@ -1,4 +1,4 @@
-"""Classifiers that gain classes: a linear head with one block of rows per task, and class means."""
+"""Classifiers that gain classes: a linear head with one block of rows per task, and class means; a cosine head for one task."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ class GrowingLinear(nn.Module):
             return F.linear(features.float(), *self.stacked())
 
 
+class CosineHead(nn.Module):
+    """Logits sigma cos(feature, row) for a fixed number of classes, with one learnable scale sigma."""
+
+    def __init__(self, width: int, classes: int, *, device: torch.device) -> None:
+        """Rows start uniform in +-1/sqrt(width), the scale at 1."""
+        super().__init__()
+        weight = torch.empty(classes, width).uniform_(-1, 1) / math.sqrt(width)
+        self.weight = nn.Parameter(weight.to(device))
+        self.scale = nn.Parameter(torch.ones((), device=device))
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """Logits, in [-sigma, sigma]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * (F.normalize(features.float(), dim=1) @ F.normalize(self.weight, dim=1).T)
+
+
 class ClassMeans(nn.Module):
     """Nearest class mean by cosine similarity: `prototypes` holds the mean feature of each class, [classes, width]."""
 
@@ -61,7 +77,9 @@ class ClassMeans(nn.Module):
         for label in labels.unique():
             self.prototypes[label] = features[labels == label].mean(dim=0).to(self.prototypes)
 
-    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
-        """Cosine of each feature with each prototype."""
+    def forward(
+        self, features: Float[Tensor, "n features"], classes: slice = slice(None)
+    ) -> Float[Tensor, "n classes"]:
+        """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own)."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(features.float(), dim=1) @ F.normalize(self.prototypes, dim=1).T
+            return F.normalize(features.float(), dim=1) @ F.normalize(self.prototypes[classes], dim=1).T

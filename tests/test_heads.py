@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lorica.heads import ClassMeans, GrowingLinear
+from lorica.heads import ClassMeans, CosineHead, GrowingLinear
 
 CPU = torch.device("cpu")
 
@@ -42,9 +42,32 @@ def test_rescaling_a_prototype_changes_no_score() -> None:
     torch.testing.assert_close(means(x), before)
 
 
+def test_class_means_of_some_classes_only() -> None:
+    means = ClassMeans(3, device=CPU)
+    means.grow(4)
+    means.prototypes.normal_()
+    x = torch.randn(5, 3)
+    torch.testing.assert_close(means(x, slice(1, 3)), means(x)[:, 1:3])
+
+
+def test_cosine_head_scales_cosines_by_what_it_learns() -> None:
+    head = CosineHead(2, 2, device=CPU)
+    assert head.weight.abs().max() <= 0.5**0.5
+    assert head.scale == 1
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[2.0, 0.0], [3.0, 4.0]]))
+        head.scale.fill_(5)
+    logits = head(torch.tensor([[0.0, 7.0]]))
+    torch.testing.assert_close(logits, torch.tensor([[0.0, 4.0]]))  # 5 cos: orthogonal, and 4 / 5
+    logits.sum().backward()
+    assert head.scale.grad == pytest.approx(0.8)
+
+
 def test_scores_are_in_full_precision_under_autocast() -> None:
     head, means = GrowingLinear(4, device=CPU), ClassMeans(4, device=CPU)
     for classifier in (head, means):
         classifier.grow(3)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert classifier(torch.randn(2, 4).bfloat16()).dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert CosineHead(4, 3, device=CPU)(torch.randn(2, 4).bfloat16()).dtype == torch.float32
