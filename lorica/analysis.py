@@ -220,7 +220,8 @@ def straight_line(
         source: the data again, for a run that was given it as an object.
 
     Raises:
-        NotApplicable: the method leaves the encoder's weights alone, or learns all tasks at once.
+        NotApplicable: the method leaves the encoder's weights alone, has weights of each task's own, or learns all tasks
+            at once.
         LoricaError: no such task, a checkpoint or the data is missing or has changed.
     """
     if find_method(_recipe(run).method.name).learns_all_at_once:
@@ -231,6 +232,8 @@ def straight_line(
             f"give --task from 2 to {len(run.accuracy)}, or 0 for none"
         )
     before, after = _learned(run, task - 1), _learned(run, task)
+    if after.classifier() is None:
+        raise NotApplicable("does not predict with one set of weights and one linear head")
     merge(before.encoder)
     merge(after.encoder)
     start = before.encoder.state_dict()

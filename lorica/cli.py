@@ -75,13 +75,20 @@ def run(
     out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/RECIPE/METHOD")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue after the last finished task")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a folder that holds a run")] = False,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="leave the run after that many tasks")] = None,
 ) -> None:
     """Learn a stream of tasks with one method."""
     resolved = read_recipe(recipe, overrides or [])
     folder = out or default_folder(recipe, resolved)
-    result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite)
+    result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
     figures.draw_all([result], folder / "figures")
-    console.print(tables.to_rich(tables.summarise([result])))
+    if result.complete:
+        console.print(tables.to_rich(tables.summarise([result])))
+    else:
+        console.print(
+            f"{len(result.accuracy)} of {len(result.tasks)} tasks learned, average accuracy {100 * result.acc:.1f} %; "
+            "--resume goes on"
+        )
     console.print(f"Everything about this run is in [bold]{folder}[/]")
 
 

@@ -52,6 +52,7 @@ def run(
     source: Source | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    stop_after: int | None = None,
     progress: bool | Reporter = True,
     **overrides: Any,
 ) -> Result:
@@ -64,6 +65,7 @@ def run(
             recipe says `data.source: in_memory`, and to resume or to evaluate, it must be given again.
         resume: continue after the last finished task of the run in that folder.
         overwrite: start anew in a folder that holds a run.
+        stop_after: leave the run after that many tasks, to be resumed or not; absent = learn them all.
         progress: True for a bar on standard error, False for none, or an object to report to.
         overrides: sections or keys that replace the recipe's: `seed=1, method={"rank": 4}, **{"fit.epochs": 3}`.
 
@@ -88,7 +90,7 @@ def run(
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
     with shown as reporter:
-        return _learn_stream(parts, folder, record is not None, reporter)
+        return _learn_stream(parts, folder, record is not None, stop_after, reporter)
 
 
 def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
@@ -210,7 +212,9 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: Reporter) -> Result:
+def _learn_stream(
+    parts: Assembly, folder: RunFolder, resumed: bool, stop_after: int | None, reporter: Reporter
+) -> Result:
     recipe, stream, method, accelerator = parts.recipe, parts.stream, parts.method, parts.accelerator
     folder.create()
     rows: list[list[float]] = []
@@ -239,7 +243,7 @@ def _learn_stream(parts: Assembly, folder: RunFolder, resumed: bool, reporter: R
             }
         )
     fit = Fit(**recipe.fit.model_dump())
-    for task, data in _arrivals(stream, method)[len(method.tasks) :]:
+    for task, data in _arrivals(stream, method)[len(method.tasks) : stop_after]:
         start = time.perf_counter()
         trained = learn_task(method, task, data, fit, seed=recipe.seed, accelerator=accelerator, reporter=reporter)
         seconds.append(time.perf_counter() - start)

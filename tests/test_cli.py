@@ -59,6 +59,13 @@ def test_help(lorica: Lorica) -> None:
 # ---- run, evaluate, table
 
 
+def test_a_run_left_early_says_how_to_go_on(lorica: Lorica, recipe_file: Path, tmp_path: Path) -> None:
+    code, out, _ = lorica("run", recipe_file, "method.rank=2", "--out", tmp_path / "run", "--stop-after", 1)
+    assert code == 0
+    assert "1 of 3 tasks learned" in out
+    assert "--resume goes on" in out
+
+
 def test_run_then_evaluate(lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "run"
     code, out, _ = lorica("run", recipe_file, "method.rank=2", "--out", folder)

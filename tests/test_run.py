@@ -198,16 +198,28 @@ def test_another_seed_gives_another_run_over_the_same_stream(
     assert not torch.equal(one["task_02.magnitudes"], two["task_02.magnitudes"])
 
 
-@pytest.mark.parametrize("method", ["sd_lora", "full_finetune"])
-def test_a_resumed_run_equals_one_that_was_never_stopped(method: str, small_recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"name": "sd_lora"},
+        {"name": "full_finetune"},
+        {"name": "sd_lora_kd", "variant": "absorbing", "start": "shared", "refit_epochs": 1},
+        {"name": "gumbel_cl_lora"},
+        {"name": "inf_lora"},
+        {"name": "cl_lora"},
+    ],
+    ids=lambda method: method["name"],
+)
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_a_resumed_run_equals_one_that_was_never_stopped(
+    method: dict[str, Any], tasks: int, small_recipe: Recipe, tmp_path: Path
+) -> None:
     recipe = small_recipe | {"method": method, "fit": {"epochs": 1, "batch_size": 8, "augment": "shift"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     quiet(recipe, whole)
-    shutil.copytree(whole, stopped)
-    for gone in ("checkpoints/task_01", "checkpoints/task_02"):
-        shutil.rmtree(stopped / gone)
-    for gone in ("metrics.json", "cost.json"):
-        (stopped / gone).unlink()
+    left = quiet(recipe, stopped, stop_after=tasks)
+    assert len(left.accuracy) == tasks
+    assert not left.complete
     quiet(recipe, stopped, resume=True)
     assert_same_run(whole, stopped)
     assert (
