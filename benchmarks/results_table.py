@@ -9,17 +9,13 @@ stopped. `--jobs 2` works on two runs at a time, each on one thread. Results go 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
+from runs import Plan, of_method, run_all
 
 from lorica.config import read_recipe
 from lorica.report import figures, tables
@@ -42,8 +38,6 @@ METHODS = (
     "lora_frozen",
 )
 
-console = Console(stderr=True)
-
 
 def main(
     recipe: str,
@@ -52,49 +46,38 @@ def main(
     methods: Annotated[str, typer.Option(help="comma-separated, method or method:variant")] = ",".join(METHODS),
     jobs: Annotated[int, typer.Option(help="runs at a time, each on its share of the cores")] = 1,
     out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
+    tuned: Annotated[
+        Path | None, typer.Option(help="take the learning rates that tune.py chose, from its file")
+    ] = None,
     table_only: Annotated[bool, typer.Option("--table-only", help="write the table of the runs there are")] = False,
 ) -> None:
     """Compare methods on one recipe."""
-    wanted = [(method, seed) for seed in seeds.split(",") for method in methods.split(",")]
-    plans = [[f"method.name={m.split(':')[0]}", f"seed={s}", *_variant(m), *(overrides or [])] for m, s in wanted]
-    folders = [default_folder(recipe, read_recipe(recipe, plan)) for plan in plans]
+    chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
+    name = f"{recipe}-tuned" if tuned else recipe
+    plans = []
+    for seed in seeds.split(","):
+        for method in methods.split(","):
+            rate = [f"fit.learning_rate={chosen[method]}"] if method in chosen else []
+            values = [*of_method(method), f"seed={seed}", *rate, *(overrides or [])]
+            plans.append(Plan(recipe, values, default_folder(name, read_recipe(recipe, values))))
     if not table_only:
-        with ThreadPoolExecutor(jobs) as pool:
-            done = list(pool.map(lambda plan: _run(recipe, plan, jobs), zip(plans, folders, strict=True)))
-        if not all(done):
-            console.print("Some runs failed: started again, this command tries those again.", style="red")
-    results = find_runs([folder for folder in folders if (folder / "metrics.json").exists()])
-    _write(recipe, results, out)
-
-
-def _variant(method: str) -> list[str]:
-    return [f"method.variant={method.split(':')[1]}"] if ":" in method else []
-
-
-def _run(recipe: str, plan: tuple[list[str], Path], jobs: int) -> bool:
-    """Whether the run is complete now; what went wrong is printed."""
-    overrides, folder = plan
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    command = [sys.executable, "-m", "lorica", "run", recipe, *overrides, "--out", str(folder), "--resume"]
-    done = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": threads}, capture_output=True, text=True, check=False
+        run_all(plans, jobs)
+    results = find_runs([plan.folder for plan in plans if (plan.folder / "metrics.json").exists()])
+    command = (
+        f"python benchmarks/results_table.py {recipe} --seeds {seeds} --jobs {jobs} data.root=… backbone.weights=…"
     )
-    failed = done.returncode != 0
-    console.print(
-        f"{folder}: {(done.stderr.strip() or f'exit {done.returncode}') if failed else 'done'}", highlight=False
-    )
-    return not failed
+    _write(name, command + (f" --tuned {tuned}" if tuned else ""), results, out)
 
 
-def _write(recipe: str, results: Sequence[Result], out: Path) -> None:
+def _write(name: str, command: str, results: Sequence[Result], out: Path) -> None:
     complete = [result for result in results if result.complete]
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("accuracy_curves", "accuracy_per_task"):
-        figures.save(getattr(figures, name)(complete), out / f"{recipe}-{name}")
-    for drawn in (figures.magnitudes(r) for r in complete if r.label == "sd_lora" and r.seed == 0):
-        if drawn is not None:
-            figures.save(drawn, out / f"{recipe}-magnitudes")
-    write_text(out / f"{recipe}.md", _page(recipe, tables.summarise(complete, sort="acc"), tables.notes(results)))
+    for drawn in ("accuracy_curves", "accuracy_per_task"):
+        figures.save(getattr(figures, drawn)(complete), out / f"{name}-{drawn}")
+    for figure in (figures.magnitudes(r) for r in complete if r.label == "sd_lora" and r.seed == 0):
+        if figure is not None:
+            figures.save(figure, out / f"{name}-magnitudes")
+    write_text(out / f"{name}.md", _page(name, command, tables.summarise(complete, sort="acc"), tables.notes(results)))
     kept = (
         "seed",
         "accuracy",
@@ -110,21 +93,21 @@ def _write(recipe: str, results: Sequence[Result], out: Path) -> None:
         {"label": r.label} | {key: r.metrics[key] for key in kept} | {"magnitudes": r.magnitudes, "cost": r.cost}
         for r in complete
     ]
-    write_json(out / f"{recipe}.json", runs)
+    write_json(out / f"{name}.json", runs)
 
 
-def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
+def _page(name: str, command: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
     run = next((row for row in rows if row.label == "sd_lora"), rows[0]).runs[0]
     assert run.path is not None
     settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
     machine = json.loads((run.path / "environment.json").read_text())
     fit = settings["fit"]
     lines = [
-        f"# {recipe}",
+        f"# {name}",
         "",
         "Made by the following command; do not edit. What it says is discussed in [README.md](README.md).",
         "",
-        f"    python benchmarks/results_table.py {recipe} --seeds 0,1,2 --jobs 2 data.root=… backbone.weights=…",
+        f"    {command}",
         "",
         f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order RandomState({settings['stream']['seed']}), backbone "
         f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, {fit['epochs']} epochs a task, batches of "
@@ -133,9 +116,9 @@ def _page(recipe: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}.",
         "",
         tables.to_markdown(rows, notes),
-        f"![Average accuracy after each task]({recipe}-accuracy_curves.png)",
-        f"![Accuracy on each task, new and at the end]({recipe}-accuracy_per_task.png)",
-        f"![Learned magnitudes]({recipe}-magnitudes.png)",
+        f"![Average accuracy after each task]({name}-accuracy_curves.png)",
+        f"![Accuracy on each task, new and at the end]({name}-accuracy_per_task.png)",
+        f"![Learned magnitudes]({name}-magnitudes.png)",
         "",
     ]
     return "\n".join(lines)
