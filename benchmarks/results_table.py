@@ -53,7 +53,7 @@ def main(
 ) -> None:
     """Compare methods on one recipe."""
     chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
-    name = f"{recipe}-tuned" if tuned else recipe
+    name = Path(recipe).stem + ("-tuned" if tuned else "")
     plans = []
     for seed in seeds.split(","):
         for method in methods.split(","):

@@ -35,12 +35,13 @@ def main(
     out: Annotated[Path, typer.Option(help="where the file goes")] = Path("docs/results"),
 ) -> None:
     """Choose a learning rate for each method."""
+    name = Path(recipe).stem
     plans: dict[tuple[str, float], Plan] = {}
     for factor in map(float, factors.split(",")):
         for method in methods.split(","):
             values = [*of_method(method), f"seed={SEED}", *HELD_OUT, *(overrides or [])]
             rate = float(f"{factor * read_recipe(recipe, values).fit.learning_rate:.3g}")
-            folder = Path("runs") / f"{recipe}-tuning" / f"{method.replace(':', '-')}-{rate:g}"
+            folder = Path("runs") / f"{name}-tuning" / f"{method.replace(':', '-')}-{rate:g}"
             plans[method, rate] = Plan(recipe, [*values, f"fit.learning_rate={rate}"], folder, tasks)
     run_all(list(plans.values()), jobs)
     scores: dict[str, dict[str, float]] = {}
@@ -52,7 +53,7 @@ def main(
     chosen = {method: float(max(tried, key=lambda rate: tried[rate])) for method, tried in scores.items()}
     budget = {"factors": factors, "tasks": tasks, "seed": SEED, "held_out": 0.2, "score": "aaa on held-out data"}
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{recipe}-tuning.json", {"budget": budget, "scores": scores, "chosen": chosen})
+    write_json(out / f"{name}-tuning.json", {"budget": budget, "scores": scores, "chosen": chosen})
     table = Table("method", "AAA % by learning rate", "chosen")
     for method, tried in scores.items():
         table.add_row(method, ", ".join(f"{r}: {100 * a:.1f}" for r, a in tried.items()), f"{chosen[method]:g}")

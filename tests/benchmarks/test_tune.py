@@ -1,0 +1,72 @@
+"""Tuning and the table that takes its rates, on a tiny stream; the runs themselves are made in this process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner
+
+import lorica
+from lorica.config import read_recipe
+from lorica.results import RunFolder
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run_here(plans: Sequence[Any], jobs: int) -> None:
+    for plan in plans:
+        recipe = read_recipe(plan.recipe, list(plan.overrides))
+        lorica.run(recipe, out=plan.folder, stop_after=plan.tasks, resume=True, progress=False)
+
+
+@pytest.fixture
+def benchmark(small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Calls one of the two scripts on the recipe small.yaml, in a folder of its own."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_recipe))
+
+    def call(script: str, *arguments: str) -> None:
+        module = importlib.import_module(script)
+        monkeypatch.setattr(module, "run_all", run_here)
+        app = typer.Typer()
+        app.command()(module.main)
+        done = CliRunner().invoke(app, ["small.yaml", *arguments])
+        assert done.exit_code == 0, done.output
+
+    return call
+
+
+def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_path: Path) -> None:
+    options = ["--methods", "linear_probe", "--factors", "0.001,1", "--tasks", "2", "--out", "results"]
+    benchmark("tune", *options)
+    tuned = json.loads((tmp_path / "results" / "small-tuning.json").read_text())
+    tried = tuned["scores"]["linear_probe"]
+    assert set(tried) == {"1e-05", "0.01"}  # the recipe's rate is 0.01
+    assert tuned["chosen"] == {"linear_probe": float(max(tried, key=tried.get))}
+    for rate in tried:
+        run = RunFolder(tmp_path / "runs" / "small-tuning" / f"linear_probe-{rate}").read()
+        assert run.metrics["recipe"]["data"]["evaluate_on"] == "validation"
+        assert run.metrics["seed"] not in (0, 1, 2)
+        assert len(run.accuracy) == 2
+        assert tried[rate] == run.aaa
+
+    tuned["chosen"]["linear_probe"] = 0.123
+    (tmp_path / "results" / "small-tuning.json").write_text(json.dumps(tuned))
+    table = ["--methods", "linear_probe,prototypes", "--seeds", "0", "--out", "results"]
+    benchmark("results_table", *table, "--tuned", "results/small-tuning.json")
+    rates = [
+        RunFolder(tmp_path / "runs" / "small-tuned" / name).read().metrics["recipe"]["fit"]["learning_rate"]
+        for name in ("linear_probe", "prototypes")
+    ]
+    assert rates == [0.123, 0.01]
+    page = (tmp_path / "results" / "small-tuned.md").read_text()
+    assert "| linear_probe | 1 |" in page
+    assert "--tuned results/small-tuning.json" in page
