@@ -168,7 +168,11 @@ def labels(results: Sequence[Result]) -> list[str]:
     """A name for each run: that of its row in a table, with its seed and its folder where several share it."""
     rows = {id(run): row.label for row in tables.summarise(results) for run in row.runs}
     names = [rows.get(id(run), run.label) for run in results]
-    for more in (lambda run: f", seed {run.seed}", lambda run: f" ({run.path})"):
+    for more in (
+        lambda run: f", seed {run.seed}",
+        lambda run: f" ({run.path.name if run.path else ''})",
+        lambda run: f" ({run.path})",
+    ):
         names = [name + more(run) if names.count(name) > 1 else name for name, run in zip(names, results, strict=True)]
     return names
 
@@ -192,12 +196,15 @@ def residuals(run: Result, label: str) -> Residuals:
         return Residuals(label, list(found), list(found.values()), dropped)
     method = _learned(run, len(run.accuracy))
     updates = next((module for module in method.modules() if isinstance(module, LowRankUpdates)), None)
-    number = 0 if updates is None else max(len(each.ranks) + bool(each.up.shape[1]) for each in updates)
-    if updates is None or number < 2:
-        raise NotApplicable(f"{number or 'no'} low-rank direction{'' if number == 1 else 's'}, needs two")
-    gram = updates.gram()
-    tasks = [index + 1 for index in (kept[-1] if kept else range(number))]
-    values = [project_last(gram[: t + 1, : t + 1])[1] ** 0.5 for t in range(1, number)]
+    gram = torch.empty(0, 0) if updates is None else updates.gram()
+    tasks = kept[-1] if kept else list(range(len(gram)))
+    # a method may store directions that it has pruned
+    stored = method.structure().get("stored", tasks)
+    places = [stored.index(index) for index in tasks]
+    if len(places) < 2:
+        raise NotApplicable(f"{len(places) or 'no'} low-rank direction{'' if len(places) == 1 else 's'}, needs two")
+    gram, tasks = gram[places][:, places], [index + 1 for index in tasks]
+    values = [project_last(gram[: t + 1, : t + 1])[1] ** 0.5 for t in range(1, len(tasks))]
     return Residuals(label, tasks[1:], values, [])
 
 
@@ -232,14 +239,14 @@ def straight_line(
             f"give --task from 2 to {len(run.accuracy)}, or 0 for none"
         )
     before, after = _learned(run, task - 1), _learned(run, task)
-    if after.classifier() is None:
-        raise NotApplicable("does not predict with one set of weights and one linear head")
     merge(before.encoder)
     merge(after.encoder)
     start = before.encoder.state_dict()
     stop = {name: tensor.clone() for name, tensor in after.encoder.state_dict().items()}
     if all(torch.equal(start[name], stop[name]) for name in stop):
         raise NotApplicable(f"task {task} does not change the encoder's weights")
+    if after.classifier() is None:
+        raise NotApplicable("does not predict with one set of weights and one linear head")
     parts = assemble(_recipe(run), source)
     tasks, known = parts.stream.tasks[:task], [each.class_names for each in after.tasks]
     if [each.class_names for each in tasks] != known:

@@ -31,6 +31,9 @@ import yaml
 from lorica import metrics
 from lorica.errors import LoricaError
 
+DEFAULT_VARIANTS = (None, "paper", "default")
+"""What `method.variant` is called where it is the usual one and goes without saying."""
+
 _SCHEMA: dict[str, type | tuple[type, ...]] = {
     "method": str,
     "variant": (str, type(None)),
@@ -170,7 +173,7 @@ class Result:
     @property
     def label(self) -> str:
         """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one."""
-        return self.method if self.variant in (None, "paper", "default") else f"{self.method} ({self.variant})"
+        return self.method if self.variant in DEFAULT_VARIANTS else f"{self.method} ({self.variant})"
 
     @property
     def seed(self) -> int:

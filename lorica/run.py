@@ -25,7 +25,7 @@ from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
 from lorica.methods import LinearHeadMethod, LowRankConfig, Method, find_method
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import Result, RunFolder, environment, metrics_of
+from lorica.results import DEFAULT_VARIANTS, Result, RunFolder, environment, metrics_of
 from lorica.training import Fit, learn_task
 from lorica.types import Task
 
@@ -98,7 +98,7 @@ def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Re
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     variant = getattr(resolved.method, "variant", None)
     parts = [Path(resolved.method.name).stem]
-    if variant not in (None, "paper"):
+    if variant not in DEFAULT_VARIANTS:
         parts.append(variant)
     if resolved.seed:
         parts.append(f"seed{resolved.seed}")

@@ -16,7 +16,8 @@ from torch.nn.modules import module as torch_module
 from lorica.backbones import load_backbone
 from lorica.backbones.timm_vit import TimmViT
 from lorica.cost import measure
-from lorica.methods import Method, find_method
+from lorica.methods import Context, Method, find_method
+from lorica.methods.base import shapes_of
 from lorica.methods.linear_probe import LinearProbe
 from lorica.types import Task
 
@@ -101,6 +102,9 @@ def test_what_no_one_knows_is_called_as_its_method_calls_it(tiny_encoder: MakeEn
         "sd_lora",
         "sd_lora_rr",
         "sd_lora_kd",
+        "gumbel_cl_lora",
+        "inf_lora",
+        "o_lora",
         "lora",
         "lora_frozen",
         "joint",
@@ -113,6 +117,15 @@ def test_a_merged_method_predicts_with_one_plain_forward(name: str, tiny_encoder
     cost = measure(learned(name, tiny_encoder()))
     assert cost["flops_per_prediction"] == FORWARD + 2 * 32 * 5
     assert cost["forwards_per_prediction"] == 1
+
+
+def test_a_dropped_direction_was_trained_and_is_not_stored(tiny_encoder: MakeEncoder) -> None:
+    method = learned("sd_lora_kd", tiny_encoder(), tolerance=1.0)
+    trained = shapes_of(method, method.trainable())
+    method.end_task(Context(TASKS[1], lambda: iter(()), 1, lambda parameters, epochs: None))
+    cost = measure(method, trained)
+    assert cost["trainable_by_kind"] == {"adapters": DIRECTION, "coefficients": 2, "head": 66}
+    assert cost["stored_by_kind"] == {"adapters": DIRECTION, "coefficients": 1, "head": HEAD}
 
 
 class QueryPass(LinearProbe):

@@ -169,6 +169,8 @@ def test_default_folders(tmp_path: Path) -> None:
     other = read_recipe("digits", ["seed=2", "method.variant=released_code"])
     assert default_folder("some/where/mine.yaml", other) == Path("runs/mine/sd_lora-released_code-seed2")
     assert default_folder({}, read_recipe("digits")) == Path("runs/run/sd_lora")
+    gated = read_recipe("digits", ["method.name=gumbel_cl_lora", "method.variant=default"])
+    assert default_folder("digits", gated) == Path("runs/digits/gumbel_cl_lora")
 
 
 # ---- again, and from where it stopped
@@ -203,12 +205,15 @@ def test_another_seed_gives_another_run_over_the_same_stream(
     [
         {"name": "sd_lora"},
         {"name": "full_finetune"},
+        {"name": "sd_lora_rr", "reduced_from": [2, 3], "reduced_ranks": [4, 2]},
         {"name": "sd_lora_kd", "variant": "absorbing", "start": "shared", "refit_epochs": 1},
-        {"name": "gumbel_cl_lora"},
+        {"name": "sd_lora_kd", "start": "previous", "tolerance": 0.5, "literal_update": True},
+        {"name": "gumbel_cl_lora", "temperature": [1, 0.01]},  # so cold that it prunes
+        {"name": "gumbel_cl_lora", "variant": "summary", "keep_pruned": True, "temperature": [1, 0.01]},
         {"name": "inf_lora"},
         {"name": "cl_lora"},
     ],
-    ids=lambda method: method["name"],
+    ids=lambda method: "-".join(map(str, method.values())),
 )
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_a_resumed_run_equals_one_that_was_never_stopped(

@@ -118,8 +118,8 @@ class LowRankSum(nn.Module):
     def drop(self, index: int) -> None:
         """Forgets a direction: that of `ranks[index]`, or the current one at `index == len(ranks)`."""
         if index == len(self.ranks):
-            self.up = nn.Parameter(self.up[:, :0], requires_grad=False)
-            self.down = nn.Parameter(self.down[:0], requires_grad=False)
+            self.up = nn.Parameter(self.up[:, :0].clone(), requires_grad=False)
+            self.down = nn.Parameter(self.down[:0].clone(), requires_grad=False)
             return
         kept = torch.ones(self.frozen_down.shape[0], dtype=torch.bool, device=self.up.device)
         start = sum(self.ranks[:index])
@@ -194,10 +194,12 @@ class LowRankUpdates(nn.Module):
 
         A diagonal entry is the number of sites: coefficients that all sites share make one stacked direction of them.
         """
-        return sum(
-            (gram / torch.outer(gram.diag().sqrt(), gram.diag().sqrt()) for gram in (each.gram() for each in self)),
-            start=torch.zeros((), dtype=torch.double),
-        )
+        total = torch.zeros((), dtype=torch.double)
+        for update in self:
+            gram = update.gram()
+            norms = (gram.diag() + SQUARED_NORM_FLOOR).sqrt()
+            total = total + gram / torch.outer(norms, norms)
+        return total
 
     def factors(self) -> list[nn.Parameter]:
         """The current direction's U and D of every site."""

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
@@ -65,7 +65,9 @@ class GumbelCLLoRAConfig(LowRankConfig):
     variant: Literal["default", "readme", "summary"] = "default"
     entropy_weight: float | None = Field(default=None, ge=0, description="lambda")
     noise: float = Field(default=1.0, ge=0, description="factor of the Gumbel noise")
-    temperature: tuple[float, float] = Field(default=(5.0, 0.5), description="tau at the start, and what it falls to")
+    temperature: tuple[PositiveFloat, PositiveFloat] = Field(
+        default=(5.0, 0.5), description="tau at the start, and what it falls to"
+    )
     gate_current: bool | None = Field(default=None, description="the current direction is gated like the others")
     prune_past: bool | None = Field(default=None, description="earlier directions can be pruned too")
     carry: bool | None = Field(default=None, description="magnitudes and logits are carried across tasks")
@@ -112,7 +114,7 @@ class GumbelCLLoRA(LinearHeadMethod):
     def gates(self, *, noisy: bool, with_current: bool) -> Float[Tensor, " stored"]:
         """beta of (1), one for each stored direction: 0 for pruned ones, 1 for a current direction outside the gate."""
         gated = [place for place, task in enumerate(self.stored) if task in self.kept]
-        outside = not with_current and self.stored[-1:] == [self.task.index]
+        outside = not with_current and self.kept[-1:] == [self.task.index]
         if outside:
             gated.remove(len(self.stored) - 1)
         beta = torch.zeros_like(self.logits)
@@ -162,7 +164,7 @@ class GumbelCLLoRA(LinearHeadMethod):
         """Sets tau for the next training step."""
         start, end = self.config.temperature
         if self.by_fraction:
-            tau = start * (end / start) ** (self.step / max(1, self.steps - 1))
+            tau = start * (end / start) ** (self.step / (self.steps - 1) if self.steps > 1 else 1)
         else:
             tau = end + (start - end) * 0.999**self.step
         self.temperature.fill_(tau)

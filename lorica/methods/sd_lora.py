@@ -43,11 +43,11 @@ What the paper leaves open, or prints differently, is decided so:
   * the residual is relative, ||X_t - …|| / ||X_t||, and not squared (Algorithm 1, line 11; Eq. 7 minimises the square):
     `squared_residual` compares the square;
   * Eq. 8 as printed adds a_k, which keeps the function only where alpha_t = 1: `literal_update: true`.
-Directions of different tasks are nearly orthogonal however they start, and the paper's tau = 9e-4 never fires: measured, and
-why, in docs/sd_lora_family.md. `variant: absorbing` is the setting found there to absorb directions at no cost in accuracy. It
-gives up what the kept ones cannot express, whatever that is (tau = 1), and makes up for it by fitting magnitudes and new head
-rows once more (`refit_epochs: 5`): each new direction only helps to learn its task, and the first one stays. No released
-code exists for KD.
+Directions that start independently are nearly orthogonal, and the paper's tau = 9e-4 never fires, nor does it from other
+starts (`start`): measured, and why, in docs/sd_lora_family.md. `variant: absorbing` is the setting found there to drop
+directions at no cost in accuracy. It does not distil: tau = 1 gives up whatever the kept ones cannot express, and magnitudes
+and new head rows are fitted once more (`refit_epochs: 5`, so that a task takes as many epochs more), so that each new direction only
+helps to learn its task and the first one stays. No released code exists for KD.
 """
 
 from __future__ import annotations
@@ -207,6 +207,8 @@ class SDLoRAKD(SDLoRA):
         self.kept.append(task.index)
         if self.start == "previous" and len(self.kept) > 1:
             with torch.no_grad():
+                self.magnitudes[-1] = self.magnitudes[-2]  # the function does not move: the copy takes over
+                self.magnitudes[-2] = 0
                 for update in self.directions:
                     up, down = update.frozen(-1)
                     # as long as each other, like factors in training: a short one would turn away at once
@@ -228,7 +230,7 @@ class SDLoRAKD(SDLoRA):
             return
         coefficients, squared = project_last(self.directions.gram())
         self.residual = squared if self.config.squared_residual else squared**0.5
-        if self.residual > self.tolerance:
+        if not self.residual <= self.tolerance:  # nor where it is not a number
             return
         alpha = self.magnitudes.detach()
         taken_over = coefficients.to(alpha) * (1.0 if self.config.literal_update else alpha[-1])

@@ -7,7 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from lorica.adapters.attach import merged
 from lorica.methods import Context
 from lorica.methods.gumbel_cl_lora import GumbelCLLoRA, GumbelCLLoRAConfig, entropy, sparsemax
 from lorica.types import Batch, Task
@@ -258,6 +260,26 @@ def test_pruned_directions_are_on_disk_only_when_asked(tiny_encoder, keep_pruned
             if keep_pruned:
                 each.frozen(2)[0].fill_(100.0)
         assert torch.equal(method.predict(IMAGES), before)
+
+
+@pytest.mark.parametrize("keep_pruned", [False, True])
+@pytest.mark.parametrize("variant", ["default", "readme", "summary"])
+def test_predictions_after_the_current_direction_was_pruned(tiny_encoder, variant, keep_pruned) -> None:
+    method = learner(tiny_encoder(), 3, variant=variant, keep_pruned=keep_pruned)
+    set_logits(method, 1.0, 0.9, -3.0)
+    finish(method)
+    assert method.kept == [0, 1]
+    with torch.no_grad():
+        expected = method.predict(IMAGES)
+        with merged(method.encoder):
+            torch.testing.assert_close(method.predict(IMAGES), expected, atol=1e-5, rtol=1e-5)
+    assert method.diagnostics()["gates"] == pytest.approx([0.55, 0.45, 0.0])
+
+
+@pytest.mark.parametrize("temperature", [(5, 0), (0, 0.5), (5, -1)])
+def test_a_temperature_that_is_not_positive_is_refused(temperature) -> None:
+    with pytest.raises(ValidationError, match="greater than 0"):
+        GumbelCLLoRAConfig(name="gumbel_cl_lora", temperature=temperature)
 
 
 @pytest.mark.parametrize("keep_pruned", [False, True])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import nn
 
+from lorica.adapters.attach import merged
 from lorica.methods import Context, find_method
 from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig, SDLoRAKD, SDLoRAKDConfig, SDLoRARRConfig
 from lorica.types import Batch, Task
@@ -329,6 +330,26 @@ def test_what_is_partly_new_is_kept_and_its_residual_logged(tiny_encoder, square
     assert method.diagnostics()["kept"] == [0, 1, 2]
 
 
+def test_an_absorbed_direction_leaves_a_model_that_merges(tiny_encoder) -> None:
+    method = distilled(tiny_encoder(), [(0.6, 0), (0.8, 1)], [1.0, 2.0, 0.5])
+    finish(method)
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = method.predict(x)
+        with merged(method.encoder):
+            torch.testing.assert_close(method.predict(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_with_the_papers_tolerance_it_starts_and_trains_as_sd_lora_to_the_bit(tiny_encoder) -> None:
+    plain = family_member("sd_lora", tiny_encoder(), 5).state_dict()
+    method = family_member("sd_lora_kd", tiny_encoder(), 5)
+    finish(method)
+    kept = method.state_dict()
+    kept.pop("start_seed")
+    assert plain.keys() == kept.keys()
+    assert all(torch.equal(plain[key], kept[key]) for key in plain)
+
+
 @pytest.mark.parametrize(("tolerance", "kept"), [(0.0, [0, 1, 2, 3]), (1.0, [0])])
 def test_the_two_ends_of_the_tolerance(tiny_encoder, tolerance, kept) -> None:
     method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=2, tolerance=tolerance), tiny_encoder())
@@ -355,7 +376,12 @@ def test_where_a_direction_starts(tiny_encoder, start) -> None:
     with torch.no_grad():
         for update in method.directions:
             update.up += 1
+    sites = method.encoder.select(("q", "v"))
+    before = [method.increment(site).detach() for site in sites]
     method.grow(tasks[1])
+    after = [method.increment(site).detach() for site in sites]
+    same = all(torch.allclose(a, b, atol=1e-5) for a, b in zip(after, before, strict=True))
+    assert same == (start == "previous")
     for update, (up, down) in first.items():
         cosine = F.cosine_similarity(
             (update.up @ update.down).flatten(), (update.frozen(0)[0] @ update.frozen(0)[1]).flatten(), dim=0
