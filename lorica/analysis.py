@@ -124,7 +124,7 @@ def analyse(
         done.skipped.append("growth: no complete run says which adapters it keeps")
     if not task:
         done.skipped.append("straight line: none asked for (--task 0)")
-    done.skipped += tables.notes(results)
+    done.skipped += [line.removeprefix("Left out, ") for line in tables.notes(results)]
 
     done.figures += figures.draw_all(results, out)
     if left:

@@ -46,6 +46,11 @@ class MethodConfig(BaseModel):
         description="which logits enter the loss: those of the task's own classes, or of all seen so far",
     )
 
+    def of_variant(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The settings of the config's variant, those that the config gives itself in place of them."""
+        own = settings[getattr(self, "variant")]  # noqa: B009 (configs without variants have no such field)
+        return {key: own[key] if getattr(self, key) is None else getattr(self, key) for key in own}
+
 
 class LowRankConfig(MethodConfig):
     """What every low-rank method can be told."""

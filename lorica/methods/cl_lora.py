@@ -186,8 +186,7 @@ class CLLoRA(Method):
     def __init__(self, config: CLLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.paper = config.variant == "paper"
-        own = self.settings[config.variant]
-        chosen = own | config.model_dump(include=set(own), exclude_none=True)
+        chosen = config.of_variant(self.settings)
         self.reassignment, self.orthogonality = chosen["reassignment"], chosen["orthogonality"]
         if self.orthogonality == "block_weights" and not config.block_weights:
             self.orthogonality = "none"

@@ -89,8 +89,7 @@ class GumbelCLLoRA(LinearHeadMethod):
 
     def __init__(self, config: GumbelCLLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        own = self.settings[config.variant]
-        chosen = own | config.model_dump(include=set(own), exclude_none=True)
+        chosen = config.of_variant(self.settings)
         self.entropy_weight, self.gate_current = chosen["entropy_weight"], chosen["gate_current"]
         self.prune_past, self.carry = chosen["prune_past"], chosen["carry"]
         default = config.variant == "default"

@@ -193,8 +193,7 @@ class SDLoRAKD(SDLoRA):
 
     def __init__(self, config: SDLoRAKDConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        given = config.model_dump(include={"tolerance", "start", "refit_epochs"}, exclude_none=True)
-        chosen = self.settings[config.variant] | given
+        chosen = config.of_variant(self.settings)
         self.tolerance, self.start, self.refit_epochs = chosen["tolerance"], chosen["start"], chosen["refit_epochs"]
         self.kept: list[int] = []  # tasks whose directions are there
         self.residual: float | None = None
