@@ -44,10 +44,10 @@ What the paper leaves open, or prints differently, is decided so:
     `squared_residual` compares the square;
   * Eq. 8 as printed adds a_k, which keeps the function only where alpha_t = 1: `literal_update: true`.
 Directions that start independently are nearly orthogonal, and the paper's tau = 9e-4 never fires, nor does it from other
-starts (`start`): measured, and why, in docs/sd_lora_family.md. `variant: absorbing` is the setting found there to drop
-directions at no cost in accuracy. It does not distil: tau = 1 gives up whatever the kept ones cannot express, and magnitudes
-and new head rows are fitted once more (`refit_epochs: 5`, so that a task takes as many epochs more), so that each new direction only
-helps to learn its task and the first one stays. No released code exists for KD.
+starts: measured, and why, in docs/sd_lora_family.md. `variant: absorbing` is the setting found there to absorb directions at no
+cost in accuracy. A direction starts from the last kept one and takes its magnitude over, so that the function does not
+move (`start: previous`); tau = 0.6; and since that gives up a part of what the task learned, magnitudes and new head rows are
+fitted once more (`refit_epochs: 2`). No released code exists for KD.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class SDLoRAKD(SDLoRA):
     start_seed: Tensor
     settings: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {"tolerance": 9e-4, "start": "fresh", "refit_epochs": 0},
-        "absorbing": {"tolerance": 1.0, "start": "fresh", "refit_epochs": 5},
+        "absorbing": {"tolerance": 0.6, "start": "previous", "refit_epochs": 2},
     }
 
     def __init__(self, config: SDLoRAKDConfig, encoder: Encoder) -> None:
