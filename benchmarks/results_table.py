@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 import yaml
-from runs import Plan, of_method, run_all
+from plans import Plan, of_method, run_all
 
 from lorica.config import read_recipe
 from lorica.report import figures, tables

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from plans import Plan, of_method, run_all
 from rich.console import Console
 from rich.table import Table
-from runs import Plan, of_method, run_all
 
 from lorica.config import read_recipe
 from lorica.results import RunFolder, write_json

@@ -83,7 +83,7 @@ def run(
     result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
     figures.draw_all([result], folder / "figures")
     if result.complete:
-        console.print(tables.to_rich(tables.summarise([result])))
+        console.print(tables.to_rich(tables.summarise([result]), width=console.width))
     else:
         console.print(
             f"{len(result.accuracy)} of {len(result.tasks)} tasks learned, average accuracy {100 * result.acc:.1f} %; "
@@ -140,7 +140,7 @@ def table(
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
-            console.print(tables.to_rich(rows, remarks))
+            console.print(tables.to_rich(rows, remarks, width=console.width))
         case Format.markdown:
             typer.echo(tables.to_markdown(rows, remarks))
         case Format.latex:

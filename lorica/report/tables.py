@@ -35,6 +35,9 @@ COSTS = {
 INCIDENTAL = ("seed", "device", "data.root", "data.cache_gib", "backbone.weights")
 """Keys of a recipe in which runs of one row may differ."""
 
+_WIDE = 112
+"""Columns of a terminal from which on a row with a variant in its name takes one line."""
+
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
@@ -157,24 +160,30 @@ def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = Non
     return lines
 
 
-def to_rich(rows: Sequence[Row], notes: Sequence[str] = ()) -> Table:
-    """A table for the terminal, in percent, with the notes below it."""
+def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE) -> Table:
+    """A table for a terminal of that many columns, in percent, with the notes below it.
+
+    On a narrow one names and spreads take two lines, and columns stand closer.
+    """
     header, *body = _cells(rows)
+    narrow = width < _WIDE
     table = Table(
         caption=Text("\n".join([CAPTION, *notes])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        collapse_padding=True,
+        collapse_padding=not narrow,
+        padding=0 if narrow else (0, 1),
         pad_edge=False,
         show_edge=False,
     )
-    table.add_column(header[0], overflow="fold")
+    table.add_column(header[0], overflow="fold", no_wrap=narrow)
     for heading in header[1:]:
-        narrow = heading.replace("Forgetting", "Forget-\nting").replace(" ", "\n")
+        broken = heading.replace("Forgetting", "Forget-\nting").replace(" ", "\n")
         # on a narrow terminal cells break after ±, and nothing is cut off
-        table.add_column(narrow, justify="right", no_wrap=heading not in MEASURES.values(), overflow="fold")
-    for line in body:
-        table.add_row(*map(Text, line))
+        table.add_column(broken, justify="right", no_wrap=heading not in MEASURES.values(), overflow="fold")
+    for label, *line in body:
+        name = label.replace(" (", "\n(").replace(", ", ",\n") if narrow else label
+        table.add_row(*map(Text, (name, *line)))
     return table
 
 

@@ -121,7 +121,7 @@ def test_a_seed_that_counts_twice_is_named(make_run: MakeRun) -> None:
 
 def lines_of(width: int, runs: list[Result], *remarks: str) -> list[str]:
     console = Console(width=width, file=io.StringIO(), record=True)
-    console.print(to_rich(summarise(runs), remarks))
+    console.print(to_rich(summarise(runs), remarks, width=width))
     return [line.strip() for line in console.export_text().splitlines()]
 
 
