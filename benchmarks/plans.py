@@ -26,9 +26,19 @@ class Plan:
 
 
 def of_method(method: str) -> list[str]:
-    """The overrides that `method` or `method:variant` stands for."""
-    name, _, variant = method.partition(":")
-    return [f"method.name={name}", *([f"method.variant={variant}"] if variant else [])]
+    """The overrides that `name[:variant][+option=value…]` stands for."""
+    named, *options = method.split("+")
+    name, _, variant = named.partition(":")
+    return [
+        f"method.name={name}",
+        *([f"method.variant={variant}"] if variant else []),
+        *(f"method.{option}" for option in options),
+    ]
+
+
+def folder_name(method: str) -> str:
+    """The same as the name of a folder."""
+    return method.replace(":", "-").replace("+", "-")
 
 
 def run_all(plans: Sequence[Plan], jobs: int) -> None:

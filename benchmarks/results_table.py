@@ -4,23 +4,22 @@
 
 Runs are ordered seed by seed, so that an interrupted comparison is fair as far as it went; started again, it continues where it
 stopped. `--jobs 2` works on two runs at a time, each on one thread. Results go to docs/results/RECIPE.md and beside it.
+A method is given as name, name:variant or, for an ablation, name+option=value; `--page` sets a name for its table.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
-from plans import Plan, of_method, run_all
+from plans import Plan, folder_name, of_method, run_all
 
-from lorica.config import read_recipe
 from lorica.report import figures, tables
 from lorica.results import Result, find_runs, write_json, write_text
-from lorica.run import default_folder
 
 METHODS = (
     "sd_lora",
@@ -43,7 +42,8 @@ def main(
     recipe: str,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1,2",
-    methods: Annotated[str, typer.Option(help="comma-separated, method or method:variant")] = ",".join(METHODS),
+    methods: Annotated[str, typer.Option(help="comma-separated, method[:variant][+option=value…]")] = ",".join(METHODS),
+    page: Annotated[str | None, typer.Option(help="name of the table; by default the recipe's")] = None,
     jobs: Annotated[int, typer.Option(help="runs at a time, each on its share of the cores")] = 1,
     out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
     tuned: Annotated[
@@ -57,27 +57,35 @@ def main(
     plans = []
     for seed in seeds.split(","):
         for method in methods.split(","):
-            rate = [f"fit.learning_rate={chosen[method]}"] if method in chosen else []
+            known = chosen.get(method, chosen.get(method.partition("+")[0]))  # an ablation has its method's rate
+            rate = [] if known is None else [f"fit.learning_rate={known}"]
+            folder = folder_name(method) + ("" if seed == "0" else f"-seed{seed}")
             values = [*of_method(method), f"seed={seed}", *rate, *(overrides or [])]
-            plans.append(Plan(recipe, values, default_folder(name, read_recipe(recipe, values))))
+            plans.append(Plan(recipe, values, Path("runs") / name / folder))
     if not table_only:
         run_all(plans, jobs)
     results = find_runs([plan.folder for plan in plans if (plan.folder / "metrics.json").exists()])
-    command = (
-        f"python benchmarks/results_table.py {recipe} --seeds {seeds} --jobs {jobs} data.root=… backbone.weights=…"
-    )
-    _write(name, command + (f" --tuned {tuned}" if tuned else ""), results, out)
+    command = ["python benchmarks/results_table.py", recipe, f"--seeds {seeds} --jobs {jobs}"]
+    command += [f"--methods {methods}"] if methods != ",".join(METHODS) else []
+    command += [f"--tuned {tuned}"] if tuned else []
+    command += [f"--page {page}"] if page else []
+    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, out)
 
 
 def _write(name: str, command: str, results: Sequence[Result], out: Path) -> None:
     complete = [result for result in results if result.complete]
     out.mkdir(parents=True, exist_ok=True)
-    for drawn in ("accuracy_curves", "accuracy_per_task"):
-        figures.save(getattr(figures, drawn)(complete), out / f"{name}-{drawn}")
+    drawn = {
+        "Average accuracy after each task": (f"{name}-accuracy_curves", figures.accuracy_curves(complete)),
+        "Accuracy on each task, new and at the end": (f"{name}-accuracy_per_task", figures.accuracy_per_task(complete)),
+    }
     for figure in (figures.magnitudes(r) for r in complete if r.label == "sd_lora" and r.seed == 0):
         if figure is not None:
-            figures.save(figure, out / f"{name}-magnitudes")
-    write_text(out / f"{name}.md", _page(name, command, tables.summarise(complete, sort="acc"), tables.notes(results)))
+            drawn["Learned magnitudes"] = (f"{name}-magnitudes", figure)
+    for stem, figure in drawn.values():
+        figures.save(figure, out / stem)
+    rows, pictures = tables.summarise(complete, sort="acc"), {title: stem for title, (stem, _) in drawn.items()}
+    write_text(out / f"{name}.md", _page(name, command, rows, tables.notes(results), pictures))
     kept = (
         "seed",
         "accuracy",
@@ -96,7 +104,17 @@ def _write(name: str, command: str, results: Sequence[Result], out: Path) -> Non
     write_json(out / f"{name}.json", runs)
 
 
-def _page(name: str, command: str, rows: Sequence[tables.Row], notes: Sequence[str]) -> str:
+def _rates(rows: Sequence[tables.Row]) -> str:
+    fits: dict[str, list[str]] = {}
+    for row in filter(lambda row: row.cost("trainable"), rows):
+        fit = row.runs[0].metrics["recipe"]["fit"]
+        fits.setdefault(f"{fit['optimizer']} {fit['learning_rate']:g}", []).append(row.label)
+    return "; ".join(f"{rate} ({', '.join(labels)})" for rate, labels in fits.items())
+
+
+def _page(
+    name: str, command: str, rows: Sequence[tables.Row], notes: Sequence[str], pictures: Mapping[str, str]
+) -> str:
     run = next((row for row in rows if row.label == "sd_lora"), rows[0]).runs[0]
     assert run.path is not None
     settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
@@ -111,14 +129,11 @@ def _page(name: str, command: str, rows: Sequence[tables.Row], notes: Sequence[s
         "",
         f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order RandomState({settings['stream']['seed']}), backbone "
         f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, {fit['epochs']} epochs a task, batches of "
-        f"{fit['batch_size']}, augmentation: {fit['augment']}. {fit['optimizer']} at {fit['learning_rate']:g} "
-        "unless a method's own file says otherwise. "
+        f"{fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and learning rate: {_rates(rows)}. "
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}.",
         "",
         tables.to_markdown(rows, notes),
-        f"![Average accuracy after each task]({name}-accuracy_curves.png)",
-        f"![Accuracy on each task, new and at the end]({name}-accuracy_per_task.png)",
-        f"![Learned magnitudes]({name}-magnitudes.png)",
+        *(f"![{title}]({stem}.png)" for title, stem in pictures.items()),
         "",
     ]
     return "\n".join(lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from plans import Plan, of_method, run_all
+from plans import Plan, folder_name, of_method, run_all
 from rich.console import Console
 from rich.table import Table
 
@@ -29,7 +29,7 @@ def main(
     recipe: str,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
     methods: Annotated[str, typer.Option(help="comma-separated, method or method:variant")] = "sd_lora",
-    factors: Annotated[str, typer.Option(help="comma-separated, of each method's own default rate")] = "0.25,0.5,1,2",
+    factors: Annotated[str, typer.Option(help="comma-separated, of each method's own default rate")] = "0.1,0.3,1,3",
     tasks: Annotated[int, typer.Option(help="tasks of the stream to learn")] = 4,
     jobs: Annotated[int, typer.Option(help="runs at a time, each on its share of the cores")] = 1,
     out: Annotated[Path, typer.Option(help="where the file goes")] = Path("docs/results"),
@@ -41,7 +41,7 @@ def main(
         for method in methods.split(","):
             values = [*of_method(method), f"seed={SEED}", *HELD_OUT, *(overrides or [])]
             rate = float(f"{factor * read_recipe(recipe, values).fit.learning_rate:.3g}")
-            folder = Path("runs") / f"{name}-tuning" / f"{method.replace(':', '-')}-{rate:g}"
+            folder = Path("runs") / f"{name}-tuning" / f"{folder_name(method)}-{rate:g}"
             plans[method, rate] = Plan(recipe, [*values, f"fit.learning_rate={rate}"], folder, tasks)
     run_all(list(plans.values()), jobs)
     scores: dict[str, dict[str, float]] = {}
