@@ -9,9 +9,8 @@ from accelerate import Accelerator
 from jaxtyping import Float
 
 from lorica.adapters.attach import merged
-from lorica.methods.base import Method
+from lorica.methods.base import Data, Method
 from lorica.progress import Reporter, Silent
-from lorica.training import Data
 from lorica.types import Task
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from lorica.errors import TrainingError
-from lorica.methods.base import Context, Method, shapes_of
+from lorica.methods.base import Context, Data, Losses, Method, shapes_of
 from lorica.progress import Reporter, Silent
-from lorica.types import Batch, Task
+from lorica.types import Task
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,6 @@ class Fit:
     weight_decay: float
     schedule: Literal["constant", "cosine"]
     augment: str
-
-
-@runtime_checkable
-class Data(Protocol):
-    """A task's training data, as `lorica.data.stream.Split` provides it."""
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device,
-        augment: str = "none",
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Batch]: ...
-
-    def number_of_batches(self, batch_size: int) -> int: ...
 
 
 def learn_task(
@@ -71,16 +55,24 @@ def learn_task(
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, task.index]).generate_state(1)[0]))
 
-        def descend(parameters: list[nn.Parameter], epochs: int) -> None:
+        def descend(
+            parameters: list[nn.Parameter],
+            epochs: int,
+            *,
+            losses: Losses = method.losses,
+            data: Data = data,
+            **settings: Any,
+        ) -> None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
             method.train()
-            stage = replace(fit, epochs=epochs)
-            _descend(method, parameters, data, stage, generator, accelerator, reporter or Silent())
+            stage = replace(fit, epochs=epochs, **settings)
+            _descend(method, parameters, losses, data, stage, generator, accelerator, reporter or Silent())
             method.eval()
 
         context = Context(
             task=task,
             batches=lambda: data.batches(eval_batch_size, device=device),
+            epochs=fit.epochs,
             steps=fit.epochs * data.number_of_batches(fit.batch_size),
             descend=descend,
         )
@@ -97,6 +89,7 @@ def learn_task(
 def _descend(
     method: Method,
     parameters: list[nn.Parameter],
+    losses: Losses,
     data: Data,
     fit: Fit,
     generator: torch.Generator,
@@ -118,7 +111,7 @@ def _descend(
     for epoch in range(fit.epochs):
         batches = data.batches(fit.batch_size, device=accelerator.device, augment=fit.augment, generator=generator)
         for step, batch in enumerate(batches):
-            for terms in _terms(method, batch, accelerator):
+            for terms in _terms(iter(losses(batch)), accelerator):
                 loss = torch.stack(list(terms.values())).sum()
                 value = loss.item()
                 if not math.isfinite(value):
@@ -143,9 +136,8 @@ def _descend(
         parameter.grad = None
 
 
-def _terms(method: Method, batch: Batch, accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor]]:
-    """The method's losses, each computed under the run's precision; the caller's step in between runs outside it."""
-    losses = iter(method.losses(batch))
+def _terms(losses: Iterator[dict[str, torch.Tensor]], accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor]]:
+    """The losses, each computed under the run's precision; the caller's step in between runs outside it."""
     while True:
         with accelerator.autocast():
             terms = next(losses, None)

@@ -28,7 +28,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs in [0, 1] on the training device (augmented, not yet normalised), and their classes in stream order."""
+    """Inputs on the training device, and their classes in stream order.
 
-    inputs: Float[Tensor, "n channels height width"]
+    Images are in [0, 1], augmented and not yet normalised; a method may give itself batches of something else (features).
+    """
+
+    inputs: Float[Tensor, "n ..."]
     labels: Int[Tensor, " n"]

@@ -122,7 +122,7 @@ def test_a_merged_method_predicts_with_one_plain_forward(name: str, tiny_encoder
 def test_a_dropped_direction_was_trained_and_is_not_stored(tiny_encoder: MakeEncoder) -> None:
     method = learned("sd_lora_kd", tiny_encoder(), tolerance=1.0)
     trained = shapes_of(method, method.trainable())
-    method.end_task(Context(TASKS[1], lambda: iter(()), 1, lambda parameters, epochs: None))
+    method.end_task(Context(TASKS[1], lambda: iter(()), 1, 1, lambda parameters, epochs: None))
     cost = measure(method, trained)
     assert cost["trainable_by_kind"] == {"adapters": DIRECTION, "coefficients": 2, "head": 66}
     assert cost["stored_by_kind"] == {"adapters": DIRECTION, "coefficients": 1, "head": HEAD}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,6 +41,19 @@ class Site:
         return self.rows[1] - self.rows[0]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """Rows that a block's attention finds before its own keys and values, after its projections: they are not projected,
+    normalised or given a position, and queries stay as they are (prefix tuning).
+
+    Attributes:
+        keys, values: a prefix for each input, [n, length, width], or one for all, [1, length, width].
+    """
+
+    keys: Float[Tensor, "n length dim"]
+    values: Float[Tensor, "n length dim"]
+
+
 class Encoder(nn.Module, ABC):
     """A pre-trained transformer as a feature extractor.
 
@@ -69,6 +83,18 @@ class Encoder(nn.Module, ABC):
     def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         """Features from the tokens that leave the last block."""
 
+    @abstractmethod
+    def average(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
+        """Features from some of them alone: their mean, normalised as the backbone normalises what it pools."""
+
+    @abstractmethod
+    def takes_prefix(self, block: int) -> bool:
+        """Whether that block's attention is of the kind that `prefixed` knows."""
+
+    @abstractmethod
+    def prefixed(self, block: int, prefix: Prefix) -> AbstractContextManager[None]:
+        """For the length of a `with` block, that block attends to the prefix as well."""
+
     @cached_property
     @abstractmethod
     def sites(self) -> tuple[Site, ...]:
@@ -80,12 +106,51 @@ class Encoder(nn.Module, ABC):
     ) -> nn.Module:
         """A stand-alone copy of the plain backbone with this linear classifier as its own head."""
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
-        """One feature vector for each input."""
+    def tokens(
+        self,
+        inputs: Float[Tensor, "n channels height width"],
+        *,
+        prompt: Float[Tensor, "m length dim"] | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
+    ) -> Float[Tensor, "n tokens dim"]:
+        """Tokens that leave the last block.
+
+        Args:
+            prompt: extra tokens that enter the first block before the others, without a position; for each input or one
+                for all. They are the first that come out.
+            prefixes: what each of some blocks attends to as well, by the number of the block.
+        """
         tokens = self.embed(inputs)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.pool(tokens)
+        if prompt is not None:
+            tokens = torch.cat([prompt.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
+        with ExitStack() as stack:
+            for block, prefix in (prefixes or {}).items():
+                stack.enter_context(self.prefixed(block, prefix))
+            for block in self.blocks:
+                tokens = block(tokens)
+        return tokens
+
+    def features(
+        self, inputs: Float[Tensor, "n channels height width"], *, prefixes: Mapping[int, Prefix] | None = None
+    ) -> Float[Tensor, "n features"]:
+        """One feature vector for each input; see `tokens` for prefixes."""
+        return self.pool(self.tokens(inputs, prefixes=prefixes))
+
+    def prefix_blocks(self, wanted: Sequence[int], *, key: str) -> tuple[int, ...]:
+        """Those of the wanted blocks that this backbone has, counted from 0.
+
+        Raises:
+            BackboneError: it has none of them, or attention of a kind that takes no prefix; `key` is what the recipe calls them.
+        """
+        existing = tuple(block for block in wanted if 0 <= block < len(self.blocks))
+        if wanted and not existing:
+            raise BackboneError(f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, none of {list(wanted)}")
+        unable = [block for block in existing if not self.takes_prefix(block)]
+        if unable:
+            raise BackboneError(
+                f"{key}: the attention of {self.name} takes no prefix (block {unable[0]}); choose a plain ViT as backbone.name"
+            )
+        return existing
 
     def select(self, kinds: Sequence[str]) -> tuple[Site, ...]:
         """The sites of the given kinds in all blocks.

@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +59,42 @@ class LowRankConfig(MethodConfig):
     projections: tuple[str, ...] = Field(default=("q", "v"), description="projections adapted in every block")
 
 
+@runtime_checkable
+class Data(Protocol):
+    """A task's training data, as `lorica.data.stream.Split` provides it."""
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device,
+        augment: str = "none",
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Batch]: ...
+
+    def number_of_batches(self, batch_size: int) -> int: ...
+
+
+Losses = Callable[[Batch], Iterator[dict[str, Float[Tensor, ""]]]]
+
+
+@runtime_checkable
+class Descend(Protocol):
+    """Trains some parameters of the method being learned, beside the main descent: a stage of its own.
+
+    Args:
+        parameters: what trains; everything else is frozen meanwhile.
+        epochs: passes over the data.
+        losses: as `Method.losses`, which it is by default.
+        data: what gives the batches, in each epoch anew; by default the task's training data.
+        settings: what differs from the recipe's `fit` section: optimizer, learning_rate, schedule, batch_size, ….
+    """
+
+    def __call__(
+        self, parameters: list[nn.Parameter], epochs: int, *, losses: Losses = ..., data: Data = ..., **settings: Any
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class Context:
     """What `begin_task` and `end_task` are given.
@@ -66,15 +102,16 @@ class Context:
     Attributes:
         task: the task.
         batches: its training data in order, not augmented, anew at each call.
-        steps: batches that the descent on this task takes (epochs times batches of an epoch).
-        descend: called with parameters and a number of epochs, trains those parameters on the task's data once more, with
-            the method's losses and the run's optimiser. For a second stage, in `end_task`.
+        epochs: of the descent on this task.
+        steps: batches that this descent takes (epochs times batches of an epoch).
+        descend: another stage of training, see `Descend`.
     """
 
     task: Task
     batches: Callable[[], Iterator[Batch]]
+    epochs: int
     steps: int
-    descend: Callable[[list[nn.Parameter], int], None]
+    descend: Descend
 
 
 class Method(nn.Module, ABC):

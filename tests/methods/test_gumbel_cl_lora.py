@@ -23,7 +23,7 @@ def finish(method: GumbelCLLoRA) -> None:
 
 
 def context(method: GumbelCLLoRA, steps: int = 11) -> Context:
-    return Context(method.task, lambda: iter(()), steps, lambda parameters, epochs: None)
+    return Context(method.task, lambda: iter(()), 1, steps, lambda parameters, epochs: None)
 
 
 def learner(encoder, tasks: int, **options) -> GumbelCLLoRA:

@@ -32,7 +32,7 @@ def context(method: InfLoRA, inputs: torch.Tensor, batch_size: int = 4) -> Conte
     def batches():
         return (Batch(part, torch.zeros(len(part), dtype=torch.long)) for part in inputs.split(batch_size))
 
-    return Context(method.task, batches, 1, lambda parameters, epochs: None)
+    return Context(method.task, batches, 1, 1, lambda parameters, epochs: None)
 
 
 def begin(method: InfLoRA, seed: int = 0) -> None:
@@ -321,7 +321,7 @@ def test_ablations_of_the_subspace(tiny_encoder, subspace) -> None:
     if subspace == "data":
         method.begin_task(context(method, images(0)))
     else:  # no look at the data
-        method.begin_task(Context(method.task, lambda: pytest.fail("read"), 1, lambda parameters, epochs: None))
+        method.begin_task(Context(method.task, lambda: pytest.fail("read"), 1, 1, lambda parameters, epochs: None))
     for (_, adapter, _), m, h in zip(method.parts(), protected, expected, strict=True):
         down = current_down(adapter)
         np.testing.assert_allclose(down @ down.T, np.eye(3) / 3, atol=1e-6)
@@ -330,7 +330,7 @@ def test_ablations_of_the_subspace(tiny_encoder, subspace) -> None:
         assert (np.abs(3 * down.T @ down - leading).max() < 1e-3) == (subspace == "data")
     assert math.isclose(np.square(down).sum(), 1, rel_tol=1e-5)  # as long as LoRA's uniform rows: 1 / 3 each
     if subspace != "free":
-        method.end_task(Context(method.task, lambda: pytest.fail("read"), 1, lambda parameters, epochs: None))
+        method.end_task(Context(method.task, lambda: pytest.fail("read"), 1, 1, lambda parameters, epochs: None))
         assert method.diagnostics()["protected"] == [0, 0]
 
 

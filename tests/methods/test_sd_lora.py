@@ -291,7 +291,7 @@ def distilled(encoder, last: list[tuple[float, int]], alphas: list[float], **opt
 def finish(method) -> list[tuple[list[nn.Parameter], int]]:
     """Ends the task; returns the second stages that were asked for."""
     stages: list[tuple[list[nn.Parameter], int]] = []
-    method.end_task(Context(method.task, lambda: iter(()), 1, lambda *stage: stages.append(stage)))
+    method.end_task(Context(method.task, lambda: iter(()), 1, 1, lambda *stage: stages.append(stage)))
     return stages
 
 
