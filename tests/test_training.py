@@ -156,3 +156,59 @@ def test_learning_works(tiny_encoder: MakeEncoder, stream: Stream) -> None:
     batch = next(stream.test(stream.tasks[0]).batches(64, device=torch.device("cpu")))
     with torch.no_grad():
         assert (method.predict(batch.inputs).argmax(dim=1) == batch.labels).float().mean() > 0.9
+
+
+class Features:
+    """One batch of features of class 1, twice an epoch."""
+
+    def __init__(self, generators: list[int]) -> None:
+        self.generators = generators
+
+    def batches(self, batch_size: int, *, device: torch.device, augment: str, generator: torch.Generator):
+        self.generators.append(generator.initial_seed())
+        for _ in range(2):
+            yield Batch(torch.ones(batch_size, 32), torch.ones(batch_size, dtype=torch.long))
+
+    def number_of_batches(self, batch_size: int) -> int:
+        return 2
+
+
+class TwoStages(LinearHeadMethod):
+    """Trains its bias once more at the end of a task, on features and a loss of its own."""
+
+    name = "two_stages"
+
+    def __init__(self, encoder: TimmViT) -> None:
+        super().__init__(MethodConfig(name=self.name), encoder)
+        self.seen: list[tuple[int, ...]] = []
+        self.generators: list[int] = []
+
+    def trainable(self) -> list[nn.Parameter]:
+        return self.head_parameters()
+
+    def on_features(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        self.seen.append(tuple(batch.inputs.shape))
+        yield {"pull": -self.head.biases[0][1]}
+
+    def end_task(self, context: Context) -> None:
+        before = self.head.biases[0].detach().clone()
+        context.descend(
+            [self.head.biases[0]],
+            context.epochs + 1,
+            losses=self.on_features,
+            data=Features(self.generators),
+            optimizer="sgd",
+            momentum=0.0,
+            learning_rate=0.5,
+            batch_size=3,
+        )
+        self.gained = (self.head.biases[0] - before).tolist()
+
+
+def test_a_stage_of_its_own_has_its_own_data_losses_and_settings(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    method = TwoStages(tiny_encoder())
+    learn(method, stream, 0, epochs=2)
+    assert method.seen == [(3, 32)] * 6  # three epochs of two batches
+    assert method.gained == pytest.approx([0.0, 6 * 0.5], abs=1e-5)  # plain descent on a slope of 1
+    assert len(method.generators) == 3
+    assert len(set(method.generators)) == 1  # one generator, which goes on drawing
