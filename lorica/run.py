@@ -183,13 +183,17 @@ def _stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
         cache_bytes=int(data.cache_gib * 2**30),
     )
     method = find_method(recipe.method.name)
-    own_logits = issubclass(method, LinearHeadMethod) and recipe.method.cross_entropy == "current_task"
+    own_logits = method.compares_within_task and recipe.method.cross_entropy == "current_task"
     alone = [task for task in stream.tasks if len(task.class_names) == 1]
     if alone and own_logits and not method.learns_all_at_once:
+        instead = "method.cross_entropy=all_seen, or " if issubclass(method, LinearHeadMethod) else ""
         raise RecipeError(
             f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
-            "alone is always 0; use method.cross_entropy=all_seen, or larger tasks"
+            f"alone is always 0; use {instead}larger tasks"
         )
+    total = getattr(recipe.method, "total_tasks", None)
+    if total is not None and total < len(stream.tasks):
+        raise RecipeError(f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}")
     return stream
 
 

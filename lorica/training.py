@@ -76,7 +76,7 @@ def learn_task(
             steps=fit.epochs * data.number_of_batches(fit.batch_size),
             descend=descend,
         )
-        method.train()
+        method.eval()
         method.grow(task)
         method.begin_task(context)
         parameters = method.trainable()

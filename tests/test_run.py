@@ -434,6 +434,15 @@ def test_a_single_class_with_a_loss_over_its_own_logits_is_refused(six_classes) 
         check("digits", source=six_classes, stream={"classes_per_task": 1})
     check("digits", source=six_classes, stream={"classes_per_task": 1}, method={"cross_entropy": "all_seen"})
     check("digits", source=six_classes, stream={"classes_per_task": 1}, **{"method.name": "prototypes"})
+    with pytest.raises(LoricaError, match=r"task 1 has a single class.*; use larger tasks"):
+        check("digits", source=six_classes, stream={"classes_per_task": 1}, **{"method.name": "cl_lora"})
+
+
+def test_a_stream_longer_than_the_method_was_told_is_refused(six_classes) -> None:
+    method = {"name": "inf_lora", "variant": "paper", "total_tasks": 2}
+    with pytest.raises(LoricaError, match=r"method\.total_tasks: the stream has 3 tasks, which is more than 2"):
+        check("digits", source=six_classes, stream={"tasks": 3}, method=method)
+    check("digits", source=six_classes, stream={"tasks": 2}, method=method)
 
 
 @pytest.mark.parametrize(

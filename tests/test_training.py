@@ -37,7 +37,7 @@ class Recording(LinearHeadMethod):
 
     def begin_task(self, context: Context) -> None:
         assert context.task == self.task
-        assert self.training
+        assert not self.training
         self.calls.append("begin_task")
 
     def trainable(self) -> list[nn.Parameter]:

@@ -122,12 +122,14 @@ class Method(nn.Module, ABC):
         Config: its section of the recipe.
         trains_encoder: its checkpoints include the encoder's weights.
         learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
+        compares_within_task: its loss compares the classes of one task with each other, so that one class is too few.
     """
 
     name: ClassVar[str]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trains_encoder: ClassVar[bool] = False
     learns_all_at_once: ClassVar[bool] = False
+    compares_within_task: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -234,6 +236,8 @@ class LinearHeadMethod(Method):
 
     A subclass says how the features adapt (`grow`) and what trains (`trainable`).
     """
+
+    compares_within_task = True
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)

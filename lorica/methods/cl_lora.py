@@ -45,7 +45,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ class CLLoRAConfig(LowRankConfig):
         default=None,
         description="what weights KD's gradient: |teacher's - student's|, or the teacher's row norms",
     )
-    block_weights: bool = Field(default=True, description="learn w; otherwise it is 1")
+    block_weights: bool = Field(default=True, description="learn w; otherwise it is 1, and has no ORTH")
     orthogonality: Literal["factors", "block_weights", "none"] | None = Field(
         default=None, description="what is pushed apart between tasks"
     )
@@ -176,6 +176,7 @@ class CLLoRA(Method):
 
     name = "cl_lora"
     Config = CLLoRAConfig
+    compares_within_task = True
     config: CLLoRAConfig
     head: CosineHead
     settings: ClassVar[dict[str, dict[str, str]]] = {
@@ -191,11 +192,13 @@ class CLLoRA(Method):
         if self.orthogonality == "block_weights" and not config.block_weights:
             self.orthogonality = "none"
         sites, self.trunk_blocks = encoder.select(config.projections), len(encoder.blocks) // 2
+        if not self.trunk_blocks:
+            raise BackboneError(f"backbone.name: cl_lora needs two blocks or more; {encoder.name} has one")
         narrowest = min(site.in_features for site in sites)
-        if not self.trunk_blocks or config.rank > narrowest:
+        if config.rank > narrowest:
             raise BackboneError(
-                f"method.rank: cl_lora needs two blocks, and no more orthonormal rows than a projection has inputs; "
-                f"{encoder.name} has {len(encoder.blocks)} blocks and {narrowest} inputs, the rank is {config.rank}"
+                f"method.rank: the rows of D are orthonormal, so that cl_lora can have no more of them than a projection "
+                f"has inputs, {narrowest} in {encoder.name}; the rank is {config.rank}"
             )
         rank, half, device = config.rank, self.trunk_blocks, self.device
         self.lower = {site: SharedFactors(site, rank, device=device) for site in sites if site.block < half}
@@ -204,7 +207,6 @@ class CLLoRA(Method):
         self.specific = nn.ModuleDict({site.name: factors for site, factors in self.upper.items()})
         self.means = ClassMeans(encoder.width, device=self.device)
         self.teaching: dict[Site, Tensor] = {}  # the teacher's U, while the shared half runs with them
-        self.corrections: list[Tensor] = []  # what reassignment adds to the gradient of each shared U
         attach(encoder, list(self.lower), self.increment)  # merging concerns this half; the branches stay branches
 
     @classmethod
@@ -220,7 +222,8 @@ class CLLoRA(Method):
                     shared.down.copy_(orthonormal_rows(rank, site.in_features, uniform=uniform))
                 shared.teacher.copy_(shared.up)
         for site, specific in self.upper.items():
-            weight = torch.rand(()) + 0.5 if self.config.block_weights else torch.ones(())
+            weight = torch.rand(()) + 0.5  # drawn in any case, so that an ablation starts and shuffles alike
+            weight = weight if self.config.block_weights else torch.ones(())
             specific.start(orthonormal_rows(rank, site.in_features, uniform=uniform), weight, earlier=task.index)
         self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
         self.means.grow(len(task.class_names))
@@ -285,7 +288,7 @@ class CLLoRA(Method):
     def distil(
         self, embedded: Float[Tensor, "n tokens dim"], tokens: Float[Tensor, "n tokens dim"]
     ) -> Float[Tensor, ""]:
-        """l1 KD of (4), from what enters and what leaves the shared half. Leaves `corrections` for `edit_gradients`."""
+        """l1 KD of (4), from what enters and what leaves the shared half; its gradient is the reassigned one."""
         by_gradients = self.reassignment == "gradients"
         teaching = {site: each.teacher.detach().requires_grad_(by_gradients) for site, each in self.lower.items()}
         head = {name: value.detach() if self.paper else value for name, value in self.head.named_parameters()}
@@ -294,32 +297,30 @@ class CLLoRA(Method):
             for each in (self.trunk(embedded, teaching), tokens)
         )
         loss = -self.config.distillation_weight * (taught.softmax(1) * learned.log_softmax(1)).sum(1).mean()
-        if self.reassignment != "none":
-            ups, teachers = [each.up for each in self.lower.values()], list(teaching.values())
-            wanted = ups + teachers if by_gradients else ups
-            gradients = torch.autograd.grad(loss, wanted, retain_graph=True)
-            own, theirs = gradients[: len(ups)], gradients[len(ups) :]
-            importance = (
-                [(a - b).abs() for a, b in zip(theirs, own, strict=True)]
-                if by_gradients
-                else [torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in teachers]
-            )
-            self.corrections = [(mean_one(each) - 1) * grad for each, grad in zip(importance, own, strict=True)]
-        return loss
-
-    def edit_gradients(self) -> None:
-        """Reassignment: the backward pass has added KD's gradient as it is, the rest of its weighting follows."""
-        for shared, correction in zip(self.lower.values(), self.corrections, strict=False):
-            cast(Tensor, shared.up.grad).add_(correction)
-        self.corrections = []
+        if self.reassignment == "none":
+            return loss
+        ups, teachers = [each.up for each in self.lower.values()], list(teaching.values())
+        others = [] if self.paper else list(self.head.parameters())
+        gradients = torch.autograd.grad(loss, [*ups, *others, *(teachers if by_gradients else [])], retain_graph=True)
+        own, theirs = gradients[: len(ups)], gradients[len(ups) + len(others) :]
+        importance = (
+            [(a - b).abs() for a, b in zip(theirs, own, strict=True)]
+            if by_gradients
+            else [torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in teachers]
+        )
+        reassigned = [mean_one(each) * grad for each, grad in zip(importance, own, strict=True)]
+        # a linear function with these gradients, added to the loss's value
+        linear = zip([*ups, *others], [*reassigned, *gradients[len(ups) :][: len(others)]], strict=True)
+        return loss.detach() + torch.stack([(grad * (each - each.detach())).sum() for each, grad in linear]).sum()
 
     def overlap(self) -> Float[Tensor, ""]:
-        """ORTH of (3)."""
+        """ORTH of (3), in full precision."""
         factors = list(self.upper.values())
-        if self.orthogonality == "factors":
-            return 2 * torch.stack([(each.earlier_up.mT @ each.up).square().sum() for each in factors]).sum()
-        earlier = torch.stack([each.earlier_weight for each in factors], dim=1)
-        return F.cosine_similarity(earlier, torch.stack([each.weight for each in factors])[None]).abs().mean()
+        with torch.autocast(self.device.type, enabled=False):
+            if self.orthogonality == "factors":
+                return 2 * torch.stack([(each.earlier_up.mT @ each.up).square().sum() for each in factors]).sum()
+            earlier = torch.stack([each.earlier_weight for each in factors], dim=1)
+            return F.cosine_similarity(earlier, torch.stack([each.weight for each in factors])[None]).abs().mean()
 
     @torch.no_grad()
     def end_task(self, context: Context) -> None:

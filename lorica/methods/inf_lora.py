@@ -210,8 +210,9 @@ class InfLoRA(LinearHeadMethod):
             free = memory.free()  # everything, where nothing is ever protected
             if block in moments:
                 directions = leading(free.T @ moments[block] @ free)[1]
-            else:  # drawn on the CPU, so that a seed means the same on every device
-                directions = torch.linalg.qr(torch.randn(free.shape[1], self.config.rank).to(free)).Q
+            else:  # drawn on the CPU, so that a seed means the same on every device; the fork leaves the order of
+                with torch.random.fork_rng([]):  # batches as it is without the ablation
+                    directions = torch.linalg.qr(torch.randn(free.shape[1], self.config.rank).to(free)).Q
             adapter.start((free @ directions[:, : self.config.rank]).T / math.sqrt(3))
 
     def trainable(self) -> list[nn.Parameter]:

@@ -80,9 +80,14 @@ class OLoRA(LinearHeadMethod):
 
     def __init__(self, config: OLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        released = config.variant == "released_code"
-        self.penalty: Literal["l1", "squared"] = config.penalty or ("l1" if released else "squared")
-        self.scale = config.scale or (32 / config.rank if released else 1.0)
+        chosen = config.of_variant(
+            {
+                "paper": {"penalty": "squared", "scale": 1.0},
+                "released_code": {"penalty": "l1", "scale": 32 / config.rank},
+            }
+        )
+        self.penalty: Literal["l1", "squared"] = chosen["penalty"]
+        self.scale: float = chosen["scale"]
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)
         attach(encoder, sites, self.increment)

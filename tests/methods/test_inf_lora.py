@@ -334,6 +334,25 @@ def test_ablations_of_the_subspace(tiny_encoder, subspace) -> None:
         assert method.diagnostics()["protected"] == [0, 0]
 
 
+@pytest.mark.parametrize("subspace", ["data", "free", "none"])
+def test_ablations_leave_the_order_of_batches_alone(tiny_encoder, subspace) -> None:
+    after = []
+    for options in ({}, {"subspace": subspace}):
+        begin(learner(tiny_encoder(), **options))
+        after.append(torch.rand(3))
+    assert torch.equal(*after)
+
+
+def test_the_end_of_a_task_protects_its_share(tiny_encoder, monkeypatch) -> None:
+    shares = []
+    monkeypatch.setattr(Memory, "protect", lambda self, moment, share, less_at_first: shares.append(share))
+    method = learner(tiny_encoder())
+    for _ in range(2):
+        begin(method)
+        method.end_task(context(method, images(0)))
+    assert shares == pytest.approx([0.95, 0.95, 0.95 + 0.05 / 6, 0.95 + 0.05 / 6])  # t / (t + 5) of the way to 1
+
+
 # --- state ----------------------------------------------------------------------------------------------------------
 
 

@@ -57,6 +57,17 @@ def test_loss_terms_of_each_variant(tiny_encoder, variant, power) -> None:
     assert "norms" not in learner(tiny_encoder(), 1, variant=variant).regularisers()
 
 
+def test_rows_are_normalised_where_the_recipe_says_so(tiny_encoder) -> None:
+    method = learner(tiny_encoder(), 2, row_normalised=True, penalty="l1")
+    cosines = [
+        torch.nn.functional.cosine_similarity(old, new, dim=0).abs()
+        for update in method.updates
+        for old in update.frozen_down
+        for new in update.down
+    ]
+    torch.testing.assert_close(method.regularisers()["orthogonality"], 0.5 * torch.stack(cosines).sum())
+
+
 def test_gradient_of_the_penalty_reaches_the_current_down_only(tiny_encoder) -> None:
     method = learner(tiny_encoder(), 2)
     for parameter in method.parameters():
