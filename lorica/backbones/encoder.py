@@ -142,9 +142,9 @@ class Encoder(nn.Module, ABC):
         Raises:
             BackboneError: it has none of them, or attention of a kind that takes no prefix; `key` is what the recipe calls them.
         """
-        existing = tuple(block for block in wanted if 0 <= block < len(self.blocks))
-        if wanted and not existing:
-            raise BackboneError(f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, none of {list(wanted)}")
+        existing = tuple(block for block in wanted if block < len(self.blocks))
+        if (wanted and not existing) or any(block < 0 for block in wanted):
+            raise BackboneError(f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, asked for {list(wanted)}")
         unable = [block for block in existing if not self.takes_prefix(block)]
         if unable:
             raise BackboneError(

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -252,13 +252,15 @@ class LinearHeadMethod(Method):
         return self.head.newest() if self.config.cross_entropy == "current_task" else list(self.head.parameters())
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        logits, first = self.predict(batch.inputs), self.task.first_class
-        if self.config.cross_entropy == "all_seen":
-            first = 0
-        yield {"cross_entropy": F.cross_entropy(logits[:, first:], batch.labels - first)}
+        yield {"cross_entropy": self.cross_entropy(self.predict(batch.inputs), batch.labels)}
+
+    def cross_entropy(self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
+        """Over the logits of the task's own classes, or of all seen so far, as the recipe says."""
+        first = 0 if self.config.cross_entropy == "all_seen" else self.task.first_class
+        return F.cross_entropy(logits[:, first:], labels - first)
 
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
         return self.head(self.encoder.features(inputs))
 
-    def classifier(self) -> tuple[Tensor, Tensor | None]:
+    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         return self.head.stacked()
