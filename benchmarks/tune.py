@@ -1,15 +1,18 @@
-"""Chooses the learning rate of each method on validation data, with the same budget for all of them.
+"""Chooses the learning rate of each method on validation data, by the same rule for all of them.
 
     python benchmarks/tune.py omniglot --methods sd_lora,o_lora,inf_lora,cl_lora --jobs 2 data.root=… backbone.weights=…
 
 A fifth of the training data is held out. Each method learns the first tasks of the stream at its own default rate times each
 of the factors, with a seed that no table uses, and the rate of the best average anytime accuracy on the held-out data
-is chosen; test data is not looked at. docs/results/RECIPE-tuning.json has what was tried and chosen, and
-`results_table.py --tuned` takes the rates from there. Runs are resumable, in runs/RECIPE-tuning/.
+is chosen; test data is not looked at. While the best rate of a method is the lowest or the highest that it has tried, one a
+third or three times as high is tried too, so that no method is held back by where its default lies. docs/results/RECIPE-tuning.json
+has what was tried and chosen; methods that are there from another call stay. `results_table.py --tuned` takes the rates from
+it. Runs are resumable, in runs/RECIPE-tuning/.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -23,41 +26,76 @@ from lorica.results import RunFolder, write_json
 
 SEED = 1000
 HELD_OUT = ["data.validation_fraction=0.2", "data.evaluate_on=validation"]
+STEP = 3
 
 
 def main(
     recipe: str,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
     methods: Annotated[str, typer.Option(help="comma-separated, method or method:variant")] = "sd_lora",
-    factors: Annotated[str, typer.Option(help="comma-separated, of each method's own default rate")] = "0.1,0.3,1,3",
+    factors: Annotated[str, typer.Option(help="comma-separated, of each method's own default rate")] = "0.3,1,3",
     tasks: Annotated[int, typer.Option(help="tasks of the stream to learn")] = 4,
     jobs: Annotated[int, typer.Option(help="runs at a time, each on its share of the cores")] = 1,
     out: Annotated[Path, typer.Option(help="where the file goes")] = Path("docs/results"),
 ) -> None:
     """Choose a learning rate for each method."""
     name = Path(recipe).stem
-    plans: dict[tuple[str, float], Plan] = {}
-    for factor in map(float, factors.split(",")):
-        for method in methods.split(","):
-            values = [*of_method(method), f"seed={SEED}", *HELD_OUT, *(overrides or [])]
-            rate = float(f"{factor * read_recipe(recipe, values).fit.learning_rate:.3g}")
-            folder = Path("runs") / f"{name}-tuning" / f"{folder_name(method)}-{rate:g}"
-            plans[method, rate] = Plan(recipe, [*values, f"fit.learning_rate={rate}"], folder, tasks)
-    run_all(list(plans.values()), jobs)
-    scores: dict[str, dict[str, float]] = {}
-    for (method, rate), plan in plans.items():
-        if (plan.folder / "metrics.json").exists():
-            result = RunFolder(plan.folder).read()
-            if len(result.accuracy) == tasks:
-                scores.setdefault(method, {})[f"{rate:g}"] = result.aaa
-    chosen = {method: float(max(tried, key=lambda rate: tried[rate])) for method, tried in scores.items()}
+    defaults = {method: _default_rate(recipe, method, overrides or []) for method in methods.split(",")}
+    wanted = {
+        method: [_rounded(float(factor) * rate) for factor in factors.split(",")] for method, rate in defaults.items()
+    }
+    scores: dict[str, dict[float, float]] = {method: {} for method in defaults}
+    while any(wanted.values()):
+        plans = {
+            (method, rate): Plan(
+                recipe,
+                [*of_method(method), f"seed={SEED}", *HELD_OUT, *(overrides or []), f"fit.learning_rate={rate}"],
+                Path("runs") / f"{name}-tuning" / f"{folder_name(method)}-{rate:g}",
+                tasks,
+            )
+            for method, rates in wanted.items()
+            for rate in rates
+        }
+        run_all(list(plans.values()), jobs)
+        for (method, rate), plan in plans.items():
+            scores[method][rate] = _score(plan)
+        wanted = {method: _beyond(tried) for method, tried in scores.items()}
     budget = {"factors": factors, "tasks": tasks, "seed": SEED, "held_out": 0.2, "score": "aaa on held-out data"}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{name}-tuning.json", {"budget": budget, "scores": scores, "chosen": chosen})
-    table = Table("method", "AAA % by learning rate", "chosen")
+    file, table = out / f"{name}-tuning.json", Table("method", "AAA % by learning rate", "chosen")
+    written = json.loads(file.read_text()) if file.exists() else {"scores": {}, "chosen": {}}
     for method, tried in scores.items():
-        table.add_row(method, ", ".join(f"{r}: {100 * a:.1f}" for r, a in tried.items()), f"{chosen[method]:g}")
+        best = max(tried, key=lambda rate: tried[rate])
+        written["scores"][method] = {f"{rate:g}": tried[rate] for rate in sorted(tried)}
+        written["chosen"][method] = best
+        table.add_row(method, ", ".join(f"{r:g}: {100 * tried[r]:.1f}" for r in sorted(tried)), f"{best:g}")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"budget": budget} | {key: written[key] for key in ("scores", "chosen")})
     Console().print(table)
+
+
+def _default_rate(recipe: str, method: str, overrides: list[str]) -> float:
+    return read_recipe(recipe, [*of_method(method), *overrides]).fit.learning_rate
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def _score(plan: Plan) -> float:
+    """AAA of the run; 0 where it failed, since a loss that is not finite is what too high a rate does."""
+    if not (plan.folder / "metrics.json").exists():
+        return 0.0
+    result = RunFolder(plan.folder).read()
+    return result.aaa if len(result.accuracy) == plan.tasks else 0.0
+
+
+def _beyond(tried: dict[float, float]) -> list[float]:
+    """The next rate to try, where the best one is at an end of those tried."""
+    best = max(tried, key=lambda rate: tried[rate])
+    if not tried[best]:
+        return []
+    ends = {max(tried): _rounded(best * STEP), min(tried): _rounded(best / STEP)}
+    return [ends[best]] if best in ends else []
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_
     benchmark("tune", *options)
     tuned = json.loads((tmp_path / "results" / "small-tuning.json").read_text())
     tried = tuned["scores"]["linear_probe"]
-    assert set(tried) == {"1e-05", "0.01"}  # the recipe's rate is 0.01
+    assert {"1e-05", "0.01"} < set(tried)  # the recipe's rate is 0.01
     assert tuned["chosen"] == {"linear_probe": float(max(tried, key=tried.get))}
+    rates = sorted(map(float, tried))
+    assert rates[0] < tuned["chosen"]["linear_probe"] < rates[-1]  # the search has gone on past the ends
+    assert all(b / a == pytest.approx(3, rel=0.1) for a, b in pairwise(rates) if b > 0.011)
     for rate in tried:
         run = RunFolder(tmp_path / "runs" / "small-tuning" / f"linear_probe-{rate}").read()
         assert run.metrics["recipe"]["data"]["evaluate_on"] == "validation"
