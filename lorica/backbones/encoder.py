@@ -137,14 +137,17 @@ class Encoder(nn.Module, ABC):
         return self.pool(self.tokens(inputs, prefixes=prefixes))
 
     def prefix_blocks(self, wanted: Sequence[int], *, key: str) -> tuple[int, ...]:
-        """Those of the wanted blocks that this backbone has, counted from 0.
+        """Those of the wanted blocks that this backbone has, counted from 0: a method's usual ones may lie deeper.
 
         Raises:
-            BackboneError: it has none of them, or attention of a kind that takes no prefix; `key` is what the recipe calls them.
+            BackboneError: it has none of them, one is negative or named twice, or the attention takes no prefix; `key` is what
+                the recipe calls them.
         """
         existing = tuple(block for block in wanted if block < len(self.blocks))
-        if (wanted and not existing) or any(block < 0 for block in wanted):
-            raise BackboneError(f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, asked for {list(wanted)}")
+        if (wanted and not existing) or any(block < 0 for block in wanted) or len(set(wanted)) < len(wanted):
+            raise BackboneError(
+                f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, asked for {list(wanted)}; give some of them, each once"
+            )
         unable = [block for block in existing if not self.takes_prefix(block)]
         if unable:
             raise BackboneError(

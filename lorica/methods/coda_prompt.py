@@ -86,8 +86,6 @@ class CODAPromptConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> CODAPromptConfig:
-        if min(self.blocks) < 0 or len(set(self.blocks)) < len(self.blocks):
-            raise ValueError(f"blocks {list(self.blocks)}: expected different numbers, the first block is 0")
         if (self.pool is None) != (self.total_tasks is None):
             raise ValueError(
                 "pool and total_tasks belong together; give both, or components (those of one task) instead"

@@ -140,8 +140,9 @@ def test_blocks_that_there_are_not(tiny_encoder) -> None:
     assert encoder.prefix_blocks((), key="method.blocks") == ()
     with pytest.raises(BackboneError, match=r"method\.blocks: tiny has blocks 0 to 1, asked for \[2, 3\]"):
         encoder.prefix_blocks((2, 3), key="method.blocks")
-    with pytest.raises(BackboneError, match=r"asked for \[-1, 0\]"):
-        encoder.prefix_blocks((-1, 0), key="method.blocks")
+    for wrong in ((-1, 0), (0, 0)):
+        with pytest.raises(BackboneError, match=r"asked for .*; give some of them, each once"):
+            encoder.prefix_blocks(wrong, key="method.blocks")
 
 
 def test_attention_of_another_kind_is_refused(tiny_encoder) -> None:

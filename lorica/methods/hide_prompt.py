@@ -1,0 +1,354 @@
+"""HiDe-Prompt: a prompt for each task, and a classifier that says which task (Wang et al., NeurIPS 2023).
+
+The objective is taken apart into three. **Within-task prediction** (WTP): p_t, rows of keys and values for the
+attention of blocks 0 to 4, starts as a copy of p_{t-1} and trains with the head's new rows. With f(x; p) the features
+of x under prefixes p, and earlier prompts as constants,
+
+    e_t = (1 - a) p_t + a mean_{i<t} p_i,  e_0 = p_0              and after training p_t := e_t                     (1)
+    loss = CE(head(f(x; e_t))) over the task's logits + w L_c                                                      (2)
+    L_c = CE(rows of M M' / 0.8, each row's own number as its class)                                               (3)
+
+with M the stored centroids of all earlier classes and below them the batch's features: (3) moves features away from
+all others, labels do not matter. **Task-identity inference** (TII): on the frozen features z = f(x),
+
+    g(z) = head_I(LN(z + W2 GELU(W1 z)))                                                                           (4)
+
+trains by cross-entropy over the task's logits, as a stage of its own. **Task-adaptive prediction** (TAP): each class
+is remembered by Gaussians, of z and of f(x; p_t), from one pass over its images, not augmented. From the second task
+on both heads, and W1, W2, LN with theirs, are trained on draws from the Gaussians of all classes seen, by
+cross-entropy over all logits: SGD with momentum 0.9, rate 0.005 falling by a cosine, no weight decay, 30 epochs of as
+many batches as there are old classes, of 5 times the recipe's batch size (head) and once (TII). All Gaussians are
+drawn from alike. They are, by `statistics`,
+
+    multi_centroid (default)    mean and variances of each of 10 clusters that k-means finds                       (5)
+    variance | covariance       mean and variances, or mean and covariance, of the class
+
+with 1e-4 added to each variance. A **prediction** takes two passes, and each input its own prompt:
+
+    tau = task of the class argmax g(f(x)),          logits = head(f(x; p_tau)) over all classes seen              (6)
+
+`variant: paper` (default)  M in (3) has rows of length 1, so that the paper's term acts.
+`variant: released_code`    M as it is (thu-ml/HiDe-Prompt). ViT-B's features leave a LayerNorm with |m|^2 near 768:
+                            each row's own product towers over the others, L_c and its gradient are 0 in float32.
+
+`scrambled: true` hands prefixes out as the code does, in training, statistics and predictions
+(`lorica.adapters.prefix`). HiDe's published numbers contain it, hence the option, for replication only: predictions
+then depend on their batch.
+
+Equation numbers are this file's; what is not in the paper's text is the released code's, as our method card (section
+4) relays it. Defaults are its ImageNet-R line: 20 rows, w = 0.5, a = 0.01, Adam at 0.03 * 24 / 256 = 0.0028125 (the
+code scales its rate by the batch size of one device over 256), cosine, no weight decay. CIFAR-100: 5 rows, w = 0.1.
+Done otherwise than there:
+  * one rate for prompt and head, where the code gives its head a tenth; no clipping of the gradient's norm at 1;
+  * TII trains at the end of each task, after the prompt, with a rate of its own (5e-4, constant) and the recipe's
+    number of epochs; the code trains it first, in a run of its own, and multiplies this rate and TII's 0.005 by
+    24 / 256;
+  * a class with fewer images, or different ones, than clusters has fewer clusters, drawn more often so that classes
+    stay balanced (the code stops); clusters without variance are drawn with 1e-4 (the code skips them, and so whole
+    classes);
+  * variances are over n throughout (the code: n - 1 in `variance` and `covariance`), and the statistics are in the
+    checkpoint; the draws of an epoch are made batch by batch, from the same distribution;
+  * heads start as in the rest of this library, W1 and W2 as torch's linear layers (the code: truncated normal, 0.02).
+Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
+from lorica.backbones.encoder import Encoder
+from lorica.heads import GrowingLinear
+from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
+from lorica.types import Batch, Task
+
+TEMPERATURE = 0.8  # of (3)
+JITTER = 1e-4  # added to each variance
+ALIGNMENT: dict[str, Any] = {
+    "optimizer": "sgd",
+    "learning_rate": 0.005,
+    "momentum": 0.9,
+    "schedule": "cosine",
+    "weight_decay": 0.0,
+}
+
+
+class HiDePromptConfig(MethodConfig):
+    """Options of HiDe-Prompt."""
+
+    variant: Literal["paper", "released_code"] = "paper"
+    length: int = Field(default=20, ge=1, description="rows of keys, and of values, of a prompt in each block")
+    blocks: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1, description="blocks that a prompt enters")
+    previous_share: float = Field(default=0.01, ge=0, le=1, description="a, the share of earlier prompts in a prompt")
+    contrast_weight: float = Field(default=0.5, ge=0, description="w of the contrastive term")
+    identity_epochs: int | None = Field(default=None, ge=1, description="of TII; absent = as many as the recipe's")
+    identity_learning_rate: float = Field(default=5e-4, gt=0, description="of TII")
+    statistics: Literal["multi_centroid", "variance", "covariance"] = Field(
+        default="multi_centroid", description="what each class is remembered by"
+    )
+    centroids: int = Field(default=10, ge=1, description="clusters of a class, of multi_centroid")
+    alignment_epochs: int = Field(default=30, ge=0, description="of TAP; 0 = none")
+    scrambled: bool = Field(default=False, description="hand prefixes out as the released code does, a defect")
+
+
+def contrast(
+    centroids: Float[Tensor, "m features"], features: Float[Tensor, "n features"], *, normalised: bool
+) -> Float[Tensor, ""]:
+    """(3)."""
+    with torch.autocast(features.device.type, enabled=False):
+        rows = torch.cat([centroids, features.float()])
+        rows = F.normalize(rows, dim=1) if normalised else rows
+        return F.cross_entropy(rows @ rows.T / TEMPERATURE, torch.arange(len(rows), device=rows.device))
+
+
+def clusters(features: Float64[Tensor, "n features"], number: int) -> Int[Tensor, " n"]:
+    """The cluster of each row by k-means; fewer clusters where there are fewer rows, or fewer different ones."""
+    from sklearn.cluster import KMeans  # slow to import
+    from sklearn.exceptions import ConvergenceWarning
+
+    means = KMeans(min(number, len(features)), random_state=int(torch.randint(2**31, ())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters
+        return torch.from_numpy(means.fit(features.numpy()).labels_).long()
+
+
+class Gaussians(nn.Module):
+    """(5): each class as `slots` Gaussians at most.
+
+    Attributes:
+        means: [classes, slots, width]; zero beyond a class's clusters.
+        factors: standard deviations, [classes, slots, width], or Cholesky factors of covariances, [.., width, width].
+        clusters: [classes], how many of the slots each class uses; 0 where it had no images.
+    """
+
+    means: Tensor
+    factors: Tensor
+    clusters: Tensor
+
+    def __init__(self, width: int, slots: int, *, full: bool, device: torch.device) -> None:
+        super().__init__()
+        self.slots, self.full = slots, full
+        shape = (width, width) if full else (width,)
+        self.register_buffer("means", torch.zeros(0, slots, width, device=device))
+        self.register_buffer("factors", torch.zeros(0, slots, *shape, device=device))
+        self.register_buffer("clusters", torch.zeros(0, dtype=torch.long, device=device))
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; they are empty until `fit`."""
+        for name, value in list(self.named_buffers()):
+            setattr(self, name, torch.cat([value, value.new_zeros(classes, *value.shape[1:])]))
+
+    def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Sets the Gaussians of every class that occurs in `labels`."""
+        features, labels = features.cpu().double(), labels.cpu()  # not every accelerator has double precision
+        for label in labels.unique().tolist():
+            rows = features[labels == label]
+            cluster = clusters(rows, self.slots)
+            parts = [rows[cluster == each] for each in cluster.unique()]
+            self.clusters[label] = len(parts)
+            for slot, part in enumerate(parts):
+                centred = part - part.mean(dim=0)
+                if self.full:
+                    covariance = centred.T @ centred / len(part) + JITTER * torch.eye(part.shape[1]).to(part)
+                    factor = torch.linalg.cholesky(covariance)
+                else:
+                    factor = (centred.square().mean(dim=0) + JITTER).sqrt()
+                self.means[label, slot] = part.mean(dim=0).to(self.means)
+                self.factors[label, slot] = factor.to(self.factors)
+
+    def centroids(self) -> Float[Tensor, "m features"]:
+        """The means that are set, over all classes."""
+        return self.means[torch.arange(self.slots, device=self.means.device) < self.clusters[:, None]]
+
+    def shares(self) -> Int[Tensor, "m 2"]:
+        """Class and slot of each share of the draws: `slots` for every class, a class's clusters in turns."""
+        counts = enumerate(self.clusters.tolist())
+        pairs = [(label, slot % count) for label, count in counts if count for slot in range(self.slots)]
+        return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+
+    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator | None) -> Float[Tensor, "n features"]:
+        """A random feature from each of these, given as class and slot."""
+        noise = torch.randn(len(pairs), self.means.shape[-1], generator=generator).to(self.means)
+        labels, slots = pairs.to(self.means.device).unbind(dim=1)
+        if not self.full:
+            return self.means[labels, slots] + self.factors[labels, slots] * noise
+        for label in labels.unique():  # one slot each; a factor for each draw would take too much memory
+            noise[labels == label] = noise[labels == label] @ self.factors[label, 0].T
+        return self.means[labels, slots] + noise
+
+
+@dataclass(frozen=True)
+class PseudoFeatures:
+    """What TAP trains on: in each epoch anew `number` batches of draws, `times` as large as the recipe's batches.
+
+    An epoch is what the first `number` batches would be after drawing a batch from every share and shuffling them all.
+    """
+
+    gaussians: Gaussians
+    number: int
+    times: int
+
+    def number_of_batches(self, batch_size: int) -> int:
+        """Batches of an epoch."""
+        return min(self.number, len(self.gaussians.shares()))
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device,
+        augment: str = "none",
+        generator: torch.Generator | None = None,
+    ) -> Iterator[Batch]:
+        """One epoch; there is nothing to augment."""
+        shares, size = self.gaussians.shares(), self.times * batch_size
+        order = torch.randperm(size * len(shares), generator=generator)[: self.number * size]
+        for part in order.split(size):
+            pairs = shares[part // size]
+            yield Batch(self.gaussians.draw(pairs, generator).to(device), pairs[:, 0].to(device))
+
+
+class TaskIdentity(nn.Module):
+    """(4): logits over all classes seen from frozen features. Its random start is drawn on the CPU."""
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)).to(device)
+        self.norm = nn.LayerNorm(width).to(device)
+        self.head = GrowingLinear(width, device=device)
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(self.norm(features.float() + self.residual(features.float())))
+
+
+class HiDePrompt(LinearHeadMethod):
+    """A prompt per task, chosen by a classifier on frozen features; heads aligned on remembered Gaussians."""
+
+    name = "hide_prompt"
+    Config = HiDePromptConfig
+    config: HiDePromptConfig
+    identity: TaskIdentity  # from the first task on
+
+    def __init__(self, config: HiDePromptConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        blocks = encoder.prefix_blocks(config.blocks, key="method.blocks")
+        self.prompts = TaskPrompts(blocks, config.length, encoder.width, start=(-1.0, 1.0), device=self.device)
+        slots, full = (
+            config.centroids if config.statistics == "multi_centroid" else 1,
+            config.statistics == "covariance",
+        )
+        self.frozen = Gaussians(encoder.width, slots, full=full, device=self.device)
+        self.prompted = Gaussians(encoder.width, slots, full=full, device=self.device)
+
+    @classmethod
+    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
+        return {"optimizer": "adam", "learning_rate": 0.03 * 24 / 256, "weight_decay": 0.0, "schedule": "cosine"}
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        if task.index == 0:
+            self.identity = TaskIdentity(self.encoder.width, device=self.device)
+        self.prompts.grow(copy=True)
+        for part in (self.identity.head, self.frozen, self.prompted):
+            part.grow(len(task.class_names))
+
+    # --- within-task prediction ---
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [self.prompts.rows[-1], *self.head_parameters()]
+
+    def mixture(self) -> Float[Tensor, "blocks 2 length dim"]:
+        """e_t of (1)."""
+        *earlier, newest = self.prompts.rows
+        if not earlier:
+            return newest
+        share = self.config.previous_share
+        return (1 - share) * newest + share * torch.stack(earlier).mean(dim=0).detach()
+
+    def features(
+        self, inputs: Float[Tensor, "n channels height width"], rows: Float[Tensor, "m blocks 2 length dim"]
+    ) -> Float[Tensor, "n features"]:
+        """f(x; p), with a prompt for each input or one for all."""
+        if self.config.scrambled:
+            rows = scrambled(rows.expand(len(inputs), -1, -1, -1, -1))
+        return self.encoder.features(inputs, prefixes=prefixes(self.prompts.blocks, rows))
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """(2)."""
+        features = self.features(batch.inputs, self.mixture()[None])
+        terms = {"cross_entropy": self.cross_entropy(self.head(features), batch.labels)}
+        if weight := self.config.contrast_weight:
+            normalised = self.config.variant == "paper"
+            terms["contrast"] = weight * contrast(self.prompted.centroids(), features, normalised=normalised)
+        yield terms
+
+    # --- task-identity inference ---
+
+    def identity_parameters(self) -> list[nn.Parameter]:
+        """What trains in (4): old rows of its head only where they are in the loss."""
+        identity, masked = self.identity, self.config.cross_entropy == "current_task"
+        rows = identity.head.newest() if masked else identity.head.parameters()
+        return [*identity.residual.parameters(), *identity.norm.parameters(), *rows]
+
+    def identity_losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """Cross-entropy of (4)."""
+        logits = self.identity(query(self.encoder, batch.inputs))
+        yield {"identity": self.cross_entropy(logits, batch.labels)}
+
+    # --- the end of a task ---
+
+    def end_task(self, context: Context) -> None:
+        with torch.no_grad():
+            self.prompts.rows[-1].copy_(self.mixture())
+        epochs = self.config.identity_epochs or context.epochs
+        rate = self.config.identity_learning_rate
+        parameters = self.identity_parameters()
+        context.descend(parameters, epochs, losses=self.identity_losses, learning_rate=rate, schedule="constant")
+        self.remember(context)
+        if self.task.index > 0 and self.config.alignment_epochs:
+            self.align(context, self.head, PseudoFeatures(self.prompted, self.task.first_class, times=5))
+            self.align(context, self.identity, PseudoFeatures(self.frozen, self.task.first_class, times=1))
+
+    @torch.no_grad()
+    def remember(self, context: Context) -> None:
+        """(5) for the new classes, under the prompt as it now is."""
+        seen = [
+            (query(self.encoder, b.inputs), self.features(b.inputs, self.prompts.rows[-1][None]), b.labels)
+            for b in context.batches()
+        ]
+        frozen, prompted, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        self.frozen.fit(frozen, labels)
+        self.prompted.fit(prompted, labels)
+
+    def align(self, context: Context, classifier: nn.Module, data: PseudoFeatures) -> None:
+        """TAP of one classifier of features."""
+
+        def losses(batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+            yield {"alignment": F.cross_entropy(classifier(batch.inputs), batch.labels)}
+
+        parameters, epochs = list(classifier.parameters()), self.config.alignment_epochs
+        context.descend(parameters, epochs, losses=losses, data=data, **ALIGNMENT)
+
+    # --- prediction ---
+
+    def identify(self, inputs: Float[Tensor, "n channels height width"]) -> Int[Tensor, " n"]:
+        """tau of (6): a task for each input."""
+        task_of = torch.tensor([task.index for task in self.tasks for _ in task.class_names], device=self.device)
+        return task_of[self.identity(query(self.encoder, inputs)).argmax(dim=1)]
+
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        return self.head(self.features(inputs, self.prompts.of(self.identify(inputs))))
+
+    def classifier(self) -> None:
+        """The head reads features under a prompt of the input's own, which the plain backbone does not have."""
+        return
