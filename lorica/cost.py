@@ -92,7 +92,9 @@ def _prediction(method: Method) -> tuple[int, float]:
         rows += next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor)).shape[0]
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(method), merged(encoder):
-        hooks = [block.register_forward_pre_hook(count, with_kwargs=True) for block in encoder.blocks]
+        encoders = [module for module in method.modules() if isinstance(module, Encoder)]  # a method may train a copy
+        blocks = [block for each in encoders for block in each.blocks]
+        hooks = [block.register_forward_pre_hook(count, with_kwargs=True) for block in blocks]
         try:
             # FlopCounterMode has no formula for the CPU's fused attention kernel; the plain one is made of products
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -100,7 +102,7 @@ def _prediction(method: Method) -> tuple[int, float]:
         finally:
             for hook in hooks:
                 hook.remove()
-    return counter.get_total_flops(), rows / len(hooks)
+    return counter.get_total_flops(), rows / len(encoder.blocks)
 
 
 @contextmanager

@@ -76,12 +76,26 @@ class Encoder(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def inputs_per_token(self) -> int:
+        """Numbers of an input that one token is made from: 3 patch^2 for images."""
+
+    @property
+    @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks in order; each maps tokens to tokens, so that a shared trunk can be run once."""
 
     @abstractmethod
     def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         """Features from the tokens that leave the last block."""
+
+    @abstractmethod
+    def second_half(self, block: int) -> nn.Module:
+        """What the sum of that block's input and its attention enters: the norm before the MLP."""
+
+    @abstractmethod
+    def operations(self) -> dict[str, int]:
+        """Dotted paths of what makes tokens from tokens by channel, and the channels that leave it: the patch embedding, all
+        linear layers, all norms of tokens."""
 
     @abstractmethod
     def average(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:

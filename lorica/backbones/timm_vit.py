@@ -82,11 +82,28 @@ class TimmViT(Encoder):
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
 
     @property
+    def inputs_per_token(self) -> int:
+        projection = cast(nn.Conv2d, self.vit.patch_embed.proj)
+        return projection.weight[0].numel()
+
+    @property
     def blocks(self) -> Sequence[nn.Module]:
         return list(cast(nn.Sequential, self.vit.blocks))
 
     def pool(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
+
+    def second_half(self, block: int) -> nn.Module:
+        return self.blocks[block].get_submodule("norm2")
+
+    def operations(self) -> dict[str, int]:
+        found = {"vit.patch_embed": self.width}
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                found[name] = module.out_features
+            elif isinstance(module, nn.LayerNorm) and name != "vit.fc_norm":  # that one normalises the pooled feature
+                found[name] = module.normalized_shape[0]
+        return found
 
     def average(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         return self.vit.fc_norm(self.vit.norm(tokens).mean(dim=1))

@@ -1,0 +1,133 @@
+"""Small modules that adapt a frozen encoder without touching its weights: bottleneck adapters, scale and shift, prompts.
+
+Each is applied for the length of one pass, through hooks that are gone afterwards, so that one encoder serves the plain
+features and those of any number of modules. All but the prompts leave the encoder as it is at their start.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorica.backbones.encoder import Encoder
+
+
+class Tuning(nn.Module, ABC):
+    """Something to train that changes an encoder's features."""
+
+    @abstractmethod
+    def features(
+        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
+    ) -> Float[Tensor, "n features"]:
+        """The encoder's features with this module applied."""
+
+
+class Bottlenecks(Tuning):
+    """An adapter beside the MLP of every block: with u what enters the block's second half (after attention and its sum),
+
+        output = u + MLP(norm(u)) + scale * (relu(u D' + d) U' + b)
+
+    D starts uniform as torch's linear layers do, d, U and b at zero (AdaptFormer, Chen et al., 2022, as EASE and RanPAC use
+    it). In training, a share of the hidden units is dropped.
+
+    Attributes:
+        down, up: [blocks, r, width] and [blocks, width, r]; their biases [blocks, r] and [blocks, width].
+    """
+
+    def __init__(self, encoder: Encoder, rank: int, *, scale: float = 0.1, dropout: float = 0.1) -> None:
+        super().__init__()
+        blocks, width = len(encoder.blocks), encoder.width
+        device = next(encoder.parameters()).device
+        self.scale, self.dropout = scale, dropout
+        self.down = nn.Parameter(torch.empty(blocks, rank, width).uniform_(-1, 1).div(width**0.5).to(device))
+        self.down_bias = nn.Parameter(torch.zeros(blocks, rank, device=device))
+        self.up = nn.Parameter(torch.zeros(blocks, width, rank, device=device))
+        self.up_bias = nn.Parameter(torch.zeros(blocks, width, device=device))
+
+    def features(
+        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
+    ) -> Float[Tensor, "n features"]:
+        with ExitStack() as hooks:
+            for number, block in enumerate(encoder.blocks):
+                entering: list[Tensor] = []
+                before = encoder.second_half(number).register_forward_pre_hook(partial(_keep, entering))
+                after = block.register_forward_hook(partial(self._add, number, entering))
+                hooks.callback(before.remove)
+                hooks.callback(after.remove)
+            return encoder.features(inputs)
+
+    def _add(self, number: int, entering: list[Tensor], block: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        hidden = F.relu(F.linear(entering.pop(), self.down[number], self.down_bias[number]))
+        hidden = F.dropout(hidden, self.dropout, training=self.training)
+        return output + self.scale * F.linear(hidden, self.up[number], self.up_bias[number])
+
+
+class ScaleAndShift(Tuning):
+    """A scale and a shift of what leaves the patch embedding, each linear layer and each LayerNorm, by channel (SSF, Lian et al.,
+    2022): scales start at 1 and shifts at 0, both with noise of deviation 0.02."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        device = next(encoder.parameters()).device
+        self.scales, self.shifts = nn.ParameterDict(), nn.ParameterDict()
+        for name, width in encoder.operations().items():
+            self.scales[_key(name)] = nn.Parameter((1 + 0.02 * torch.randn(width)).to(device))
+            self.shifts[_key(name)] = nn.Parameter((0.02 * torch.randn(width)).to(device))
+
+    def features(
+        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
+    ) -> Float[Tensor, "n features"]:
+        with ExitStack() as hooks:
+            for name in encoder.operations():
+                change = partial(_scale_and_shift, self.scales[_key(name)], self.shifts[_key(name)])
+                hooks.callback(encoder.get_submodule(name).register_forward_hook(change).remove)
+            return encoder.features(inputs)
+
+
+class Prompts(Tuning):
+    """Tokens that enter beside the others (VPT, Jia et al., 2022): before block 0, and if `deep`, new ones before every block in place
+    of what became of the last. They start uniform in +-sqrt(6 / (3 patch^2 + width)), as VPT's do."""
+
+    def __init__(self, encoder: Encoder, length: int, *, deep: bool) -> None:
+        super().__init__()
+        device = next(encoder.parameters()).device
+        bound = (6 / (encoder.inputs_per_token + encoder.width)) ** 0.5
+        start = torch.empty(len(encoder.blocks) if deep else 1, length, encoder.width).uniform_(-bound, bound)
+        self.tokens = nn.Parameter(start.to(device))
+
+    def features(
+        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
+    ) -> Float[Tensor, "n features"]:
+        with ExitStack() as hooks:
+            for block, prompt in zip(encoder.blocks[1:], self.tokens[1:], strict=False):
+                hooks.callback(block.register_forward_pre_hook(partial(_replace_first, prompt)).remove)
+            tokens = encoder.tokens(inputs, prompt=self.tokens[:1])
+        return encoder.pool(tokens[:, self.tokens.shape[1] :])
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")
+
+
+def _keep(entering: list[Tensor], module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    entering.append(arguments[0])
+
+
+def _scale_and_shift(
+    scale: Tensor, shift: Tensor, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor
+) -> Tensor:
+    return output * scale + shift
+
+
+def _replace_first(prompt: Tensor, block: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    tokens = torch.cat(
+        [prompt.to(arguments[0]).expand(len(arguments[0]), -1, -1), arguments[0][:, len(prompt) :]], dim=1
+    )
+    return (tokens, *arguments[1:])
