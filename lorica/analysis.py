@@ -41,7 +41,7 @@ from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.learner import load
-from lorica.methods import LowRankConfig, Method, find_method
+from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
 from lorica.progress import Reporter, Silent
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
@@ -376,7 +376,8 @@ def _learned(run: Result, tasks: int) -> Method:
             f"{checkpoint}: the checkpoint after task {tasks} is needed and is not there; restore it, "
             f"learn the run again, or (for the straight line) give another --task, or --task 0"
         )
-    return load(_folder(run), tasks=1 if at_once else tasks).method
+    method = load(_folder(run), tasks=1 if at_once else tasks).method
+    return method.learner if isinstance(method, ClassMeanReadout) else method
 
 
 def _projections(encoder: Encoder, kinds: Sequence[str]) -> Float[Tensor, " weights"]:

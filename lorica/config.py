@@ -109,6 +109,15 @@ class FitConfig(Section):
     augment: Literal["none", "shift", "flip", "crop_flip"] = "none"
 
 
+class EvaluateConfig(Section):
+    """How accuracy is measured."""
+
+    readout: Literal["head", "prototypes"] = Field(
+        default="head",
+        description="the method's own predictions, or nearest class means of its features; then the result has both",
+    )
+
+
 class Recipe(Section):
     """Everything that determines a run."""
 
@@ -117,6 +126,7 @@ class Recipe(Section):
     data: DataConfig = DataConfig()
     stream: StreamConfig = StreamConfig(tasks=5)
     fit: FitConfig = FitConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0, description="of training: starts, shuffling, augmentation")
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -70,14 +70,15 @@ def _by_kind(method: Method, shapes: Mapping[str, torch.Size]) -> dict[str, int]
 
 
 def _kind(method: Method, name: str, dimensions: int) -> str:
-    *path, _ = name.split(".")
+    *path, last = name.split(".")
     module: nn.Module = method
     for part in path:
         module = module.get_submodule(part)
         for known, kind in KINDS.items():
             if isinstance(module, known):
                 return kind
-    return path[0] if path else name if dimensions > 1 else "coefficients"
+    own = [part for part in path if part != "learner"]  # a read-out stands around its method
+    return own[0] if own else last if dimensions > 1 else "coefficients"
 
 
 @torch.no_grad()

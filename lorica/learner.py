@@ -17,7 +17,7 @@ from lorica.config import read_recipe
 from lorica.data.samples import ImageArrays, read_image
 from lorica.data.transforms import centre_crop, fit_square
 from lorica.errors import LoricaError
-from lorica.methods import Method, find_method
+from lorica.methods import Method, build_method
 from lorica.results import RunFolder
 
 
@@ -81,7 +81,7 @@ def load(run: Path | str, *, tasks: int | None = None) -> Learner:
     recipe = read_recipe(recipe_file)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
         encoder = load_backbone(**recipe.backbone.model_dump())
-        method = find_method(recipe.method.name)(recipe.method, encoder)
+        method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
     load_learned(folder.path, method, tasks)
     return Learner(method, crop_pct=recipe.data.crop_pct)
 

@@ -100,6 +100,7 @@ def metrics_of(
     seed: int,
     tasks: Sequence[Mapping[str, Any]],
     accuracy: Sequence[Sequence[float]],
+    head_accuracy: Sequence[Sequence[float]] | None = None,
     cross_entropy: Literal["current_task", "all_seen"] | None = None,
     diagnostics: Mapping[str, Any] | None = None,
     train_seconds: Sequence[float] = (),
@@ -113,6 +114,7 @@ def metrics_of(
          "accuracy": [[0.97], [0.91, 0.95], …],      a[t][i], see lorica.metrics
          "acc": …, "aaa": …, "acc_samples": …, "aaa_samples": …,
          "forgetting": …, "forgetting_first_last": …, "bwt": …, "new_task": …,
+         "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by class means
          "cross_entropy": "current_task",            or "all_seen"; null where the method has none
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
          "train_seconds": [61.2, …],                 one for each task
@@ -122,6 +124,7 @@ def metrics_of(
     Args:
         tasks: of the whole stream, in order; the ones beyond the rows of `accuracy` have not been learned yet.
         accuracy: a row for each task learned.
+        head_accuracy: the same by the method's own predictions, where `accuracy` is by class means.
         complete: whether every task has been learned; false for a run that is under way or was interrupted.
 
     Raises:
@@ -135,13 +138,21 @@ def metrics_of(
         "variant": variant,
         "seed": seed,
         "tasks": [dict(task) for task in tasks],
-        "accuracy": [list(row) for row in accuracy],
-        **metrics.summary(accuracy, [task["test"] for task in tasks[: len(accuracy)]]),
+        **_measures(accuracy, tasks),
+        **({} if head_accuracy is None else {"head": _measures(head_accuracy, tasks)}),
         "cross_entropy": cross_entropy,
         "diagnostics": dict(diagnostics or {}),
         "train_seconds": list(train_seconds),
         "complete": complete,
         "recipe": dict(recipe or {}),
+    }
+
+
+def _measures(accuracy: Sequence[Sequence[float]], tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """An accuracy matrix and its summary."""
+    return {
+        "accuracy": [list(row) for row in accuracy],
+        **metrics.summary(accuracy, [task["test"] for task in tasks[: len(accuracy)]]),
     }
 
 

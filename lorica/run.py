@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
-from lorica.methods import LinearHeadMethod, LowRankConfig, Method, find_method
+from lorica.methods import ClassMeanReadout, LinearHeadMethod, LowRankConfig, Method, build_method, find_method
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, RunFolder, environment, metrics_of
 from lorica.training import Fit, learn_task
@@ -155,7 +155,7 @@ def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
         torch.manual_seed(recipe.seed)
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
-        method = find_method(recipe.method.name)(recipe.method, encoder)
+        method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
     return Assembly(recipe, _stream(recipe, source, encoder.image_size), method, accelerator)
 
 
@@ -182,19 +182,31 @@ def _stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
         validation_seed=data.split_seed,
         cache_bytes=int(data.cache_gib * 2**30),
     )
+    problems = list(_misfits(recipe, stream))
+    if problems:
+        raise RecipeError(problems)
+    return stream
+
+
+def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
+    """Why this method cannot learn this stream, or not be read as the recipe says."""
     method = find_method(recipe.method.name)
     own_logits = method.compares_within_task and recipe.method.cross_entropy == "current_task"
     alone = [task for task in stream.tasks if len(task.class_names) == 1]
     if alone and own_logits and not method.learns_all_at_once:
         instead = "method.cross_entropy=all_seen, or " if issubclass(method, LinearHeadMethod) else ""
-        raise RecipeError(
+        yield (
             f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
             f"alone is always 0; use {instead}larger tasks"
         )
     total = getattr(recipe.method, "total_tasks", None)
     if total is not None and total < len(stream.tasks):
-        raise RecipeError(f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}")
-    return stream
+        yield f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}"
+    if recipe.evaluate.readout == "prototypes" and method.features is Method.features:
+        yield (
+            f"evaluate.readout: {method.name} does not read one feature of each input, which class means could be "
+            "taken of; use evaluate.readout=head"
+        )
 
 
 def _require_device(recipe: Recipe) -> None:
@@ -222,13 +234,14 @@ def _learn_stream(
     recipe, stream, method, accelerator = parts.recipe, parts.stream, parts.method, parts.accelerator
     folder.create()
     rows: list[list[float]] = []
+    head_rows: list[list[float]] | None = [] if isinstance(method, ClassMeanReadout) else None
     diagnostics: dict[str, list[Any]] = {}
     seconds: list[float] = []
     costs: list[dict[str, Any]] = []
     if resumed:
         record = load_learned(folder.path, method)
         _require_same_classes(folder.path, parts)
-        rows, diagnostics = record["accuracy"], record["diagnostics"]
+        rows, head_rows, diagnostics = record["accuracy"], record["head_accuracy"], record["diagnostics"]
         seconds, costs = record["train_seconds"], record["cost"]
     else:
         for old in (folder.path / "metrics.json", folder.path / "cost.json"):
@@ -254,12 +267,17 @@ def _learn_stream(
         for stage in range(len(stream.tasks)) if method.learns_all_at_once else [task.index]:
             seen = stream.tasks[: stage + 1]
             rows.append(accuracy_row(method, seen, parts.test_data, accelerator=accelerator, reporter=reporter))
+            if isinstance(method, ClassMeanReadout) and head_rows is not None:
+                head_rows.append(
+                    accuracy_row(method.learner, seen, parts.test_data, accelerator=accelerator, reporter=reporter)
+                )
         for key, value in method.diagnostics().items():
             diagnostics.setdefault(key, []).append(value)
         costs.append(cost.measure(method, trained))
         complete = len(rows) == len(stream.tasks)
         record = {
             "accuracy": rows,
+            "head_accuracy": head_rows,
             "diagnostics": diagnostics,
             "train_seconds": seconds,
             "cost": costs,
@@ -278,6 +296,7 @@ def _learn_stream(
                 for each in stream.tasks
             ],
             accuracy=rows,
+            head_accuracy=head_rows,
             cross_entropy=recipe.method.cross_entropy if method.trainable() else None,
             diagnostics=diagnostics,
             train_seconds=seconds,

@@ -10,11 +10,34 @@ import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
+from lorica.backbones.encoder import Encoder
 from lorica.errors import RecipeError
 from lorica.methods.base import Context, LinearHeadMethod, LowRankConfig, Method, MethodConfig
+from lorica.methods.readout import ClassMeanReadout
 
-__all__ = ["Context", "LinearHeadMethod", "LowRankConfig", "Method", "MethodConfig", "find_method", "method_names"]
+__all__ = [
+    "ClassMeanReadout",
+    "Context",
+    "LinearHeadMethod",
+    "LowRankConfig",
+    "Method",
+    "MethodConfig",
+    "build_method",
+    "find_method",
+    "method_names",
+]
+
+
+def build_method(config: MethodConfig, encoder: Encoder, *, readout: Literal["head", "prototypes"] = "head") -> Method:
+    """The method of that config around an encoder, read by class means if `readout` says so.
+
+    Raises:
+        RecipeError: see `find_method`.
+    """
+    method = find_method(config.name)(config, encoder)
+    return ClassMeanReadout(method) if readout == "prototypes" else method
 
 
 def method_names() -> list[str]:

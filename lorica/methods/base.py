@@ -180,6 +180,11 @@ class Method(nn.Module, ABC):
     def end_task(self, context: Context) -> None:
         """After training on a task."""
 
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """What the classifier reads, for a method that reads one vector of each input: `evaluate.readout: prototypes` takes
+        class means of it. Others leave this as it is."""
+        raise NotImplementedError
+
     @abstractmethod
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
         """Logits over all classes seen so far, in stream order."""
@@ -234,7 +239,8 @@ def shapes_of(method: Method, parameters: list[nn.Parameter]) -> dict[str, torch
 class LinearHeadMethod(Method):
     """The common ground of most methods: features, a linear head with a block of rows per task, cross-entropy.
 
-    A subclass says how the features adapt (`grow`) and what trains (`trainable`).
+    A subclass says how the features adapt (`grow`), what they are if not the encoder's (`features`), and what trains
+    (`trainable`).
     """
 
     compares_within_task = True
@@ -259,8 +265,11 @@ class LinearHeadMethod(Method):
         first = 0 if self.config.cross_entropy == "all_seen" else self.task.first_class
         return F.cross_entropy(logits[:, first:], labels - first)
 
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs)
+
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.encoder.features(inputs))
+        return self.head(self.features(inputs))
 
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         return self.head.stacked()

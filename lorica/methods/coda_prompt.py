@@ -175,9 +175,9 @@ class CODAPrompt(LinearHeadMethod):
         with torch.autocast(queries.device.type, enabled=False):
             return torch.einsum("nbm,bmsld->nbsld", self.weights(queries), components)
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         rows = self.assembled(query(self.encoder, inputs))
-        return self.head(self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows)))
+        return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows))
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         for terms in super().losses(batch):

@@ -108,18 +108,18 @@ class DualPrompt(LinearHeadMethod):
     def trainable(self) -> list[nn.Parameter]:
         return [self.general_prompt, self.prompts.rows[-1], self.keys[-1], *self.head_parameters()]
 
-    def answer(
+    def prompted(
         self, inputs: Float[Tensor, "n channels height width"], rows: Float[Tensor, "m blocks 2 length dim"]
-    ) -> Float[Tensor, "n classes"]:
-        """Logits with the G-prompt and the rows of an E-prompt, for each input or one for all."""
+    ) -> Float[Tensor, "n features"]:
+        """Features with the G-prompt and the rows of an E-prompt, for each input or one for all."""
         if self.config.scrambled:
             rows = scrambled(rows.expand(len(inputs), -1, -1, -1, -1))
         both = prefixes(self.general_blocks, self.general_prompt[None]) | prefixes(self.prompts.blocks, rows)
-        return self.head(self.encoder.features(inputs, prefixes=both))
+        return self.encoder.features(inputs, prefixes=both)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(1)."""
-        logits = self.answer(batch.inputs, self.prompts.rows[-1][None])
+        logits = self.head(self.prompted(batch.inputs, self.prompts.rows[-1][None]))
         similarity = cosines(query(self.encoder, batch.inputs), self.keys[-1][None])
         yield {
             "cross_entropy": self.cross_entropy(logits, batch.labels),
@@ -130,10 +130,10 @@ class DualPrompt(LinearHeadMethod):
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.trainable(), self.config.gradient_clip)
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
-        """(2)."""
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """Those of (2)."""
         similarity = cosines(query(self.encoder, inputs), torch.stack(list(self.keys)))
-        return self.answer(inputs, self.prompts.of(similarity.argmax(dim=1)))
+        return self.prompted(inputs, self.prompts.of(similarity.argmax(dim=1)))
 
     def classifier(self) -> None:
         """None: the head reads features that need the prompt of each input."""

@@ -247,8 +247,8 @@ class HiDePrompt(LinearHeadMethod):
             config.centroids if config.statistics == "multi_centroid" else 1,
             config.statistics == "covariance",
         )
-        self.frozen = Gaussians(encoder.width, slots, full=full, device=self.device)
-        self.prompted = Gaussians(encoder.width, slots, full=full, device=self.device)
+        self.frozen_features = Gaussians(encoder.width, slots, full=full, device=self.device)
+        self.prompted_features = Gaussians(encoder.width, slots, full=full, device=self.device)
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
@@ -259,7 +259,7 @@ class HiDePrompt(LinearHeadMethod):
         if task.index == 0:
             self.identity = TaskIdentity(self.encoder.width, device=self.device)
         self.prompts.grow(copy=True)
-        for part in (self.identity.head, self.frozen, self.prompted):
+        for part in (self.identity.head, self.frozen_features, self.prompted_features):
             part.grow(len(task.class_names))
 
     # --- within-task prediction ---
@@ -275,7 +275,7 @@ class HiDePrompt(LinearHeadMethod):
         share = self.config.previous_share
         return (1 - share) * newest + share * torch.stack(earlier).mean(dim=0).detach()
 
-    def features(
+    def prompted(
         self, inputs: Float[Tensor, "n channels height width"], rows: Float[Tensor, "m blocks 2 length dim"]
     ) -> Float[Tensor, "n features"]:
         """f(x; p), with a prompt for each input or one for all."""
@@ -285,11 +285,11 @@ class HiDePrompt(LinearHeadMethod):
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(2)."""
-        features = self.features(batch.inputs, self.mixture()[None])
+        features = self.prompted(batch.inputs, self.mixture()[None])
         terms = {"cross_entropy": self.cross_entropy(self.head(features), batch.labels)}
         if weight := self.config.contrast_weight:
             normalised = self.config.variant == "paper"
-            terms["contrast"] = weight * contrast(self.prompted.centroids(), features, normalised=normalised)
+            terms["contrast"] = weight * contrast(self.prompted_features.centroids(), features, normalised=normalised)
         yield terms
 
     # --- task-identity inference ---
@@ -316,19 +316,19 @@ class HiDePrompt(LinearHeadMethod):
         context.descend(parameters, epochs, losses=self.identity_losses, learning_rate=rate, schedule="constant")
         self.remember(context)
         if self.task.index > 0 and self.config.alignment_epochs:
-            self.align(context, self.head, PseudoFeatures(self.prompted, self.task.first_class, times=5))
-            self.align(context, self.identity, PseudoFeatures(self.frozen, self.task.first_class, times=1))
+            self.align(context, self.head, PseudoFeatures(self.prompted_features, self.task.first_class, times=5))
+            self.align(context, self.identity, PseudoFeatures(self.frozen_features, self.task.first_class, times=1))
 
     @torch.no_grad()
     def remember(self, context: Context) -> None:
         """(5) for the new classes, under the prompt as it now is."""
         seen = [
-            (query(self.encoder, b.inputs), self.features(b.inputs, self.prompts.rows[-1][None]), b.labels)
+            (query(self.encoder, b.inputs), self.prompted(b.inputs, self.prompts.rows[-1][None]), b.labels)
             for b in context.batches()
         ]
         frozen, prompted, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        self.frozen.fit(frozen, labels)
-        self.prompted.fit(prompted, labels)
+        self.frozen_features.fit(frozen, labels)
+        self.prompted_features.fit(prompted, labels)
 
     def align(self, context: Context, classifier: nn.Module, data: PseudoFeatures) -> None:
         """TAP of one classifier of features."""
@@ -346,8 +346,9 @@ class HiDePrompt(LinearHeadMethod):
         task_of = torch.tensor([task.index for task in self.tasks for _ in task.class_names], device=self.device)
         return task_of[self.identity(query(self.encoder, inputs)).argmax(dim=1)]
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.features(inputs, self.prompts.of(self.identify(inputs))))
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """Those of (6)."""
+        return self.prompted(inputs, self.prompts.of(self.identify(inputs)))
 
     def classifier(self) -> None:
         """The head reads features under a prompt of the input's own, which the plain backbone does not have."""

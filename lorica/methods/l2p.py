@@ -138,7 +138,7 @@ class L2P(LinearHeadMethod):
         counts = torch.bincount(order.flatten(), minlength=similarity.shape[1])
         return counts.argsort(descending=True, stable=True)[: self.selected].expand_as(order)
 
-    def features(
+    def prompted(
         self, inputs: Float[Tensor, "n channels height width"], chosen: Int[Tensor, "n selected"]
     ) -> Float[Tensor, "n features"]:
         """What the head reads when each input has these prompts."""
@@ -151,17 +151,17 @@ class L2P(LinearHeadMethod):
 
     def answer(
         self, inputs: Float[Tensor, "n channels height width"]
-    ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n selected"]]:
-        """Logits, and the cosines of the keys that were picked."""
+    ) -> tuple[Float[Tensor, "n features"], Float[Tensor, "n selected"]]:
+        """Features under the prompts that each input picks, and the cosines of the keys that were picked."""
         similarity = cosines(query(self.encoder, inputs), self.keys)
         chosen = self.select(similarity)
-        return self.head(self.features(inputs, chosen)), similarity.gather(1, chosen)
+        return self.prompted(inputs, chosen), similarity.gather(1, chosen)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(2)."""
-        logits, picked = self.answer(batch.inputs)
+        features, picked = self.answer(batch.inputs)
         yield {
-            "cross_entropy": self.cross_entropy(logits, batch.labels),
+            "cross_entropy": self.cross_entropy(self.head(features), batch.labels),
             "pull": -self.config.pull_weight * picked.sum(dim=1).mean(),
         }
 
@@ -169,7 +169,7 @@ class L2P(LinearHeadMethod):
         if self.gradient_clip:
             nn.utils.clip_grad_norm_(self.trainable(), self.gradient_clip)
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         return self.answer(inputs)[0]
 
     def classifier(self) -> None:

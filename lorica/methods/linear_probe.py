@@ -21,7 +21,6 @@ class LinearProbe(LinearHeadMethod):
     def trainable(self) -> list[nn.Parameter]:
         return self.head_parameters()
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
-        with torch.no_grad():
-            features = self.encoder.features(inputs)
-        return self.head(features)
+    @torch.no_grad()
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs)

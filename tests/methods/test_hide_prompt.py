@@ -100,7 +100,7 @@ def test_a_prompt_starts_where_the_one_before_has_ended(tiny_encoder) -> None:
 def test_loss_by_hand(tiny_encoder, cross_entropy, first, variant) -> None:
     method = grown(tiny_encoder(), 2, cross_entropy=cross_entropy, variant=variant, contrast_weight=0.3)
     generator = torch.Generator().manual_seed(3)
-    method.prompted.fit(torch.randn(8, 32, generator=generator), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
+    method.prompted_features.fit(torch.randn(8, 32, generator=generator), torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]))
     batch = Batch(images(4), torch.tensor([2, 3, 4, 2]))
     [terms] = method.losses(batch)
     e = 0.99 * method.prompts.rows[1] + 0.01 * method.prompts.rows[0]
@@ -108,7 +108,7 @@ def test_loss_by_hand(tiny_encoder, cross_entropy, first, variant) -> None:
     weight, bias = method.head.stacked()
     logits = (features @ weight.T + bias)[:, first:]
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, batch.labels - first))
-    m = torch.cat([method.prompted.means[0], method.prompted.means[1], features]).detach().numpy().astype(float)
+    m = torch.cat([method.prompted_features.means[0], method.prompted_features.means[1], features]).detach().numpy().astype(float)
     if variant == "paper":
         m /= np.linalg.norm(m, axis=1, keepdims=True)
     similarity = m @ m.T / 0.8
@@ -194,7 +194,7 @@ def test_scrambled_prefixes_in_training(tiny_encoder) -> None:
     """With one prompt for all, half of a batch has its keys for values too, the other half its values for keys."""
     method, x = grown(tiny_encoder(), 1, scrambled=True), images(4)
     keys, values = method.prompts.rows[0][:, :1], method.prompts.rows[0][:, 1:]
-    features = method.features(x, method.mixture()[None])
+    features = method.prompted(x, method.mixture()[None])
     for rows, part in ((torch.cat([keys, keys], 1), slice(0, 2)), (torch.cat([values, values], 1), slice(2, 4))):
         expected = method.encoder.features(x[part], prefixes=prefixes((0, 1), rows[None]))
         torch.testing.assert_close(features[part], expected, atol=1e-5, rtol=1e-5)
@@ -344,13 +344,13 @@ def test_stages_at_the_end_of_a_task(tiny_encoder) -> None:
         assert settings.pop("optimizer") == "sgd"
         assert settings.pop("schedule") == "cosine"
         assert settings == {"learning_rate": 0.005, "momentum": 0.9, "weight_decay": 0.0}
-    assert (head[2].gaussians, head[2].number, head[2].times) == (method.prompted, 2, 5)  # two old classes
-    assert (identity[2].gaussians, identity[2].number, identity[2].times) == (method.frozen, 2, 1)
+    assert (head[2].gaussians, head[2].number, head[2].times) == (method.prompted_features, 2, 5)  # two old classes
+    assert (identity[2].gaussians, identity[2].number, identity[2].times) == (method.frozen_features, 2, 1)
 
     prompt = prefixes((0, 1), (0.75 * p1 + 0.25 * p0)[None])
     for gaussians, features in (
-        (method.frozen, method.encoder.features(x)),
-        (method.prompted, method.encoder.features(x, prefixes=prompt)),
+        (method.frozen_features, method.encoder.features(x)),
+        (method.prompted_features, method.encoder.features(x, prefixes=prompt)),
     ):
         for label in (2, 3, 4):  # two clusters of three rows: one row, and the mean of the other two
             rows = features[3 * label - 6 : 3 * label - 3].detach()
@@ -413,7 +413,7 @@ def test_learns_colours_with_each_kind_of_statistics(tiny_encoder, stream, stati
     copied.restore_structure(json.loads(json.dumps(method.structure())))
     copied.load_own_state(method.own_state())
     assert torch.equal(copied.predict(batch.inputs), method.predict(batch.inputs))
-    assert torch.equal(copied.prompted.factors, method.prompted.factors)
+    assert torch.equal(copied.prompted_features.factors, method.prompted_features.factors)
 
 
 @pytest.mark.parametrize("statistics", ["multi_centroid", "variance", "covariance"])
@@ -424,7 +424,7 @@ def test_streams_with_classes_of_one_and_three_images(tiny_encoder, statistics) 
     method = build(tiny_encoder(), statistics=statistics, centroids=10)
     learn(method, stream, range(2))
     expected = [3, 1, 4, 1] if statistics == "multi_centroid" else [1] * 4
-    assert sorted(method.prompted.clusters.tolist()) == sorted(expected)
+    assert sorted(method.prompted_features.clusters.tolist()) == sorted(expected)
     assert torch.isfinite(method.predict(images())).all()
 
 
