@@ -43,7 +43,7 @@ def learn_task(
     reporter: Reporter | None = None,
     eval_batch_size: int = 256,
 ) -> dict[str, torch.Size]:
-    """Lets a method learn one task: grow, begin, descend, end. Returns names and shapes of what trained.
+    """Lets a method learn one task: grow, begin, descend, end. Returns names and shapes of what trained, in any stage.
 
     All randomness of a task follows from `seed` and the task's index alone, so that a run continued at a task repeats the
     run that was never interrupted. The caller's random state is left as it was.
@@ -52,6 +52,7 @@ def learn_task(
         TrainingError: a loss that is not finite; says at which task, epoch, step and learning rate.
     """
     device = accelerator.device
+    trained: dict[str, torch.Size] = {}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(np.random.SeedSequence([seed, task.index]).generate_state(1)[0]))
 
@@ -64,6 +65,7 @@ def learn_task(
             **settings: Any,
         ) -> None:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
+            trained.update(shapes_of(method, parameters))
             method.train()
             stage = replace(fit, epochs=epochs, **settings)
             _descend(method, parameters, losses, data, stage, generator, accelerator, reporter or Silent())
@@ -76,12 +78,10 @@ def learn_task(
             steps=fit.epochs * data.number_of_batches(fit.batch_size),
             descend=descend,
         )
-        method.eval()
         method.grow(task)
+        method.eval()  # what has just grown, too
         method.begin_task(context)
-        parameters = method.trainable()
-        trained = shapes_of(method, parameters)
-        descend(parameters, fit.epochs)
+        descend(method.trainable(), fit.epochs)
         method.end_task(context)
     return trained
 

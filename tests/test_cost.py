@@ -224,15 +224,39 @@ def test_stored_floats_of_vit_base(name: str, options: dict[str, str], stored: i
     assert measure(learned(name, vit_base, TWENTY_TASKS, **options))["stored"] == stored
 
 
+# patches, then 12 blocks of linears and attention over 197 tokens
+VIT_BASE = 2 * 196 * 768 * 768 + 12 * (2 * 197 * 768 * 12 * 768 + 2 * 2 * 197 * 197 * 768)
+VIT_BASE_HEAD = 2 * 768 * 200
+ROW = 2 * 2 * 197 * 768  # one more key and value for all queries of a block
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "more"),
+    [
+        # rows of a block times blocks; head, cosines and weighted sums of rows are within a thousandth of a pass
+        ("l2p", {"variant": "prefix"}, 5 * 10 * ROW),
+        ("dual_prompt", {}, (2 + 3) * 5 * ROW),
+        ("coda_prompt", {}, 5 * 4 * ROW),
+        ("hide_prompt", {}, 5 * 20 * ROW),
+        # 40 tokens go through every block
+        ("l2p", {}, 12 * (2 * 40 * 768 * 12 * 768 + 2 * 2 * (237**2 - 197**2) * 768)),
+    ],
+)
+def test_prompt_methods_take_two_passes_and_their_rows(
+    name: str, options: dict[str, str], more: int, vit_base: TimmViT
+) -> None:
+    cost = measure(learned(name, vit_base, TWENTY_TASKS[:1], **options))
+    assert cost["forwards_per_prediction"] == 2
+    assert cost["flops_per_prediction"] == pytest.approx(2 * VIT_BASE + more, rel=5e-4)
+
+
 def test_sd_lora_on_vit_base_as_in_table_5(vit_base: TimmViT) -> None:
     cost = measure(learned("sd_lora", vit_base, TWENTY_TASKS))
     assert cost["trainable_by_kind"] == {"adapters": 368_640, "coefficients": 20, "head": 7_690}
     assert cost["stored_by_kind"] == {"adapters": 20 * 368_640, "coefficients": 20, "head": 153_800}
     assert cost["stored"] == 7_526_620
-    head = 2 * 768 * 200
-    forward = cost["flops_per_prediction"] - head
-    # patches, then 12 blocks of linears and attention over 197 tokens
-    assert forward == 2 * 196 * 768 * 768 + 12 * (2 * 197 * 768 * 12 * 768 + 2 * 2 * 197 * 197 * 768)
+    forward = cost["flops_per_prediction"] - VIT_BASE_HEAD
+    assert forward == VIT_BASE
     assert 2 * round(forward / 2e9, 2) == pytest.approx(35.12)  # the table: twice 17.56 G multiply-adds
     assert cost["forwards_per_prediction"] == 1
 

@@ -61,8 +61,9 @@ def orthonormal_rows(earlier: Float[Tensor, "blocks m size"], number: int) -> Fl
     """
     blocks, m, size = earlier.shape
     rows = torch.cat([earlier[:, max(0, m + number - size) :], torch.randn(blocks, number, size)], dim=1)
-    basis = torch.linalg.qr(rows.double().mT).Q  # its first columns span the earlier rows, dependent or not
-    return basis[:, :, -number:].mT.float().contiguous()
+    basis, triangle = torch.linalg.qr(rows.double().mT)  # the first columns span the earlier rows, dependent or not
+    signs = torch.where(triangle.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)  # else they would follow from the algorithm
+    return (basis * signs[:, None])[:, :, -number:].mT.float().contiguous()
 
 
 def overlap(rows: Float[Tensor, "blocks m size"]) -> Float[Tensor, ""]:

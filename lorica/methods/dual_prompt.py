@@ -20,7 +20,7 @@ Decided, or done otherwise than in released code:
   * the pool grows by a prompt for each task. Theirs has a fixed number; once these are used up, they and PyTorch ports train
     whichever prompt the keys pick, without a word;
   * the choice in (2) is each input's own. The authors' CIFAR setting lets a batch vote, which tells it its task where a test
-    batch holds one task only; their ImageNet-R setting does not;
+    batch holds one task only (`batch_majority: true`, for replication only); their ImageNet-R setting does not;
   * `scrambled: true` hands out E-prompts as the PyTorch ports do (`lorica.adapters.prefix.scrambled`): half of a batch gets
     keys as keys and values, the other half values as both, at prediction from other inputs too. The authors' own code is
     free of it. For replication only: predictions then depend on the batch, and results must say so;
@@ -56,6 +56,10 @@ class DualPromptConfig(MethodConfig):
     start: tuple[float, float] = Field(default=(0.0, 0.01), description="prompts and keys start uniform between these")
     copy_previous: bool = Field(default=True, description="an E-prompt starts as what the one before has become")
     gradient_clip: float = Field(default=1.0, ge=0, description="largest norm of a step's gradient, 0 for any")
+    batch_majority: bool = Field(
+        default=False,
+        description="one E-prompt for a whole batch; replication only, predictions then depend on the batch",
+    )
     scrambled: bool = Field(
         default=False,
         description="mix E-prompts up as ports do; replication only, predictions then depend on the batch",
@@ -132,8 +136,10 @@ class DualPrompt(LinearHeadMethod):
 
     def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         """Those of (2)."""
-        similarity = cosines(query(self.encoder, inputs), torch.stack(list(self.keys)))
-        return self.prompted(inputs, self.prompts.of(similarity.argmax(dim=1)))
+        chosen = cosines(query(self.encoder, inputs), torch.stack(list(self.keys))).argmax(dim=1)
+        if self.config.batch_majority:
+            chosen = chosen.bincount().argmax().expand_as(chosen)
+        return self.prompted(inputs, self.prompts.of(chosen))
 
     def classifier(self) -> None:
         """None: the head reads features that need the prompt of each input."""

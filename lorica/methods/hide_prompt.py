@@ -27,7 +27,7 @@ with 1e-4 added to each variance. A **prediction** takes two passes, and each in
 
     tau = task of the class argmax g(f(x)),          logits = head(f(x; p_tau)) over all classes seen              (6)
 
-`variant: paper` (default)  M in (3) has rows of length 1, so that the paper's term acts.
+`variant: paper` (default)  M in (3) has rows of length 1, so that the term acts.
 `variant: released_code`    M as it is (thu-ml/HiDe-Prompt). ViT-B's features leave a LayerNorm with |m|^2 near 768:
                             each row's own product towers over the others, L_c and its gradient are 0 in float32.
 
@@ -47,7 +47,8 @@ Done otherwise than there:
     stay balanced (the code stops); clusters without variance are drawn with 1e-4 (the code skips them, and so whole
     classes);
   * variances are over n throughout (the code: n - 1 in `variance` and `covariance`), and the statistics are in the
-    checkpoint; the draws of an epoch are made batch by batch, from the same distribution;
+    checkpoint; the draws of an epoch are made batch by batch, from the same distribution, and TAP's rate falls with
+    each of them (the code: with each epoch);
   * heads start as in the rest of this library, W1 and W2 as torch's linear layers (the code: truncated normal, 0.02).
 Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
 """
@@ -97,7 +98,10 @@ class HiDePromptConfig(MethodConfig):
     )
     centroids: int = Field(default=10, ge=1, description="clusters of a class, of multi_centroid")
     alignment_epochs: int = Field(default=30, ge=0, description="of TAP; 0 = none")
-    scrambled: bool = Field(default=False, description="hand prefixes out as the released code does, a defect")
+    scrambled: bool = Field(
+        default=False,
+        description="mix prefixes up as the released code does; replication only, predictions then depend on the batch",
+    )
 
 
 def contrast(
@@ -199,7 +203,7 @@ class PseudoFeatures:
 
     def number_of_batches(self, batch_size: int) -> int:
         """Batches of an epoch."""
-        return min(self.number, len(self.gaussians.shares()))
+        return self.number
 
     def batches(
         self,

@@ -27,8 +27,7 @@ L2P++ uses Adam at 1e-3 with B = 128, falling by a cosine to 1.6% of that in the
 Decided, or done otherwise than in released code:
   * `batch_majority: true` gives all inputs of a batch the N prompts that were picked most often in it, in training and at
     prediction. The authors' CIFAR-100 configuration does so, and several ports do. A test batch of one task then tells its
-    task, and a prediction depends on its batch: for replication only, and results must say so. Where fewer than N prompts
-    were picked, the rest are the first of the others; in the authors' code, the first prompt that was picked, again;
+    task, and a prediction depends on its batch: for replication only, and results must say so;
   * the clipped norm is that of what trains. The authors' includes the gradients of the frozen backbone;
   * the head starts as every head of the library, not at zero;
   * in (2) `prefix` has the mean over the batch. L2P++ has a sum, and by a slip over all pairs of inputs: each is pulled

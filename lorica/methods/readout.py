@@ -43,6 +43,7 @@ class ClassMeanReadout(Method):
     def grow(self, task: Task) -> None:
         self.learner.grow(task)
         if task.index == 0:
+            self.learner.eval()
             side, device = self.encoder.image_size, self.device
             with torch.no_grad():
                 width = self.features(torch.zeros(1, 3, side, side, device=device)).shape[1]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -147,6 +148,30 @@ def test_blocks_that_there_are_not(tiny_encoder) -> None:
 
 def test_attention_of_another_kind_is_refused(tiny_encoder) -> None:
     encoder = copy.deepcopy(tiny_encoder())
-    encoder.vit.blocks[1].attn = torch.nn.Identity()
-    with pytest.raises(BackboneError, match=r"method\.blocks: the attention of tiny takes no prefix \(block 1\)"):
-        encoder.prefix_blocks((0, 1), key="method.blocks")
+    for other in (torch.nn.Identity(), Attention(32, 2, gated=True)):
+        encoder.vit.blocks[1].attn = other
+        with pytest.raises(BackboneError, match=r"method\.blocks: the attention of tiny takes no prefix \(block 1\)"):
+            encoder.prefix_blocks((0, 1), key="method.blocks")
+
+
+def test_a_normalised_attention_output_stays_so() -> None:
+    torch.manual_seed(0)
+    vit = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, scale_attn_norm=True
+    ).eval()
+    torch.nn.init.normal_(vit.blocks[0].attn.norm.weight)
+    encoder = TimmViT(vit, name="scaled", tag="scaled", mean=(0.5,) * 3, std=(0.5,) * 3).requires_grad_(False)
+    nothing = Prefix(torch.zeros(1, 0, 32), torch.zeros(1, 0, 32))
+    torch.testing.assert_close(encoder.features(IMAGES, prefixes={0: nothing}), encoder.features(IMAGES))
+
+
+def test_attention_is_torchs_own_kernel(tiny_encoder, monkeypatch) -> None:
+    calls, own = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q: Tensor, k: Tensor, v: Tensor, **options: float) -> Tensor:
+        calls.append((q.shape[2], k.shape[2]))
+        return own(q, k, v, **options)
+
+    monkeypatch.setattr("lorica.backbones.timm_vit.F.scaled_dot_product_attention", spy)
+    tiny_encoder().features(IMAGES, prefixes={1: Prefix(rows(1, 5, 32), rows(1, 5, 32))})
+    assert (17, 22) in calls

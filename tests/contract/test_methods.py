@@ -139,6 +139,7 @@ def test_state_round_trip(kind, tiny_encoder, stream) -> None:
         copied.grow(task)
     copied.restore_structure(json.loads(json.dumps(method.structure())))  # plain values
     copied.load_own_state(state)
+    copied.eval()
     x = images(stream)
     assert torch.equal(copied.predict(x), method.predict(x))
     # and both go on alike

@@ -196,6 +196,12 @@ def test_starts_follow_the_seed_and_differ() -> None:
     assert not torch.allclose(drawn[0], drawn[2])
 
 
+def test_starts_have_no_preferred_sign() -> None:
+    torch.manual_seed(0)
+    first = torch.stack([orthonormal_rows(torch.empty(1, 0, 8), 2)[0, 0, 0] for _ in range(200)])
+    assert 60 < (first > 0).sum() < 140
+
+
 # --- the penalty ----------------------------------------------------------------------------------------------------
 
 

@@ -208,6 +208,16 @@ def test_a_prediction_does_not_depend_on_its_batch_unless_scrambled(tiny_encoder
 
 
 @torch.no_grad()
+def test_a_batch_can_be_made_to_vote(tiny_encoder) -> None:
+    method, voting = learner(tiny_encoder()), learner(tiny_encoder(), batch_majority=True)
+    most = max(set(chosen(method)), key=chosen(method).count)
+    assert len(set(chosen(method))) > 1
+    torch.testing.assert_close(
+        voting.predict(IMAGES), voting.head(voting.prompted(IMAGES, voting.prompts.rows[most][None]))
+    )
+
+
+@torch.no_grad()
 def test_scrambled_training_by_hand(tiny_encoder) -> None:
     """Half of the batch has keys as keys and values, half has values."""
     method = learner(tiny_encoder(), scrambled=True)

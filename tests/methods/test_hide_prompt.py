@@ -108,7 +108,12 @@ def test_loss_by_hand(tiny_encoder, cross_entropy, first, variant) -> None:
     weight, bias = method.head.stacked()
     logits = (features @ weight.T + bias)[:, first:]
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, batch.labels - first))
-    m = torch.cat([method.prompted_features.means[0], method.prompted_features.means[1], features]).detach().numpy().astype(float)
+    m = (
+        torch.cat([method.prompted_features.means[0], method.prompted_features.means[1], features])
+        .detach()
+        .numpy()
+        .astype(float)
+    )
     if variant == "paper":
         m /= np.linalg.norm(m, axis=1, keepdims=True)
     similarity = m @ m.T / 0.8
@@ -150,6 +155,10 @@ def test_identity_logits_by_hand(tiny_encoder) -> None:
     torch.testing.assert_close(method.identity(z), h @ weight.T + bias, atol=1e-5, rtol=1e-5)
     [terms] = method.identity_losses(Batch(images(), torch.full((6,), 5)))
     assert terms["identity"].item() == 0  # the last task has one class
+    two = grown(tiny_encoder(), 2)  # the second task's classes are 2 to 4
+    labels = torch.tensor([2, 3, 4, 4, 3, 2])
+    [terms] = two.identity_losses(Batch(images(), labels))
+    torch.testing.assert_close(terms["identity"], F.cross_entropy(two.identity(z)[:, 2:], labels - 2))
     best = method.identity(z).argmax(dim=1).tolist()
     assert method.identify(images()).tolist() == [TASK_OF[c] for c in best]
 

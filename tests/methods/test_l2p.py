@@ -226,8 +226,10 @@ def test_a_task_trains_the_pool_and_its_own_rows_of_the_head(tiny_encoder, varia
     step(method, batch(1))
     changed = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"prompts", "keys", "head.weights.1", "head.biases.1"}
+    pool = method.prompts.clone(), method.keys.clone()
     method.grow(TASKS[2])
-    assert not torch.equal(method.prompts, before["prompts"])  # the next task finds the pool as it is
+    assert torch.equal(method.prompts, pool[0])  # the next task finds the pool as it is
+    assert torch.equal(method.keys, pool[1])
 
 
 def gradients(method: L2P) -> Tensor:
