@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lorica.adapters.attach import merged
 from lorica.adapters.lowrank import LowRankSum
+from lorica.adapters.tuning import Tuning
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans, GrowingLinear
 from lorica.methods.base import Method, shapes_of
@@ -20,6 +21,7 @@ from lorica.methods.base import Method, shapes_of
 KINDS: dict[type[nn.Module], str] = {
     Encoder: "backbone",
     LowRankSum: "adapters",
+    Tuning: "adapters",
     GrowingLinear: "head",
     ClassMeans: "head",
 }
@@ -29,7 +31,7 @@ KINDS: dict[type[nn.Module], str] = {
 def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> dict[str, Any]:
     """The ledger after the latest task; there has been one.
 
-    Numbers of parameters and floats come in total and by kind. The kind of a tensor is that of the module which holds it
+    Numbers of parameters and floats come in total and by kind. The kind of a tensor is that of the innermost such module which holds it
     (`KINDS`). Elsewhere, a method's own scalars and vectors are "coefficients" (magnitudes, gates), and anything larger is
     called as the method calls it ("prompts", "bases").
 
@@ -71,12 +73,12 @@ def _by_kind(method: Method, shapes: Mapping[str, torch.Size]) -> dict[str, int]
 
 def _kind(method: Method, name: str, dimensions: int) -> str:
     *path, last = name.split(".")
-    module: nn.Module = method
+    module, found = cast(nn.Module, method), None
     for part in path:
         module = module.get_submodule(part)
-        for known, kind in KINDS.items():
-            if isinstance(module, known):
-                return kind
+        found = next((kind for known, kind in KINDS.items() if isinstance(module, known)), found)
+    if found:
+        return found
     own = [part for part in path if part != "learner"]  # a read-out stands around its method
     return own[0] if own else last if dimensions > 1 else "coefficients"
 

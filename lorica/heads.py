@@ -1,4 +1,5 @@
-"""Classifiers that gain classes: a linear head with one block of rows per task, and class means; a cosine head for one task."""
+"""Classifiers that gain classes: a linear head with one block of rows per task, class means, and ridge regression; a cosine head
+for one task."""
 
 from __future__ import annotations
 
@@ -6,8 +7,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
+
+from lorica.errors import TrainingError
+
+RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
+"""What `choose_ridge` chooses from."""
 
 
 class GrowingLinear(nn.Module):
@@ -83,3 +89,117 @@ class ClassMeans(nn.Module):
         """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own)."""
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(features.float(), dim=1) @ F.normalize(self.prototypes[classes], dim=1).T
+
+
+class RidgeHead(nn.Module):
+    """Ridge regression from features h to one-hot labels y, over all samples ever added, of which only sums are kept:
+
+        G = sum h h',    Q = sum h y',    (G + ridge I) W = Q,    logits = h' W
+
+    G and Q are in float64, on the CPU where the device lacks it, so that neither the order nor the division of the samples
+    matters. G takes 8 M^2 bytes for M features (800 MB for 10,000), and `solve` twice as much again while it runs.
+
+    Attributes:
+        gram, targets: G, [M, M], and Q, [M, classes].
+        weight: W, [M, classes], in float32; zero until `solve`.
+        ridge: that of W.
+    """
+
+    gram: Tensor
+    targets: Tensor
+    weight: Tensor
+    ridge: Tensor
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        precise = _precise(device)
+        self.register_buffer("gram", torch.zeros(width, width, dtype=torch.double, device=precise))
+        self.register_buffer("targets", torch.zeros(width, 0, dtype=torch.double, device=precise))
+        self.register_buffer("weight", torch.zeros(width, 0, device=device))
+        self.register_buffer("ridge", torch.ones((), dtype=torch.double, device=precise))
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; their logits are zero until `solve`."""
+        self.targets = torch.cat([self.targets, self.targets.new_zeros(len(self.targets), classes)], dim=1)
+        self.weight = torch.cat([self.weight, self.weight.new_zeros(len(self.weight), classes)], dim=1)
+
+    def add(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Adds samples to G and Q.
+
+        Raises:
+            TrainingError: features that are not finite; G would never be again.
+        """
+        if not features.isfinite().all():
+            raise TrainingError("ridge regression: features are not finite; start anew with a lower fit.learning_rate")
+        _add_product(self.gram, features, features)
+        _add_product(self.targets, features, F.one_hot(labels, self.targets.shape[1]))
+
+    def solve(self, ridge: float) -> None:
+        """Sets W, by a Cholesky factorisation.
+
+        A ridge below what float64 can tell from zero beside G, epsilon trace(G), is raised to that; and tenfold until there
+        is a factorisation, for samples that are all but equal.
+        """
+        kept = self.gram.diagonal().clone()
+        ridge = max(ridge, torch.finfo(torch.double).eps * kept.sum().item())
+        while True:
+            self.gram.diagonal().add_(ridge)
+            factor, failed = torch.linalg.cholesky_ex(self.gram)
+            self.gram.diagonal().copy_(kept)
+            if not failed:
+                break
+            ridge *= 10
+        solution = torch.cholesky_solve(self.targets, factor)
+        self.weight = solution.float().contiguous().to(self.weight.device)  # in rows, as when it is loaded
+        self.ridge.fill_(ridge)
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """Logits over all classes."""
+        with torch.autocast(features.device.type, enabled=False):
+            return features.float() @ self.weight
+
+
+def choose_ridge(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int) -> float:
+    """That of `RIDGES` with the least finite error in `ridge_errors`."""
+    errors = ridge_errors(features, labels, fit=fit).tolist()
+    return min((error, ridge) for error, ridge in zip(errors, RIDGES, strict=True) if math.isfinite(error))[1]
+
+
+def ridge_errors(
+    features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int
+) -> Float64[Tensor, " ridges"]:
+    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`.
+
+    One factorisation serves them all. With H and Y the features and labels fitted, and h a feature of another sample,
+
+        h' W = (h' H' U) (S + ridge I)^-1 (U' Y),      H H' = U S U'      with fewer samples than features
+        h' W = (h' U) (S + ridge I)^-1 (U' H' Y),      H' H = U S U'      otherwise
+    """
+    device = _precise(features.device)
+    fitted, one_hot = features[:fit], F.one_hot(labels).to(device).double()
+    width = features.shape[1]
+    if fit < width:
+        products = torch.zeros(len(features), fit, dtype=torch.double, device=device)
+        _add_product(products, features.T, fitted.T)
+        values, vectors = torch.linalg.eigh(products[:fit])
+        left, right = products[fit:] @ vectors, vectors.T @ one_hot[:fit]
+    else:
+        gram = torch.zeros(width, width, dtype=torch.double, device=device)
+        targets = torch.zeros(width, one_hot.shape[1], dtype=torch.double, device=device)
+        _add_product(gram, fitted, fitted)
+        _add_product(targets, fitted, one_hot[:fit])
+        values, vectors = torch.linalg.eigh(gram)
+        left, right = features[fit:].to(device).double() @ vectors, vectors.T @ targets
+    values = values.clamp_min(0)  # as those of a product with itself are
+    return torch.stack([(left / (values + each) @ right - one_hot[fit:]).square().mean() for each in RIDGES])
+
+
+def _precise(device: torch.device) -> torch.device:
+    """Where float64 is."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _add_product(total: Float64[Tensor, "a b"], left: Tensor, right: Tensor) -> None:
+    """total += left' right, in float64, which is taken up a thousand rows at a time: all of them would not fit everywhere."""
+    for a, b in zip(left.split(1000), right.split(1000), strict=True):
+        total.addmm_(a.to(total.device).double().T, b.to(total.device).double())

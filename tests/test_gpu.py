@@ -4,12 +4,20 @@ import pytest
 import torch
 
 import lorica
+from lorica.methods import method_names
+
+SMALL = {"ran_pac": {"width": 64}, "hide_prompt": {"alignment_epochs": 2}}
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-def test_a_run_on_cuda_agrees_with_the_cpu(six_classes, tmp_path) -> None:
-    recipe = {"method": "sd_lora", "fit": {"epochs": 2, "batch_size": 8, "augment": "shift"}, "stream": {"tasks": 3}}
+@pytest.mark.parametrize("name", method_names())
+def test_a_run_on_cuda_agrees_with_the_cpu(name, six_classes, tmp_path) -> None:
+    recipe = {
+        "method": {"name": name, **SMALL.get(name, {})},
+        "fit": {"epochs": 2, "batch_size": 8, "augment": "shift"},
+        "stream": {"tasks": 3},
+    }
     runs = {
         device: lorica.run(recipe, source=six_classes, out=tmp_path / device, progress=False, device=device)
         for device in ("cpu", "cuda")

@@ -1,7 +1,7 @@
-"""Small modules that adapt a frozen encoder without touching its weights: bottleneck adapters, scale and shift, prompts.
+"""Small modules that adapt a frozen encoder, whose weights they leave alone: bottlenecks, scale and shift, prompts.
 
 Each is applied for the length of one pass, through hooks that are gone afterwards, so that one encoder serves the plain
-features and those of any number of modules. All but the prompts leave the encoder as it is at their start.
+features and those of any number of modules. At their start bottlenecks change nothing, scale and shift next to nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Tuning(nn.Module, ABC):
 
 
 class Bottlenecks(Tuning):
-    """An adapter beside the MLP of every block: with u what enters the block's second half (after attention and its sum),
+    """An adapter beside the MLP of every block: with u what enters the block's second half (input plus attention),
 
         output = u + MLP(norm(u)) + scale * (relu(u D' + d) U' + b)
 
-    D starts uniform as torch's linear layers do, d, U and b at zero (AdaptFormer, Chen et al., 2022, as EASE and RanPAC use
-    it). In training, a share of the hidden units is dropped.
+    D starts uniform as torch's linear layers do, d, U and b at zero (AdaptFormer, Chen et al., 2022, as APER, EASE and
+    RanPAC use it). In training, a share of the hidden units is dropped.
 
     Attributes:
         down, up: [blocks, r, width] and [blocks, width, r]; their biases [blocks, r] and [blocks, width].
@@ -50,6 +50,7 @@ class Bottlenecks(Tuning):
         self.down_bias = nn.Parameter(torch.zeros(blocks, rank, device=device))
         self.up = nn.Parameter(torch.zeros(blocks, width, rank, device=device))
         self.up_bias = nn.Parameter(torch.zeros(blocks, width, device=device))
+        self.eval()  # methods make it while they evaluate; it drops from when they are told to train
 
     def features(
         self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
@@ -70,8 +71,8 @@ class Bottlenecks(Tuning):
 
 
 class ScaleAndShift(Tuning):
-    """A scale and a shift of what leaves the patch embedding, each linear layer and each LayerNorm, by channel (SSF, Lian et al.,
-    2022): scales start at 1 and shifts at 0, both with noise of deviation 0.02."""
+    """A scale and a shift, by channel, of what leaves the patch embedding, each linear layer and each LayerNorm (SSF,
+    Lian et al., 2022): scales start at 1 and shifts at 0, both with noise of deviation 0.02."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -92,8 +93,8 @@ class ScaleAndShift(Tuning):
 
 
 class Prompts(Tuning):
-    """Tokens that enter beside the others (VPT, Jia et al., 2022): before block 0, and if `deep`, new ones before every block in place
-    of what became of the last. They start uniform in +-sqrt(6 / (3 patch^2 + width)), as VPT's do."""
+    """Tokens that enter beside the others (VPT, Jia et al., 2022): before block 0, and if `deep`, new ones before every
+    block in place of what became of the last. They start uniform in +-sqrt(6 / (3 patch^2 + width)), as VPT's do."""
 
     def __init__(self, encoder: Encoder, length: int, *, deep: bool) -> None:
         super().__init__()

@@ -90,7 +90,11 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def second_half(self, block: int) -> nn.Module:
-        """What the sum of that block's input and its attention enters: the norm before the MLP."""
+        """What the sum of that block's input and its attention enters: the norm before the MLP.
+
+        Raises:
+            BackboneError: blocks that are built otherwise.
+        """
 
     @abstractmethod
     def operations(self) -> dict[str, int]:

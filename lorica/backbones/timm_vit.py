@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from safetensors import safe_open
 from timm.layers.attention import Attention
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder, Prefix, Site
@@ -94,7 +94,13 @@ class TimmViT(Encoder):
         return self.vit.forward_head(self.vit.norm(tokens), pre_logits=True)
 
     def second_half(self, block: int) -> nn.Module:
-        return self.blocks[block].get_submodule("norm2")
+        module = self.blocks[block]
+        if type(module) is not Block:
+            raise BackboneError(
+                f"backbone.name: the blocks of {self.name} are not attention followed by an MLP, each behind its own norm, "
+                "so that adapters have no place there; choose a plain ViT"
+            )
+        return module.norm2
 
     def operations(self) -> dict[str, int]:
         found = {"vit.patch_embed": self.width}

@@ -33,6 +33,7 @@ OPTIONS = {
     ("inf_lora", "released_code"): {"total_tasks": 30},
     "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
     "hide_prompt": {"alignment_epochs": 2},
+    "ran_pac": {"width": 64},
 }
 
 ALIGNS_ITS_HEAD = ("hide_prompt",)

@@ -1,0 +1,154 @@
+"""EASE: adapters and a feature space for each task, prototypes of all classes in all spaces (Zhou et al., CVPR 2024).
+
+Tasks count from 0, t is the latest. The features phi_i(x) are the frozen backbone's with task i's own adapters beside
+the MLP of every block (`Bottlenecks`: rank 64, scale 0.1, dropout 0.1); at their start they are the plain f(x).
+While task t is learned, its adapters train with a cosine head, sigma learned from 1, that is dropped afterwards:
+
+    loss = cross-entropy of sigma cos(phi_t(x), w_c) over the classes c of task t alone                            (1)
+
+Then P_c,i, the mean of phi_i over the training images of class c, is measured for the new classes in all spaces i <= t.
+A class o of an earlier task tau cannot be measured in the later spaces i = tau + 1 … t. There its prototype is put
+together from those of the classes n of tasks i … t, which are measured in both spaces, by their nearness to o in tau's:
+
+    w_o,n = softmax over n of cos(P_o,tau, P_n,tau) / temperature                  P_o,i = sum_n w_o,n P_n,i       (2)
+
+`recalculate: true` (default) does so after each task for every pair of tau and i; `false` does it once, for i = t from
+the classes of task t. Completed prototypes are never a source of others. A class c of task tau then scores
+
+    cos(phi_tau(x), P_c,tau) + (alpha / t) sum_{i != tau} cos(phi_i(x), P_c,i) + beta cos(f(x), P_c,f)             (3)
+
+with P_c,f the class mean on the plain backbone; alpha = 0.1, and beta = 0 (the code's setting for CUB: 1). At t = 0 the
+second term is empty. Each cosine is of one space, not of the features joined. A prediction takes t + 1 passes, one more
+with beta: the adapters begin in the first block, so that spaces have no trunk in common.
+
+At temperature 1, which is the method's, (2) is close to a plain mean: cosines that differ by d give weights that differ
+by a factor of e^d, and ten classes with cosines spread over 0.2 to 0.9 get weights of 0.07 to 0.14. The old classes of
+one task then look alike in later spaces, where (3) moves them together more than it tells them apart.
+
+Equations as our method card relays them (its section 5); alpha / t as in the authors' code (sun-hailong/CVPR24-Ease).
+Their numbers are this file's, `temperature` is our addition. Done otherwise than in that code:
+  * it keeps finished adapters in a plain list, which its checkpoints therefore lack; here they are part of the state;
+  * it derives the classes of a task from two sizes, the first task's and everyone else's; here tasks are of any size;
+  * one pass over the data serves all spaces at the end of a task, where it takes one for each;
+  * not offered: stored images; a single adapter with the cosine of joined features, its setting for OmniBenchmark, that
+    is APER; new classes measured in their own space alone, which predicts as `others_weight: 0` does.
+The optimiser defaults to that code's for ImageNet-R (there with batches of 16, for 20 epochs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from lorica.adapters.tuning import Bottlenecks
+from lorica.backbones.encoder import Encoder
+from lorica.heads import ClassMeans, CosineHead
+from lorica.methods.base import Context, Method, MethodConfig
+from lorica.types import Batch, Task
+
+
+class EASEConfig(MethodConfig):
+    """Options of EASE."""
+
+    cross_entropy: Literal["current_task"] = "current_task"  # the heads of earlier tasks are gone
+    rank: int = Field(default=64, ge=1, description="hidden units of an adapter")
+    scale: float = Field(default=0.1, gt=0, description="of what an adapter adds")
+    dropout: float = Field(
+        default=0.1, ge=0, lt=1, description="share of an adapter's hidden units dropped in training"
+    )
+    others_weight: float = Field(default=0.1, ge=0, description="alpha, of the other tasks' spaces together")
+    backbone_weight: float = Field(default=0.0, ge=0, description="beta, of the plain backbone; one more pass unless 0")
+    recalculate: bool = Field(default=True, description="complete all spaces anew after each task, not only the newest")
+    temperature: float = Field(default=1.0, gt=0, description="of the softmax over similarities")
+
+
+class EASE(Method):
+    """An adapter for each task, class means in every space."""
+
+    name = "ease"
+    Config = EASEConfig
+    compares_within_task = True
+    config: EASEConfig
+    head: CosineHead
+
+    def __init__(self, config: EASEConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.adapters, self.means = nn.ModuleList(), nn.ModuleList()  # one of each for every task
+        self.plain = ClassMeans(encoder.width, device=self.device)  # empty without backbone_weight
+
+    @classmethod
+    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
+        return {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-3, "schedule": "cosine"}
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        config, width = self.config, self.encoder.width
+        adapters = Bottlenecks(self.encoder, config.rank, scale=config.scale, dropout=config.dropout)
+        self.adapters.append(adapters)
+        self.head = CosineHead(width, len(task.class_names), device=self.device)
+        self.means.append(ClassMeans(width, device=self.device))
+        for means in self.prototypes():
+            means.grow(task.stop_class - len(means.prototypes))
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [*self.adapters[-1].parameters(), *self.head.parameters()]
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        features = cast(Bottlenecks, self.adapters[-1]).features(self.encoder, batch.inputs)
+        yield {"cross_entropy": F.cross_entropy(self.head(features), batch.labels - self.task.first_class)}
+
+    # --- the spaces: one for each task, then the plain backbone's if it has a weight ---
+
+    def prototypes(self) -> list[ClassMeans]:
+        """Those of all classes, for every space."""
+        return cast(list[ClassMeans], [*self.means, *([self.plain] if self.config.backbone_weight else [])])
+
+    def in_spaces(self, inputs: Float[Tensor, "n channels height width"]) -> list[Float[Tensor, "n features"]]:
+        """The features in every space."""
+        own = [each.features(self.encoder, inputs) for each in cast(list[Bottlenecks], self.adapters)]
+        return [*own, self.encoder.features(inputs)] if self.config.backbone_weight else own
+
+    def weights(self) -> Float[Tensor, "spaces classes"]:
+        """Of the cosines in (3)."""
+        shape = (len(self.prototypes()), self.task.stop_class)
+        weights = torch.full(shape, self.config.others_weight / max(1, self.task.index), device=self.device)
+        for task in self.tasks:
+            weights[task.index, task.first_class : task.stop_class] = 1
+        weights[len(self.tasks) :] = self.config.backbone_weight
+        return weights
+
+    # --- the end of a task, and predictions ---
+
+    @torch.no_grad()
+    def end_task(self, context: Context) -> None:
+        """Measures the new classes in every space, and completes the old ones."""
+        seen = [(self.in_spaces(batch.inputs), batch.labels) for batch in context.batches()]
+        labels = torch.cat([labels for _, labels in seen])
+        for means, parts in zip(self.prototypes(), zip(*(features for features, _ in seen), strict=True), strict=True):
+            means.set_means(torch.cat(parts), labels)
+        for space in self.tasks if self.config.recalculate else [self.task]:
+            self.complete(space)
+
+    def complete(self, space: Task) -> None:
+        """(2) for the classes older than this task, in its space."""
+        prototypes, known = self.prototypes()[space.index].prototypes, slice(space.first_class, None)
+        for task in self.tasks[: space.index]:
+            shared, old = self.prototypes()[task.index], slice(task.first_class, task.stop_class)
+            weights = (shared(shared.prototypes[old], known) / self.config.temperature).softmax(dim=1)
+            prototypes[old] = weights @ prototypes[known]
+
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        """(3)."""
+        pairs = zip(self.prototypes(), self.in_spaces(inputs), strict=True)
+        cosines = torch.stack([means(features) for means, features in pairs])
+        return (self.weights()[:, None] * cosines).sum(dim=0)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Without the head, which a learned task no longer needs."""
+        return {key: value for key, value in super().own_state().items() if not key.startswith("head.")}

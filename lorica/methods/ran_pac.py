@@ -1,0 +1,163 @@
+"""RanPAC: random features of a backbone adapted once, and ridge regression on them (McDonnell et al., NeurIPS 2023).
+
+On the **first task** a small module in the frozen backbone (`tuning`) and a cosine head are trained by
+
+    cross-entropy of sigma cos(f(x), row), sigma learned from 1                                                    (1)
+
+over its classes. Then the head goes, the module stays as it is, and nothing is trained any more. A fixed random layer,
+drawn once after this, widens the features:
+
+    h(x) = relu(f(x) W),    W ~ N(0, 1), [d, M]                                                                    (2)
+
+without bias or scaling. At the **end of each task** one pass over its images, not augmented, adds to two sums, with H the
+rows h of these images and Y their one-hot labels over all classes seen; the head follows from the sums:
+
+    G := G + H'H,    Q := Q + H'Y                                                                                  (3)
+    W_o = (G + lambda I)^-1 Q,    logits = h(x) W_o                                                                (4)
+
+so that, given f and lambda, the result is that of one regression on the images of all tasks, whatever their order. lambda is
+chosen for each task among 1e-8, 1e-7, …, 1e8, as that with which a regression on a random 80 % of the task's own images has
+the least mean squared error on the other 20 %; no test data, and no image of an earlier task.
+
+`tuning: adapter` (default)   bottlenecks of `rank` 64 beside every MLP, scaled by 0.1, dropout 0.1 in training
+`tuning: scale_and_shift`     of what leaves every linear layer and norm (SSF)
+`tuning: deep_prompts`        `length` 5 new tokens before every block (VPT)
+`tuning: none`                the pre-trained features; nothing is ever trained
+
+The paper's defaults otherwise: M = 10,000; SGD with momentum 0.9 at 0.01, falling by a cosine, weight decay 5e-4 (and batches
+of 48, 20 epochs). Its tuning depends on the dataset: adapter for CIFAR-100 and CUB, scale_and_shift for ImageNet-R,
+ImageNet-A and VTAB, deep_prompts for OmniBenchmark and Cars.
+
+Between tasks M^2 numbers of float64 are held and stored in each checkpoint: 800 MB for M = 10,000, whatever the number of
+tasks. While a task ends there are, beside its H in float32, two more of that size (4), or matrices with as many rows and
+columns as images in the 80 % (lambda). The time of (3) and (4) grows with M^2 and M^3, that of lambda with the cube of
+the smaller of M and those 80 % (`benchmarks/ridge_time.py`).
+
+Equation numbers are this file's; what is not in the paper's text is the released code's, as our method card (section 6)
+relays it. Done otherwise than in the released code (RanPAC/RanPAC):
+  * everything from H on is in float64: with lambda below 1, the normal equations mean little in the code's float32;
+  * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
+    factorisation (`lorica.heads`). A lambda that vanishes beside G in float64 is raised until it does not;
+  * an error that is not finite never wins; in the code NaN does, by numpy's argmin;
+  * logits are not multiplied by a learned sigma, which changes no argmax;
+  * a task of a single image, which cannot be divided, keeps the lambda of the task before (1, if there is none).
+Nor is there a cosine in (4): PILOT's RanPAC normalises h and the columns of W_o, which is another classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from lorica.adapters.tuning import Bottlenecks, Prompts, ScaleAndShift, Tuning
+from lorica.backbones.encoder import Encoder
+from lorica.errors import RecipeError
+from lorica.heads import CosineHead, RidgeHead, choose_ridge
+from lorica.methods.base import Context, Method, MethodConfig
+from lorica.types import Batch, Task
+
+FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to
+
+
+class RanPACConfig(MethodConfig):
+    """Options of RanPAC."""
+
+    cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
+    tuning: Literal["adapter", "scale_and_shift", "deep_prompts", "none"] = Field(
+        default="adapter", description="what adapts the backbone to the first task"
+    )
+    rank: int = Field(default=64, ge=1, description="hidden units of an adapter")
+    length: int = Field(default=5, ge=1, description="prompts before each block, of deep_prompts")
+    width: int = Field(default=10_000, ge=1, description="M, number of random features; 8 M^2 bytes are stored")
+
+
+class RanPAC(Method):
+    """Adapted on the first task, then ridge regression on random features."""
+
+    name = "ran_pac"
+    Config = RanPACConfig
+    config: RanPACConfig
+    head: CosineHead  # of (1): while the first task is the latest
+    projection: Tensor  # W
+
+    def __init__(self, config: RanPACConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.tuning: Tuning | None = None
+        self.register_buffer("projection", torch.zeros(encoder.width, config.width, device=self.device))
+        self.regression = RidgeHead(config.width, device=self.device)
+
+    @classmethod
+    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
+        return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        self.regression.grow(len(task.class_names))
+        if self.config.tuning == "none":
+            return
+        if task.index == 0:
+            if len(task.class_names) == 1:
+                raise RecipeError(
+                    f"method.tuning: {self.config.tuning} is trained to tell the classes of the first task apart, which "
+                    "has a single one; use method.tuning=none, or a larger first task"
+                )
+            self.tuning = self.new_tuning().eval()  # the loop turns training on and off
+            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
+        elif task.index == 1:
+            del self.head
+
+    def new_tuning(self) -> Tuning:
+        """What `tuning` names, at its start."""
+        if self.config.tuning == "adapter":
+            return Bottlenecks(self.encoder, self.config.rank)
+        if self.config.tuning == "scale_and_shift":
+            return ScaleAndShift(self.encoder)
+        return Prompts(self.encoder, self.config.length, deep=True)
+
+    def trainable(self) -> list[nn.Parameter]:
+        if self.tuning is None or self.task.index > 0:
+            return []
+        return [*self.tuning.parameters(), *self.head.parameters()]
+
+    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """f(x)."""
+        return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """(1)."""
+        yield {"cross_entropy": F.cross_entropy(self.head(self.features(batch.inputs)), batch.labels)}
+
+    def random_features(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n width"]:
+        """(2)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.relu(features.float() @ self.projection)
+
+    @torch.no_grad()
+    def end_task(self, context: Context) -> None:
+        """(3) and (4)."""
+        seen = [(self.features(batch.inputs), batch.labels) for batch in context.batches()]
+        features, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        if self.task.index == 0:
+            self.projection.copy_(torch.randn(self.projection.shape))
+        order = torch.randperm(len(labels)).to(labels.device)
+        h, labels = self.random_features(features[order]), labels[order]
+        self.regression.add(h, labels)
+        fit = int(FITTED * len(labels))
+        self.regression.solve(choose_ridge(h, labels, fit=fit) if fit else self.regression.ridge.item())
+
+    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+        return self.regression(self.random_features(self.features(inputs)))
+
+    def diagnostics(self) -> dict[str, Any]:
+        """lambda of the latest task."""
+        return {"ridge": self.regression.ridge.item()}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Without the head of (1), which is not used any more."""
+        return {key: value for key, value in super().own_state().items() if not key.startswith("head.")}
