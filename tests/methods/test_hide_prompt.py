@@ -215,10 +215,10 @@ def test_a_prediction_takes_two_passes_and_no_tokens_more(tiny_encoder) -> None:
     assert cost["forwards_per_prediction"] == 2
     assert cost["trainable_by_kind"] == {"head": 33, "prompts": 2 * 2 * 3 * 32}
     assert cost["stored_by_kind"] == {
-        "frozen": 6 * 2 * (32 + 32),
+        "frozen_features": 6 * 2 * (32 + 32),
         "head": 2 * 6 * 33,
         "identity": 2 * 64 * 32 + 64 + 32 + 2 * 32,
-        "prompted": 6 * 2 * (32 + 32),
+        "prompted_features": 6 * 2 * (32 + 32),
         "prompts": 3 * 2 * 2 * 3 * 32,
     }
     assert method.classifier() is None

@@ -1,0 +1,78 @@
+"""How long each method takes to learn a task, relative to SD-LoRA.
+
+    python benchmarks/training_time.py omniglot --rounds 3 data.root=… backbone.weights=…
+
+One process, one method after the other, round by round: in each round every method learns the next task of the recipe's
+stream, everything included that a run does between two tests (passes before and after the descent, statistics, solving). What is
+reported is the median over rounds of the ratio to SD-LoRA's time in the same round, so that a machine that slows down
+slows them all, and the smallest and the largest ratio. docs/results/RECIPE-time.json has them; `results_table.py` puts them beside the
+table.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from statistics import median
+from typing import Annotated
+
+import torch
+import typer
+from plans import of_method
+from results_table import METHODS
+from rich.console import Console
+from rich.table import Table
+
+from lorica.config import read_recipe
+from lorica.methods import find_method
+from lorica.progress import progress_bar
+from lorica.results import write_json
+from lorica.run import assemble
+from lorica.training import Fit, learn_task
+
+REFERENCE = "sd_lora"
+
+
+def main(
+    recipe: str,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
+    methods: Annotated[str, typer.Option(help="comma-separated, method[:variant][+option=value…]")] = ",".join(METHODS),
+    rounds: Annotated[int, typer.Option(help="tasks that each method learns")] = 3,
+    out: Annotated[Path, typer.Option(help="where the file goes")] = Path("docs/results"),
+) -> None:
+    """Compare the training time of methods."""
+    names = [REFERENCE, *(name for name in methods.split(",") if name != REFERENCE)]
+    recipes = {name: read_recipe(recipe, [*of_method(name), *(overrides or [])]) for name in names}
+    at_once = [name for name in names if find_method(recipes[name].method.name).learns_all_at_once]
+    parts = {name: assemble(recipes[name]) for name in names if name not in at_once}
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    with progress_bar() as reporter:
+        for number in range(rounds):
+            for name, part in parts.items():
+                task, fit = part.stream.tasks[number], Fit(**part.recipe.fit.model_dump())
+                start = time.perf_counter()
+                learn_task(
+                    part.method, task, part.stream.train(task), fit,
+                    seed=0, accelerator=part.accelerator, reporter=reporter,
+                )  # fmt: skip
+                seconds[name].append(time.perf_counter() - start)
+    ratios = {
+        name: [own / reference for own, reference in zip(taken, seconds[REFERENCE], strict=True)]
+        for name, taken in seconds.items()
+    }
+    table = Table(
+        "method", "time of a task, relative", "from", "to",
+        caption=f"{REFERENCE}: {median(seconds[REFERENCE]):.1f} s, {torch.get_num_threads()} threads",
+    )  # fmt: skip
+    for name, values in sorted(ratios.items(), key=lambda item: median(item[1])):
+        table.add_row(name, f"{median(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}")
+    Console().print(table)
+    if at_once:
+        Console(stderr=True).print(f"Left out, since they learn all tasks at once: {', '.join(at_once)}")
+    facts = {"rounds": rounds, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{Path(recipe).stem}-time.json", facts | {"seconds": seconds, "ratios": ratios})
+
+
+if __name__ == "__main__":
+    typer.run(main)
