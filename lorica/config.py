@@ -128,6 +128,9 @@ class Recipe(Section):
     fit: FitConfig = FitConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0, description="of training: starts, shuffling, augmentation")
+    checkpoints: Literal["all", "newest"] = Field(
+        default="all", description="those of all tasks, or of the latest alone, where they are large"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 

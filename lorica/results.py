@@ -163,8 +163,8 @@ class Result:
     Attributes:
         path: the folder it came from, if any.
         metrics: the contents of its metrics.json.
-        cost: the last task's entry in its cost.json, see `lorica.cost.measure`; None where there is none, and older runs
-            lack some keys.
+        cost: the last task's entry in its cost.json, see `lorica.cost.measure`, with what trained on the task that trained
+            most; None where there is none, and older runs lack some keys.
     """
 
     path: Path | None
@@ -183,8 +183,11 @@ class Result:
 
     @property
     def label(self) -> str:
-        """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one."""
-        return self.method if self.variant in DEFAULT_VARIANTS else f"{self.method} ({self.variant})"
+        """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one, or
+        "sd_lora (class means)" where these are read in place of its head."""
+        means = "class means" if "head" in self.metrics else None
+        extra = [self.variant if self.variant not in DEFAULT_VARIANTS else None, means]
+        return f"{self.method} ({', '.join(filter(None, extra))})" if any(extra) else self.method
 
     @property
     def seed(self) -> int:
@@ -380,7 +383,10 @@ def _last_cost(file: Path, values: Any) -> dict[str, Any] | None:
     tasks = values.get("tasks") if isinstance(values, dict) else None
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise LoricaError(f"{file}: expected tasks, an object for each; not a cost.json of this version of lorica")
-    return tasks[-1] if tasks else None
+    if not tasks:
+        return None
+    most = max((task["trainable"] for task in tasks if "trainable" in task), default=None)
+    return tasks[-1] | ({} if most is None else {"trainable": most})  # some methods train on their first task alone
 
 
 def _natural(path: Path) -> list[str | int]:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -24,6 +23,7 @@ from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
 from lorica.methods import ClassMeanReadout, LinearHeadMethod, LowRankConfig, Method, build_method, find_method
+from lorica.methods.base import SINGLE_FIRST, FirstTaskMethod
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, RunFolder, environment, metrics_of
 from lorica.training import Fit, learn_task
@@ -94,12 +94,14 @@ def run(
 
 
 def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
-    """runs/<recipe>/<method>, with variant and seed where they are not the default."""
+    """runs/<recipe>/<method>, with variant, read-out and seed where they are not the default."""
     name = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
     variant = getattr(resolved.method, "variant", None)
     parts = [Path(resolved.method.name).stem]
     if variant not in DEFAULT_VARIANTS:
         parts.append(variant)
+    if resolved.evaluate.readout == "prototypes":
+        parts.append("class_means")
     if resolved.seed:
         parts.append(f"seed{resolved.seed}")
     return Path("runs") / name / "-".join(parts)
@@ -204,9 +206,12 @@ def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
         yield f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}"
     if recipe.evaluate.readout == "prototypes" and method.features is Method.features:
         yield (
-            f"evaluate.readout: {method.name} does not read one feature of each input, which class means could be "
-            "taken of; use evaluate.readout=head"
+            f"evaluate.readout: {method.name} predicts by class means already, or has no space that all classes share; "
+            "use evaluate.readout=head"
         )
+    tunes = issubclass(method, FirstTaskMethod) and getattr(recipe.method, "tuning", None) != "none"
+    if tunes and len(stream.tasks[0].class_names) == 1:
+        yield f"stream: {SINGLE_FIRST}"
 
 
 def _require_device(recipe: Recipe) -> None:
@@ -241,7 +246,7 @@ def _learn_stream(
     if resumed:
         record = load_learned(folder.path, method)
         _require_same_classes(folder.path, parts)
-        rows, head_rows, diagnostics = record["accuracy"], record["head_accuracy"], record["diagnostics"]
+        rows, head_rows, diagnostics = record["accuracy"], record.get("head_accuracy"), record["diagnostics"]
         seconds, costs = record["train_seconds"], record["cost"]
     else:
         for old in (folder.path / "metrics.json", folder.path / "cost.json"):
@@ -297,7 +302,7 @@ def _learn_stream(
             ],
             accuracy=rows,
             head_accuracy=head_rows,
-            cross_entropy=recipe.method.cross_entropy if method.trainable() else None,
+            cross_entropy=recipe.method.cross_entropy if any(each["trainable"] for each in costs) else None,
             diagnostics=diagnostics,
             train_seconds=seconds,
             complete=complete,
@@ -308,6 +313,10 @@ def _learn_stream(
         # last: a run that was stopped before this line learns the task again, and writes the files above again
         folder.checkpoint(task.index).parent.mkdir(exist_ok=True)
         save_checkpoint(folder.checkpoint(task.index), method, record)
+        if recipe.checkpoints == "newest":
+            for older in folder.checkpoint(task.index).parent.glob("task_*"):
+                if older != folder.checkpoint(task.index):
+                    shutil.rmtree(older)
     return folder.read()
 
 
@@ -340,8 +349,10 @@ def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
     if newest is None:
         return None
     file = folder.path / "recipe.yaml"
-    old, new = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(recipe.resolved())
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "device")
+    old, new = _flat(read_recipe(file).resolved()), _flat(recipe.resolved())  # with the defaults of newer keys
+    differing = sorted(
+        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in ("device", "checkpoints")
+    )
     if differing:
         raise LoricaError(
             [

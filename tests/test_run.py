@@ -438,6 +438,43 @@ def test_a_single_class_with_a_loss_over_its_own_logits_is_refused(six_classes) 
         check("digits", source=six_classes, stream={"classes_per_task": 1}, **{"method.name": "cl_lora"})
 
 
+def test_a_first_task_of_one_class_is_refused_before_anything_is_written(six_classes, tmp_path) -> None:
+    for method in ("aper", "ran_pac"):
+        with pytest.raises(LoricaError, match=r"stream: the first task has a single class, .* use a larger first task"):
+            check("digits", source=six_classes, stream={"classes_per_task": [1, 5]}, method=method)
+        check("digits", source=six_classes, stream={"classes_per_task": [5, 1]}, method=method)
+    untuned = {"name": "ran_pac", "tuning": "none", "width": 8}
+    check("digits", source=six_classes, stream={"classes_per_task": [1, 5]}, method=untuned)
+
+
+def test_a_run_older_than_a_key_is_resumed_with_its_default(small_recipe, tmp_path) -> None:
+    run(small_recipe, out=tmp_path / "run", progress=False, stop_after=1)
+    file = tmp_path / "run" / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    for key in ("evaluate", "checkpoints"):
+        del values[key]
+    file.write_text(yaml.safe_dump(values))
+    assert run(small_recipe, out=tmp_path / "run", progress=False, resume=True).complete
+    with pytest.raises(LoricaError, match=r"evaluate\.readout was 'head', now 'prototypes'"):
+        run(small_recipe, out=tmp_path / "run", resume=True, **{"evaluate.readout": "prototypes"})
+
+
+def test_the_newest_checkpoint_alone(small_recipe, tmp_path) -> None:
+    run(small_recipe, out=tmp_path / "run", progress=False, checkpoints="newest", stop_after=2)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["task_01"]
+    resumed = run(small_recipe, out=tmp_path / "run", progress=False, resume=True)  # and all from now on
+    assert resumed.accuracy == run(small_recipe, out=tmp_path / "other", progress=False).accuracy
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"task_01", "task_02"}
+
+
+def test_what_trained_on_the_first_task_alone_is_in_the_table(small_recipe, tmp_path) -> None:
+    result = run({**small_recipe, "method": {"name": "aper", "rank": 2}}, out=tmp_path / "run", progress=False)
+    assert result.metrics["cross_entropy"] == "current_task"
+    assert result.cost is not None
+    assert result.cost["trainable"] > 0
+    assert result.cost["stored_by_kind"].keys() == {"adapters", "head"}
+
+
 def test_a_stream_longer_than_the_method_was_told_is_refused(six_classes) -> None:
     method = {"name": "inf_lora", "variant": "paper", "total_tasks": 2}
     with pytest.raises(LoricaError, match=r"method\.total_tasks: the stream has 3 tasks, which is more than 2"):

@@ -6,6 +6,7 @@ features and those of any number of modules. At their start bottlenecks change n
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from functools import partial
@@ -111,6 +112,33 @@ class Prompts(Tuning):
                 hooks.callback(block.register_forward_pre_hook(partial(_replace_first, prompt)).remove)
             tokens = encoder.tokens(inputs, prompt=self.tokens[:1])
         return encoder.pool(tokens[:, self.tokens.shape[1] :])
+
+
+class Copy(Tuning):
+    """A copy of the whole encoder to train in its place."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+
+    def features(
+        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
+    ) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs)
+
+
+def start_tuning(kind: str, encoder: Encoder, *, rank: int, length: int) -> Tuning | None:
+    """The module that a recipe calls adapter, scale_and_shift, deep_prompts, shallow_prompts, full or none, at its start."""
+    match kind:
+        case "adapter":
+            return Bottlenecks(encoder, rank)
+        case "scale_and_shift":
+            return ScaleAndShift(encoder)
+        case "deep_prompts" | "shallow_prompts":
+            return Prompts(encoder, length, deep=kind == "deep_prompts")
+        case "full":
+            return Copy(encoder)
+    return None
 
 
 def _key(name: str) -> str:

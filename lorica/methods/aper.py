@@ -35,35 +35,19 @@ here.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorica.adapters.tuning import Bottlenecks, Prompts, ScaleAndShift, Tuning
+from lorica.adapters.tuning import Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
-from lorica.errors import RecipeError
-from lorica.heads import ClassMeans, CosineHead
-from lorica.methods.base import Context, Method, MethodConfig
-from lorica.types import Batch, Task
-
-
-class Copy(Tuning):
-    """A copy of the encoder to train in its place."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder)
-
-    def features(
-        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n features"]:
-        return self.encoder.features(inputs)
+from lorica.heads import ClassMeans
+from lorica.methods.base import Context, FirstTaskMethod, MethodConfig
+from lorica.types import Task
 
 
 class APERConfig(MethodConfig):
@@ -77,14 +61,12 @@ class APERConfig(MethodConfig):
     cross_entropy: Literal["current_task"] = "current_task"  # the only task that trains is the first
 
 
-class APER(Method):
+class APER(FirstTaskMethod):
     """Nearest class mean by cosine, in plain and tuned features together."""
 
     name = "aper"
     Config = APERConfig
     config: APERConfig
-    tuning: Tuning
-    head: CosineHead
 
     def __init__(self, config: APERConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -94,51 +76,20 @@ class APER(Method):
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
 
+    def new_tuning(self) -> Tuning | None:
+        return start_tuning(self.config.tuning, self.encoder, rank=self.config.rank, length=self.config.length)
+
     def grow(self, task: Task) -> None:
         super().grow(task)
-        if task.index == 0:
-            if len(task.class_names) == 1:
-                raise RecipeError(
-                    "stream: aper tunes on the first task, with a loss that compares its classes, and there is only "
-                    "one; give it two or more, or use method.name=prototypes"
-                )
-            self.tuning = self.start()
-            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
         self.means.grow(len(task.class_names))
 
-    def start(self) -> Tuning:
-        """What g is before it trains."""
-        match self.config.tuning:
-            case "adapter":
-                return Bottlenecks(self.encoder, self.config.rank)
-            case "scale_and_shift":
-                return ScaleAndShift(self.encoder)
-            case "full":
-                return Copy(self.encoder)
-            case prompts:
-                return Prompts(self.encoder, self.config.length, deep=prompts == "deep_prompts")
-
-    def trainable(self) -> list[nn.Parameter]:
-        return [*self.tuning.parameters(), *self.head.parameters()] if self.task.index == 0 else []
-
-    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """(1)."""
-        logits = self.head(self.tuning.features(self.encoder, batch.inputs))
-        yield {"cross_entropy": F.cross_entropy(logits, batch.labels)}
-
-    @torch.no_grad()
     def end_task(self, context: Context) -> None:
         """(3)."""
-        pairs = [(self.features(batch.inputs), batch.labels) for batch in context.batches()]
-        self.means.set_means(torch.cat([f for f, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+        self.means.set_means(*context.gathered(self.features))
 
     def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         """(2)."""
-        return torch.cat([self.encoder.features(inputs), self.tuning.features(self.encoder, inputs)], dim=1)
+        return torch.cat([self.encoder.features(inputs), self.tuned(inputs)], dim=1)
 
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
         return self.means(self.features(inputs))
-
-    def own_state(self) -> dict[str, Tensor]:
-        """Without the head, which the first task alone needs."""
-        return {key: value for key, value in super().own_state().items() if not key.startswith("head.")}

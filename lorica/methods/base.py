@@ -30,8 +30,10 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from lorica.adapters.tuning import Tuning
 from lorica.backbones.encoder import Encoder
-from lorica.heads import GrowingLinear
+from lorica.errors import RecipeError
+from lorica.heads import CosineHead, GrowingLinear
 from lorica.types import Batch, Task
 
 
@@ -113,6 +115,12 @@ class Context:
     steps: int
     descend: Descend
 
+    def gathered(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """What `features` makes of all inputs of `batches`, and their labels; without gradients."""
+        with torch.no_grad():
+            pairs = [(features(batch.inputs), batch.labels) for batch in self.batches()]
+        return torch.cat([part for part, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
 
 class Method(nn.Module, ABC):
     """A class-incremental learning method around one encoder.
@@ -122,6 +130,7 @@ class Method(nn.Module, ABC):
         Config: its section of the recipe.
         trains_encoder: its checkpoints include the encoder's weights.
         learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
+        dropped: names of submodules that a learned task no longer needs; its checkpoints leave them out.
         compares_within_task: its loss compares the classes of one task with each other, so that one class is too few.
     """
 
@@ -129,6 +138,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trains_encoder: ClassVar[bool] = False
     learns_all_at_once: ClassVar[bool] = False
+    dropped: ClassVar[tuple[str, ...]] = ()
     compares_within_task: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
@@ -205,9 +215,9 @@ class Method(nn.Module, ABC):
         """Takes the shape of the state from which `structure` was taken; the method has been grown for its tasks."""
 
     def own_state(self) -> dict[str, Tensor]:
-        """The tensors a checkpoint holds: everything but a frozen encoder."""
-        state = self.state_dict()
-        return state if self.trains_encoder else {k: v for k, v in state.items() if not k.startswith("encoder.")}
+        """The tensors a checkpoint holds: everything but a frozen encoder and what is dropped."""
+        out = (*self.dropped, *(() if self.trains_encoder else ("encoder",)))
+        return {key: value for key, value in self.state_dict().items() if key.partition(".")[0] not in out}
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         """Copies a checkpoint's tensors in. The method must have been grown for the checkpoint's tasks.
@@ -273,3 +283,50 @@ class LinearHeadMethod(Method):
 
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
         return self.head.stacked()
+
+
+class FirstTaskMethod(Method):
+    """The common ground of methods that adapt to the first task alone: a module in the frozen encoder, trained with a cosine
+    head over that task's classes, which goes with the next task. From then on nothing descends.
+
+    A subclass says which module (`new_tuning`), what it remembers (`end_task`) and how it predicts.
+    """
+
+    dropped = ("head",)
+    head: CosineHead
+
+    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.tuning: Tuning | None = None
+
+    @abstractmethod
+    def new_tuning(self) -> Tuning | None:
+        """What the first task trains, at its start; None for nothing."""
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        if task.index == 0:
+            self.tuning = self.new_tuning()
+            if self.tuning is None:
+                return
+            if len(task.class_names) == 1:
+                raise RecipeError(f"stream: {SINGLE_FIRST}")
+            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
+        elif "head" in self._modules:
+            del self.head
+
+    def trainable(self) -> list[nn.Parameter]:
+        if self.tuning is None or self.task.index > 0:
+            return []
+        return [*self.tuning.parameters(), *self.head.parameters()]
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """Cross-entropy of the cosine head, on the first task."""
+        yield {"cross_entropy": F.cross_entropy(self.head(self.tuned(batch.inputs)), batch.labels)}
+
+    def tuned(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+        """Features of the encoder with the module in it."""
+        return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
+
+
+SINGLE_FIRST = "the first task has a single class, and what it trains is trained to tell its classes apart; use a larger first task"

@@ -177,6 +177,7 @@ class CLLoRA(Method):
     name = "cl_lora"
     Config = CLLoRAConfig
     compares_within_task = True
+    dropped = ("head",)  # a learned task no longer needs it
     config: CLLoRAConfig
     head: CosineHead
     settings: ClassVar[dict[str, dict[str, str]]] = {
@@ -322,15 +323,14 @@ class CLLoRA(Method):
             earlier = torch.stack([each.earlier_weight for each in factors], dim=1)
             return F.cosine_similarity(earlier, torch.stack([each.weight for each in factors])[None]).abs().mean()
 
-    @torch.no_grad()
     def end_task(self, context: Context) -> None:
         """The prototypes of the new classes, in the task's own space."""
-        features, labels = [], []
-        for batch in context.batches():
-            tokens = self.trunk(self.encoder.embed(batch.inputs))
-            features.append(self.branches(tokens, self.task.index, self.task.index + 1)[0])
-            labels.append(batch.labels)
-        self.means.set_means(torch.cat(features), torch.cat(labels))
+
+        def features(inputs: Tensor) -> Tensor:
+            tokens = self.trunk(self.encoder.embed(inputs))
+            return self.branches(tokens, self.task.index, self.task.index + 1)[0]
+
+        self.means.set_means(*context.gathered(features))
 
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
         tokens, scores = self.trunk(self.encoder.embed(inputs)), []
@@ -344,7 +344,3 @@ class CLLoRA(Method):
     def diagnostics(self) -> dict[str, Any]:
         """The latest task's block weights, in the order of the projections."""
         return {"block_weights": [each.weight.item() for each in self.upper.values()]}
-
-    def own_state(self) -> dict[str, Tensor]:
-        """Without the head, which a learned task no longer needs."""
-        return {key: value for key, value in super().own_state().items() if not key.startswith("head.")}

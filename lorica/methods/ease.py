@@ -74,13 +74,14 @@ class EASE(Method):
     name = "ease"
     Config = EASEConfig
     compares_within_task = True
+    dropped = ("head",)  # a learned task no longer needs it
     config: EASEConfig
     head: CosineHead
 
     def __init__(self, config: EASEConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.adapters, self.means = nn.ModuleList(), nn.ModuleList()  # one of each for every task
-        self.plain = ClassMeans(encoder.width, device=self.device)  # empty without backbone_weight
+        self.plain_means = ClassMeans(encoder.width, device=self.device)  # empty without backbone_weight
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
@@ -93,7 +94,7 @@ class EASE(Method):
         self.adapters.append(adapters)
         self.head = CosineHead(width, len(task.class_names), device=self.device)
         self.means.append(ClassMeans(width, device=self.device))
-        for means in self.prototypes():
+        for means in self.class_means():
             means.grow(task.stop_class - len(means.prototypes))
 
     def trainable(self) -> list[nn.Parameter]:
@@ -105,9 +106,9 @@ class EASE(Method):
 
     # --- the spaces: one for each task, then the plain backbone's if it has a weight ---
 
-    def prototypes(self) -> list[ClassMeans]:
+    def class_means(self) -> list[ClassMeans]:
         """Those of all classes, for every space."""
-        return cast(list[ClassMeans], [*self.means, *([self.plain] if self.config.backbone_weight else [])])
+        return cast(list[ClassMeans], [*self.means, *([self.plain_means] if self.config.backbone_weight else [])])
 
     def in_spaces(self, inputs: Float[Tensor, "n channels height width"]) -> list[Float[Tensor, "n features"]]:
         """The features in every space."""
@@ -116,7 +117,7 @@ class EASE(Method):
 
     def weights(self) -> Float[Tensor, "spaces classes"]:
         """Of the cosines in (3)."""
-        shape = (len(self.prototypes()), self.task.stop_class)
+        shape = (len(self.class_means()), self.task.stop_class)
         weights = torch.full(shape, self.config.others_weight / max(1, self.task.index), device=self.device)
         for task in self.tasks:
             weights[task.index, task.first_class : task.stop_class] = 1
@@ -128,27 +129,22 @@ class EASE(Method):
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
         """Measures the new classes in every space, and completes the old ones."""
-        seen = [(self.in_spaces(batch.inputs), batch.labels) for batch in context.batches()]
-        labels = torch.cat([labels for _, labels in seen])
-        for means, parts in zip(self.prototypes(), zip(*(features for features, _ in seen), strict=True), strict=True):
-            means.set_means(torch.cat(parts), labels)
+        features, labels = context.gathered(lambda inputs: torch.stack(self.in_spaces(inputs), dim=1))
+        for means, own in zip(self.class_means(), features.unbind(1), strict=True):
+            means.set_means(own, labels)
         for space in self.tasks if self.config.recalculate else [self.task]:
             self.complete(space)
 
     def complete(self, space: Task) -> None:
         """(2) for the classes older than this task, in its space."""
-        prototypes, known = self.prototypes()[space.index].prototypes, slice(space.first_class, None)
+        prototypes, known = self.class_means()[space.index].prototypes, slice(space.first_class, None)
         for task in self.tasks[: space.index]:
-            shared, old = self.prototypes()[task.index], slice(task.first_class, task.stop_class)
+            shared, old = self.class_means()[task.index], slice(task.first_class, task.stop_class)
             weights = (shared(shared.prototypes[old], known) / self.config.temperature).softmax(dim=1)
             prototypes[old] = weights @ prototypes[known]
 
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
         """(3)."""
-        pairs = zip(self.prototypes(), self.in_spaces(inputs), strict=True)
+        pairs = zip(self.class_means(), self.in_spaces(inputs), strict=True)
         cosines = torch.stack([means(features) for means, features in pairs])
         return (self.weights()[:, None] * cosines).sum(dim=0)
-
-    def own_state(self) -> dict[str, Tensor]:
-        """Without the head, which a learned task no longer needs."""
-        return {key: value for key, value in super().own_state().items() if not key.startswith("head.")}

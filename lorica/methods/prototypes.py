@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -38,10 +37,8 @@ class Prototypes(Method):
     def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         return iter(())
 
-    @torch.no_grad()
     def end_task(self, context: Context) -> None:
-        pairs = [(self.encoder.features(batch.inputs), batch.labels) for batch in context.batches()]
-        self.means.set_means(torch.cat([f for f, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+        self.means.set_means(*context.gathered(self.encoder.features))
 
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
         return self.means(self.encoder.features(inputs))

@@ -46,21 +46,20 @@ Nor is there a cosine in (4): PILOT's RanPAC normalises h and the columns of W_o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from lorica.adapters.tuning import Bottlenecks, Prompts, ScaleAndShift, Tuning
+from lorica.adapters.tuning import Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
-from lorica.errors import RecipeError
-from lorica.heads import CosineHead, RidgeHead, choose_ridge
-from lorica.methods.base import Context, Method, MethodConfig
-from lorica.types import Batch, Task
+from lorica.heads import RidgeHead, choose_ridge
+from lorica.methods.base import Context, FirstTaskMethod, MethodConfig
+from lorica.types import Task
 
 FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to
 
@@ -77,18 +76,16 @@ class RanPACConfig(MethodConfig):
     width: int = Field(default=10_000, ge=1, description="M, number of random features; 8 M^2 bytes are stored")
 
 
-class RanPAC(Method):
+class RanPAC(FirstTaskMethod):
     """Adapted on the first task, then ridge regression on random features."""
 
     name = "ran_pac"
     Config = RanPACConfig
     config: RanPACConfig
-    head: CosineHead  # of (1): while the first task is the latest
     projection: Tensor  # W
 
     def __init__(self, config: RanPACConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.tuning: Tuning | None = None
         self.register_buffer("projection", torch.zeros(encoder.width, config.width, device=self.device))
         self.regression = RidgeHead(config.width, device=self.device)
 
@@ -96,42 +93,16 @@ class RanPAC(Method):
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
 
+    def new_tuning(self) -> Tuning | None:
+        return start_tuning(self.config.tuning, self.encoder, rank=self.config.rank, length=self.config.length)
+
     def grow(self, task: Task) -> None:
         super().grow(task)
         self.regression.grow(len(task.class_names))
-        if self.config.tuning == "none":
-            return
-        if task.index == 0:
-            if len(task.class_names) == 1:
-                raise RecipeError(
-                    f"method.tuning: {self.config.tuning} is trained to tell the classes of the first task apart, which "
-                    "has a single one; use method.tuning=none, or a larger first task"
-                )
-            self.tuning = self.new_tuning().eval()  # the loop turns training on and off
-            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
-        elif task.index == 1:
-            del self.head
-
-    def new_tuning(self) -> Tuning:
-        """What `tuning` names, at its start."""
-        if self.config.tuning == "adapter":
-            return Bottlenecks(self.encoder, self.config.rank)
-        if self.config.tuning == "scale_and_shift":
-            return ScaleAndShift(self.encoder)
-        return Prompts(self.encoder, self.config.length, deep=True)
-
-    def trainable(self) -> list[nn.Parameter]:
-        if self.tuning is None or self.task.index > 0:
-            return []
-        return [*self.tuning.parameters(), *self.head.parameters()]
 
     def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         """f(x)."""
-        return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
-
-    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """(1)."""
-        yield {"cross_entropy": F.cross_entropy(self.head(self.features(batch.inputs)), batch.labels)}
+        return self.tuned(inputs)
 
     def random_features(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n width"]:
         """(2)."""
@@ -141,8 +112,7 @@ class RanPAC(Method):
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
         """(3) and (4)."""
-        seen = [(self.features(batch.inputs), batch.labels) for batch in context.batches()]
-        features, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        features, labels = context.gathered(self.features)
         if self.task.index == 0:
             self.projection.copy_(torch.randn(self.projection.shape))
         order = torch.randperm(len(labels)).to(labels.device)
@@ -157,7 +127,3 @@ class RanPAC(Method):
     def diagnostics(self) -> dict[str, Any]:
         """lambda of the latest task."""
         return {"ridge": self.regression.ridge.item()}
-
-    def own_state(self) -> dict[str, Tensor]:
-        """Without the head of (1), which is not used any more."""
-        return {key: value for key, value in super().own_state().items() if not key.startswith("head.")}

@@ -64,9 +64,7 @@ class ClassMeanReadout(Method):
 
     def end_task(self, context: Context) -> None:
         self.learner.end_task(context)
-        with torch.no_grad():
-            pairs = [(self.features(batch.inputs), batch.labels) for batch in context.batches()]
-        self.means.set_means(torch.cat([f for f, _ in pairs]), torch.cat([labels for _, labels in pairs]))
+        self.means.set_means(*context.gathered(self.features))
 
     def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         return self.learner.features(inputs)

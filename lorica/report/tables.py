@@ -18,7 +18,7 @@ from lorica.errors import LoricaError
 from lorica.results import Result
 
 CAPTION = (
-    "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the last task, head included. "
+    "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
     "Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
 )
 MEASURES = {"acc": "Acc", "aaa": "AAA", "forgetting": "Forgetting", "new_task": "New task"}
@@ -32,7 +32,7 @@ COSTS = {
 }
 """The costs in a table (see `lorica.cost.measure`) and their headings."""
 
-INCIDENTAL = ("seed", "device", "data.root", "data.cache_gib", "backbone.weights")
+INCIDENTAL = ("seed", "device", "checkpoints", "data.root", "data.cache_gib", "backbone.weights", "evaluate.readout")
 """Keys of a recipe in which runs of one row may differ."""
 
 _WIDE = 112
@@ -102,7 +102,7 @@ def summarise(
 ) -> list[Row]:
     """Put runs together that differ in their seeds only.
 
-    Runs share a row if method, variant, the number of tasks, the set of classes and all settings of the recipe but seeds
+    Runs share a row if method, variant, read-out, the number of tasks, the set of classes and all settings of the recipe but seeds
     of training, device and places on disk are the same. Runs that are not complete are left out; `notes` names them. Where
     streams or settings in one table differ, the labels say which is which.
 
@@ -119,20 +119,20 @@ def summarise(
     for run in results:
         if run.complete:
             classes = frozenset(name for task in run.tasks for name in task["classes"])
-            key = (run.method, run.variant, by(run) if by else "", len(run.tasks), classes)
+            key = (run.method, run.label, by(run) if by else "", len(run.tasks), classes)
             groups.setdefault((*key, tuple(_settings(run).items())), []).append(run)
     one_stream = len({key[3:5] for key in groups}) < 2
     rows = []
     for key, runs in groups.items():
-        method, variant, extra, tasks, classes, settings = key
+        method, label, extra, tasks, classes, settings = key
         stream = "" if one_stream else f"{len(classes)} classes in {tasks} tasks"
         rivals = [dict(other[5]) for other in groups if other[:5] == key[:5]]
         told_apart = [f"{name}={value}" for name, value in settings if any(r.get(name) != value for r in rivals)]
         rows.append(
             Row(
-                label=", ".join(filter(None, (runs[0].label, extra, *told_apart, stream))),
+                label=", ".join(filter(None, (label, extra, *told_apart, stream))),
                 method=method,
-                variant=variant,
+                variant=runs[0].variant,
                 extra=extra,
                 tasks=tasks,
                 classes=len(classes),

@@ -47,7 +47,7 @@ def learner(encoder, tasks: int = 4, **options) -> EASE:
         with torch.no_grad():
             for parameter in method.trainable():
                 parameter.normal_()
-    for means in method.prototypes():
+    for means in method.class_means():
         means.prototypes.normal_()
     return method.eval()
 
@@ -171,14 +171,14 @@ def test_what_is_learned_keeps_its_bits(tiny_encoder, stream, recalculate) -> No
     train(method, stream, range(2))
     inputs = all_of(stream.train_all()).inputs
     adapters = {name: value.clone() for name, value in method.own_state().items() if name.startswith("adapters.")}
-    spaces, means = method.in_spaces(inputs), [each.prototypes.clone() for each in method.prototypes()]
+    spaces, means = method.in_spaces(inputs), [each.prototypes.clone() for each in method.class_means()]
     assert all(adapters[f"adapters.{t}.up"].any() for t in range(2))
     train(method, stream, range(2, 3))
     state = method.own_state()
     assert all(torch.equal(state[name], value) for name, value in adapters.items())
     for t in range(2):
         assert torch.equal(method.in_spaces(inputs)[t], spaces[t])
-    first, second, _ = (each.prototypes for each in method.prototypes())
+    first, second, _ = (each.prototypes for each in method.class_means())
     assert torch.equal(first[:5], means[0])
     assert torch.equal(second[3:5], means[1][3:5])
     assert torch.equal(second[:3], means[1][:3]) != recalculate  # the completed ones
@@ -193,7 +193,7 @@ def test_prototypes_are_means_of_raw_features_in_every_space(tiny_encoder, strea
     for task in stream.tasks:
         data = all_of(stream.train(task))
         spaces = [features_of(tiny_encoder(), method, i, data.inputs) for i in range(task.index + 1)]
-        measured = [*method.prototypes()[: task.index + 1], method.plain]
+        measured = [*method.class_means()[: task.index + 1], method.plain_means]
         for features, means in zip([*spaces, tiny_encoder().features(data.inputs)], measured, strict=True):
             for label in range(task.first_class, task.stop_class):
                 expected = features[data.labels == label].mean(dim=0)
@@ -211,10 +211,10 @@ def completed(measured: list[Tensor], old: int, space: int, known: list[int], te
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_missing_prototypes_by_hand(tiny_encoder, temperature) -> None:
     method = learner(tiny_encoder(), temperature=temperature)
-    before = [each.prototypes.clone() for each in method.prototypes()]
+    before = [each.prototypes.clone() for each in method.class_means()]
     for space in TASKS:
         method.complete(space)
-    for space, means in enumerate(method.prototypes()):
+    for space, means in enumerate(method.class_means()):
         known = [n for n in range(10) if TASK_OF[n] >= space]
         for c in range(10):
             if c in known:
@@ -242,7 +242,7 @@ def test_what_each_task_completes(tiny_encoder, recalculate) -> None:
             for parameter in method.trainable():
                 parameter.normal_()
         method.end_task(one_image_each(task))
-    prototypes = [each.prototypes for each in method.prototypes()]
+    prototypes = [each.prototypes for each in method.class_means()]
     for space in range(1, 4):
         known = [n for n in range(10) if (TASK_OF[n] >= space if recalculate else TASK_OF[n] == space)]
         for old in range(CLASSES[space][0]):
@@ -254,19 +254,19 @@ def test_completed_prototypes_are_never_a_source(tiny_encoder) -> None:
     method = learner(tiny_encoder())
     for space in TASKS:
         method.complete(space)
-    wanted = [each.prototypes.clone() for each in method.prototypes()]
-    for space, means in enumerate(method.prototypes()):
+    wanted = [each.prototypes.clone() for each in method.class_means()]
+    for space, means in enumerate(method.class_means()):
         means.prototypes[: CLASSES[space][0]] = math.nan
     for space in reversed(TASKS):
         method.complete(space)
-    assert all(torch.equal(each.prototypes, old) for each, old in zip(method.prototypes(), wanted, strict=True))
+    assert all(torch.equal(each.prototypes, old) for each, old in zip(method.class_means(), wanted, strict=True))
 
 
 def test_a_completed_prototype_is_a_convex_combination(tiny_encoder) -> None:
     """With unit vectors as the measured ones, the completed one shows its weights."""
     method = learner(tiny_encoder(), 2)
     method.grow(TASKS[2])
-    third = method.prototypes()[2].prototypes
+    third = method.class_means()[2].prototypes
     third[4:] = torch.eye(32)[:2]
     method.complete(TASKS[2])
     weights = third[:4, :2]
@@ -278,7 +278,7 @@ def test_a_completed_prototype_is_a_convex_combination(tiny_encoder) -> None:
 
 def test_at_low_temperature_the_nearest_class_stands_in(tiny_encoder) -> None:
     method = learner(tiny_encoder(), 3, temperature=1e-4)
-    first, _, third = (each.prototypes for each in method.prototypes())
+    first, _, third = (each.prototypes for each in method.class_means())
     nearest = [4 + int(cosine(first[o], first[5]) > cosine(first[o], first[4])) for o in range(3)]
     method.complete(TASKS[2])
     torch.testing.assert_close(third[:3], third[nearest])
@@ -307,9 +307,9 @@ def test_scores_by_hand(tiny_encoder, tasks, alpha, beta) -> None:
             score = 0.0
             for i, features in enumerate(spaces):
                 weight = 1.0 if i == TASK_OF[c] else alpha / (tasks - 1)
-                score += weight * cosine(features[x], method.prototypes()[i].prototypes[c])
+                score += weight * cosine(features[x], method.class_means()[i].prototypes[c])
             if beta:
-                score += beta * cosine(plain[x], method.plain.prototypes[c])
+                score += beta * cosine(plain[x], method.plain_means.prototypes[c])
             assert logits[x, c].item() == pytest.approx(score, abs=1e-5)
 
 
@@ -317,7 +317,7 @@ def test_without_alpha_other_spaces_do_not_matter(tiny_encoder) -> None:
     for alpha, matters in ((0.0, False), (0.1, True)):
         method = learner(tiny_encoder(), others_weight=alpha)
         before = method.predict(IMAGES)
-        for space, means in enumerate(method.prototypes()):
+        for space, means in enumerate(method.class_means()):
             for c in range(10):
                 if TASK_OF[c] != space:
                     means.prototypes[c].normal_()
@@ -327,7 +327,7 @@ def test_without_alpha_other_spaces_do_not_matter(tiny_encoder) -> None:
 def test_each_space_has_a_cosine_of_its_own(tiny_encoder) -> None:
     method = learner(tiny_encoder())
     before = method.predict(IMAGES)
-    method.prototypes()[1].prototypes *= 50
+    method.class_means()[1].prototypes *= 50
     torch.testing.assert_close(method.predict(IMAGES), before)
 
 
