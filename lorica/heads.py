@@ -143,9 +143,11 @@ class RidgeHead(nn.Module):
         kept = self.gram.diagonal().clone()
         ridge = max(ridge, torch.finfo(torch.double).eps * kept.sum().item())
         while True:
-            self.gram.diagonal().add_(ridge)
-            factor, failed = torch.linalg.cholesky_ex(self.gram)
-            self.gram.diagonal().copy_(kept)
+            try:
+                self.gram.diagonal().add_(ridge)
+                factor, failed = torch.linalg.cholesky_ex(self.gram)
+            finally:  # whatever happens, G is as it was
+                self.gram.diagonal().copy_(kept)
             if not failed:
                 break
             ridge *= 10
@@ -160,9 +162,16 @@ class RidgeHead(nn.Module):
 
 
 def choose_ridge(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int) -> float:
-    """That of `RIDGES` with the least finite error in `ridge_errors`."""
-    errors = ridge_errors(features, labels, fit=fit).tolist()
-    return min((error, ridge) for error, ridge in zip(errors, RIDGES, strict=True) if math.isfinite(error))[1]
+    """That of `RIDGES` with the least finite error in `ridge_errors`.
+
+    Raises:
+        TrainingError: no error is finite.
+    """
+    errors = zip(ridge_errors(features, labels, fit=fit).tolist(), RIDGES, strict=True)
+    finite = [(error, ridge) for error, ridge in errors if math.isfinite(error)]
+    if not finite:
+        raise TrainingError("ridge regression: no ridge has a finite error; start anew with a lower fit.learning_rate")
+    return min(finite)[1]
 
 
 def ridge_errors(
