@@ -401,7 +401,7 @@ def test_without_alignment_old_rows_keep_their_bits(tiny_encoder, stream) -> Non
     for name in ("head.weights.0", "head.biases.0", "identity.head.weights.0", "identity.head.biases.0"):
         assert torch.equal(after[name], before[name])
     assert torch.equal(after["prompts.rows.0"], before["prompts.rows.0"])
-    for name in ("frozen", "prompted"):
+    for name in ("frozen_features", "prompted_features"):
         assert torch.equal(after[f"{name}.means"][:2], before[f"{name}.means"])
     assert not torch.equal(after["identity.residual.0.weight"], before["identity.residual.0.weight"])
 
