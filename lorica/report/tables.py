@@ -127,7 +127,12 @@ def summarise(
         method, label, extra, tasks, classes, settings = key
         stream = "" if one_stream else f"{len(classes)} classes in {tasks} tasks"
         rivals = [dict(other[5]) for other in groups if other[:5] == key[:5]]
-        told_apart = [f"{name}={value}" for name, value in settings if any(r.get(name) != value for r in rivals)]
+        # what most of them share goes without saying: one row is the method, the others what was changed in it
+        told_apart = [
+            f"{name}={value}"
+            for name, value in settings
+            if sum(rival.get(name) == value for rival in rivals) <= len(rivals) / 2
+        ]
         rows.append(
             Row(
                 label=", ".join(filter(None, (label, extra, *told_apart, stream))),

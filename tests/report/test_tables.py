@@ -228,3 +228,10 @@ def test_runs_of_different_settings_never_share_a_row(make_run: MakeRun) -> None
     ten, four = summarise(runs)
     assert (ten.label, ten.seeds) == ("sd_lora, method.rank=10", 2)
     assert (four.label, four.seeds) == ("sd_lora, method.rank=4", 1)
+
+
+def test_an_ablation_is_named_by_what_it_changes(make_run: MakeRun) -> None:
+    runs = [make_run([[0.5]]) for _ in range(3)]
+    for run, changed in zip(runs, ({}, {"rank": 4}, {"reset": True}), strict=True):
+        run.metrics["recipe"] = {"method": {"name": run.method, "rank": 10, "reset": False} | changed}
+    assert [row.label for row in summarise(runs)] == ["sd_lora", "sd_lora, method.rank=4", "sd_lora, method.reset=True"]
