@@ -35,30 +35,22 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from lorica.adapters.tuning import Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans
-from lorica.methods.base import Context, FirstTaskMethod, MethodConfig
+from lorica.methods.base import Context, FirstTaskConfig, FirstTaskMethod
 from lorica.types import Task
 
 
-class APERConfig(MethodConfig):
+class APERConfig(FirstTaskConfig):
     """Options of APER."""
 
-    tuning: Literal["adapter", "scale_and_shift", "deep_prompts", "shallow_prompts", "full"] = Field(
-        default="adapter", description="what the first task trains"
-    )
-    rank: int = Field(default=64, ge=1, description="of tuning adapter: hidden units in each block")
-    length: int = Field(default=5, ge=1, description="of deep_prompts and shallow_prompts: tokens of a prompt")
-    cross_entropy: Literal["current_task"] = "current_task"  # the only task that trains is the first
+    tuning: Literal["adapter", "scale_and_shift", "deep_prompts", "shallow_prompts", "full"] = "adapter"
 
 
 class APER(FirstTaskMethod):
@@ -71,13 +63,6 @@ class APER(FirstTaskMethod):
     def __init__(self, config: APERConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.means = ClassMeans(2 * encoder.width, device=self.device)
-
-    @classmethod
-    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
-        return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
-
-    def new_tuning(self) -> Tuning | None:
-        return start_tuning(self.config.tuning, self.encoder, rank=self.config.rank, length=self.config.length)
 
     def grow(self, task: Task) -> None:
         super().grow(task)

@@ -47,7 +47,6 @@ Nor is there a cosine in (4): PILOT's RanPAC normalises h and the columns of W_o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -56,24 +55,18 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from lorica.adapters.tuning import Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
 from lorica.heads import RidgeHead, choose_ridge
-from lorica.methods.base import Context, FirstTaskMethod, MethodConfig
+from lorica.methods.base import Context, FirstTaskConfig, FirstTaskMethod
 from lorica.types import Task
 
 FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to
 
 
-class RanPACConfig(MethodConfig):
+class RanPACConfig(FirstTaskConfig):
     """Options of RanPAC."""
 
-    cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
-    tuning: Literal["adapter", "scale_and_shift", "deep_prompts", "none"] = Field(
-        default="adapter", description="what adapts the backbone to the first task"
-    )
-    rank: int = Field(default=64, ge=1, description="hidden units of an adapter")
-    length: int = Field(default=5, ge=1, description="prompts before each block, of deep_prompts")
+    tuning: Literal["adapter", "scale_and_shift", "deep_prompts", "none"] = "adapter"
     width: int = Field(default=10_000, ge=1, description="M, number of random features; 8 M^2 bytes are stored")
 
 
@@ -89,13 +82,6 @@ class RanPAC(FirstTaskMethod):
         super().__init__(config, encoder)
         self.register_buffer("projection", torch.zeros(encoder.width, config.width, device=self.device))
         self.regression = RidgeHead(config.width, device=self.device)
-
-    @classmethod
-    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
-        return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
-
-    def new_tuning(self) -> Tuning | None:
-        return start_tuning(self.config.tuning, self.encoder, rank=self.config.rank, length=self.config.length)
 
     def grow(self, task: Task) -> None:
         super().grow(task)
