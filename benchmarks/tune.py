@@ -7,7 +7,7 @@ of the factors, with a seed that no table uses, and is scored by its average any
 not looked at. While the best rate of a method is the lowest or the highest that it has tried, one a third or three times as
 high is tried too, so that no method is held back by where its default lies. Then the best two rates go on to more tasks, since
 what suits a short stream need not suit a long one, and the better one is chosen.
-docs/results/RECIPE-tuning.json has what was tried and chosen; methods that are there from another call stay.
+docs/results/RECIPE-tuning.json has what was tried, on what budget, and chosen; methods that are there from another call stay.
 `results_table.py --tuned` takes the rates from it. Runs are resumable, in runs/RECIPE-tuning/.
 """
 
@@ -71,23 +71,27 @@ def main(
     finals = run(
         {method: sorted(tried, key=lambda rate: -tried[rate])[:2] for method, tried in scores.items()}, final_tasks
     )
-    budget = {"factors": factors, "tasks": tasks, "final_tasks": final_tasks, "seed": SEED, "held_out": 0.2}
+    budget = {"score": "aaa on held-out data", "held_out": 0.2, "seed": SEED} | {
+        "factors": factors,
+        "tasks": tasks,
+        "final_tasks": final_tasks,
+    }
     file = out / f"{name}-tuning.json"
     known = json.loads(file.read_text()) if file.exists() else {}
-    written = {key: known.get(key, {}) for key in ("scores", "final_scores", "chosen")}
+    written = {key: known.get(key, {}) for key in ("budget", "scores", "final_scores", "chosen")}
     table = Table("method", f"AAA % after {tasks} tasks, by learning rate", f"after {final_tasks}", "chosen")
     for method in defaults:
         best = max(finals[method], key=lambda rate: finals[method][rate])
         for key, tried in (("scores", scores[method]), ("final_scores", finals[method])):
             written[key][method] = {f"{rate:g}": tried[rate] for rate in sorted(tried)}
-        written["chosen"][method] = best
+        written["chosen"][method], written["budget"][method] = best, budget
         shown = (
             ", ".join(f"{r}: {100 * a:.1f}" for r, a in written[key][method].items())
             for key in ("scores", "final_scores")
         )
         table.add_row(method, *shown, f"{best:g}")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"budget": budget | {"score": "aaa on held-out data"}} | written)
+    write_json(file, written)
     Console().print(table)
 
 

@@ -84,6 +84,8 @@ def run(
     figures.draw_all([result], folder / "figures")
     if result.complete:
         console.print(tables.to_rich(tables.summarise([result]), width=console.width))
+        if own := result.metrics.get("head"):
+            console.print(f"By its own head: Acc {100 * own['acc']:.1f}, AAA {100 * own['aaa']:.1f}")
     else:
         console.print(
             f"{len(result.accuracy)} of {len(result.tasks)} tasks learned, average accuracy {100 * result.acc:.1f} %; "
@@ -157,10 +159,14 @@ def evaluate(
     tasks: Annotated[int | None, typer.Option(min=1, help="go back to the checkpoint after this many tasks")] = None,
 ) -> None:
     """Test a run's checkpoint again, task by task."""
-    row, names = evaluate_run(folder, tasks=tasks)
-    shown = Table("task", "classes", "accuracy %", title=str(folder), title_justify="left")
-    for number, (accuracy, classes) in enumerate(zip(row, names, strict=True), start=1):
-        shown.add_row(str(number), ", ".join(classes[:6]) + (" …" if len(classes) > 6 else ""), f"{100 * accuracy:.1f}")
+    tested = evaluate_run(folder, tasks=tasks)
+    columns = {"accuracy %": tested.accuracy}
+    if tested.head_accuracy:
+        columns = {"by class means %": tested.accuracy, "by its head %": tested.head_accuracy}
+    shown = Table("task", "classes", *columns, title=str(folder), title_justify="left")
+    for number, (classes, *accuracies) in enumerate(zip(tested.classes, *columns.values(), strict=True), start=1):
+        names = ", ".join(classes[:6]) + (" …" if len(classes) > 6 else "")
+        shown.add_row(str(number), names, *(f"{100 * accuracy:.1f}" for accuracy in accuracies))
     console.print(shown)
 
 

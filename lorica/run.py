@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -124,10 +125,22 @@ def check(
     return resolved, _stream(resolved, source or _source(resolved), encoder.image_size)
 
 
-def evaluate(
-    folder: str | Path, *, tasks: int | None = None, source: Source | None = None
-) -> tuple[list[float], list[tuple[str, ...]]]:
-    """Tests a run's checkpoint again: the accuracy on each task learned by then, and the tasks' class names.
+class Evaluation(NamedTuple):
+    """A checkpoint tested again.
+
+    Attributes:
+        accuracy: on each task learned by then, fractions.
+        classes: the names of each task's classes.
+        head_accuracy: the same by the method's own predictions, where `accuracy` is by class means; else None.
+    """
+
+    accuracy: list[float]
+    classes: list[tuple[str, ...]]
+    head_accuracy: list[float] | None
+
+
+def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | None = None) -> Evaluation:
+    """Tests a run's checkpoint again.
 
     Args:
         tasks: the checkpoint after that many tasks; absent = the last one.
@@ -145,8 +158,8 @@ def evaluate(
     _require_same_classes(path, parts)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
     with progress_bar() as reporter:
-        row = accuracy_row(parts.method, learned, parts.test_data, accelerator=parts.accelerator, reporter=reporter)
-    return row, [each.class_names for each in learned]
+        row, head_row = _tested(parts, learned, reporter)
+    return Evaluation(row, [each.class_names for each in learned], head_row)
 
 
 def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
@@ -239,14 +252,14 @@ def _learn_stream(
     recipe, stream, method, accelerator = parts.recipe, parts.stream, parts.method, parts.accelerator
     folder.create()
     rows: list[list[float]] = []
-    head_rows: list[list[float]] | None = [] if isinstance(method, ClassMeanReadout) else None
+    head_rows: list[list[float]] = []
     diagnostics: dict[str, list[Any]] = {}
     seconds: list[float] = []
     costs: list[dict[str, Any]] = []
     if resumed:
         record = load_learned(folder.path, method)
         _require_same_classes(folder.path, parts)
-        rows, head_rows, diagnostics = record["accuracy"], record.get("head_accuracy"), record["diagnostics"]
+        rows, head_rows, diagnostics = record["accuracy"], record.get("head_accuracy") or [], record["diagnostics"]
         seconds, costs = record["train_seconds"], record["cost"]
     else:
         for old in (folder.path / "metrics.json", folder.path / "cost.json"):
@@ -271,18 +284,16 @@ def _learn_stream(
         seconds.append(time.perf_counter() - start)
         for stage in range(len(stream.tasks)) if method.learns_all_at_once else [task.index]:
             seen = stream.tasks[: stage + 1]
-            rows.append(accuracy_row(method, seen, parts.test_data, accelerator=accelerator, reporter=reporter))
-            if isinstance(method, ClassMeanReadout) and head_rows is not None:
-                head_rows.append(
-                    accuracy_row(method.learner, seen, parts.test_data, accelerator=accelerator, reporter=reporter)
-                )
+            row, head_row = _tested(parts, seen, reporter)
+            rows.append(row)
+            head_rows += [head_row] if head_row else []
         for key, value in method.diagnostics().items():
             diagnostics.setdefault(key, []).append(value)
         costs.append(cost.measure(method, trained))
         complete = len(rows) == len(stream.tasks)
         record = {
             "accuracy": rows,
-            "head_accuracy": head_rows,
+            "head_accuracy": head_rows or None,
             "diagnostics": diagnostics,
             "train_seconds": seconds,
             "cost": costs,
@@ -301,7 +312,7 @@ def _learn_stream(
                 for each in stream.tasks
             ],
             accuracy=rows,
-            head_accuracy=head_rows,
+            head_accuracy=head_rows or None,
             cross_entropy=recipe.method.cross_entropy if any(each["trainable"] for each in costs) else None,
             diagnostics=diagnostics,
             train_seconds=seconds,
@@ -318,6 +329,13 @@ def _learn_stream(
                 if older != folder.checkpoint(task.index):
                     shutil.rmtree(older)
     return folder.read()
+
+
+def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:
+    """The accuracy on each of the tasks; and by the method's own predictions, where it is read by class means."""
+    test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter)
+    own = parts.method.learner if isinstance(parts.method, ClassMeanReadout) else None
+    return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
 
 
 def _arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:

@@ -88,6 +88,21 @@ def test_run_then_evaluate(lorica: Lorica, recipe_file: Path, tmp_path: Path, mo
     assert lorica("run", recipe_file, "method.rank=2", "--out", folder, "--resume")[0] == 0
 
 
+def test_a_run_read_by_class_means_shows_both_accuracies(
+    lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    code, out, _ = lorica("run", recipe_file, "method.rank=2", "evaluate.readout=prototypes", "--out", tmp_path / "run")
+    assert code == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    by_head = metrics["head"]
+    assert f"By its own head: Acc {100 * by_head['acc']:.1f}, AAA {100 * by_head['aaa']:.1f}" in out
+    code, out, _ = lorica("evaluate", tmp_path / "run")
+    assert code == 0
+    pairs = zip(metrics["accuracy"][-1], by_head["accuracy"][-1], strict=True)
+    assert re.findall(r"\d+\.\d", out)[-6:] == [f"{100 * each:.1f}" for pair in pairs for each in pair]
+
+
 def test_a_run_goes_to_its_default_folder(
     lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -339,7 +339,7 @@ def test_evaluating_again_gives_the_rows_of_the_matrix(
     assert finished_run.path is not None
     folder = finished_run.path.resolve()
     monkeypatch.chdir(tmp_path)
-    row, names = evaluate(folder)
+    row, names, _ = evaluate(folder)
     assert row == finished_run.accuracy[-1]
     assert [list(task) for task in names] == [task["classes"] for task in finished_run.tasks]
     assert evaluate(folder, tasks=1)[0] == finished_run.accuracy[0]

@@ -55,6 +55,9 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_
     finals = tuned["final_scores"]["linear_probe"]
     assert set(finals) == set(sorted(tried, key=tried.get)[-2:])
     assert tuned["chosen"] == {"linear_probe": float(max(finals, key=finals.get))}
+    assert tuned["budget"]["linear_probe"] == {
+        "score": "aaa on held-out data", "held_out": 0.2, "seed": 1000, "factors": "0.001,1", "tasks": 2, "final_tasks": 8
+    }  # fmt: skip
     rates = sorted(map(float, tried))
     assert rates[0] < float(max(tried, key=tried.get)) < rates[-1]  # the search has gone on past the ends
     assert all(b / a == pytest.approx(3, rel=0.1) for a, b in pairwise(rates) if b > 0.011)

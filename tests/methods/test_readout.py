@@ -97,7 +97,9 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
     assert isinstance(learner.method, ClassMeanReadout)
     with pytest.raises(LoricaError, match="sd_lora has no linear classifier to export"):
         learner.merged_model()
-    assert evaluate(tmp_path / "means")[0] == read.accuracy[-1]
+    again = evaluate(tmp_path / "means")
+    assert (again.accuracy, again.head_accuracy) == (read.accuracy[-1], plain.accuracy[-1])
+    assert evaluate(tmp_path / "head").head_accuracy is None
 
 
 @pytest.mark.parametrize("name", ["cl_lora", "prototypes"])
