@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def accuracy_per_task(results: Sequence[Result], *, by: Callable[[Result], str] 
     """
     rows = _rows(results, by)
     number = max(row.tasks for row in rows)
-    per_panel = max(1, _STEMS // len(rows))
+    at_most = max(1, _STEMS // len(rows))
+    per_panel = ceil(number / ceil(number / at_most))  # 11 tasks as 6 and 5, not as 10 and 1
     starts = range(1, number + 1, per_panel)
     figure = Figure(figsize=(WIDTH, 1.2 + 1.6 * len(starts)), layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(starts), sharey=True, squeeze=False).flat)

@@ -87,6 +87,8 @@ def test_many_tasks_of_many_methods_go_in_panels(make_run: MakeRun) -> None:
     shown = [int(tick) for axes in figure.axes for tick in axes.get_xticks()]
     assert shown == list(range(1, 21))
     assert len(legend(figure)) == 8
+    figure = accuracy_per_task([make_run(flat(11), f"method_{k}") for k in range(6)])  # not 10 and 1
+    assert [axes.get_xlim() for axes in figure.axes] == [(0.5, 6.5), (6.5, 12.5)]
 
 
 def test_figures_leave_out_incomplete_runs(two_seeds: list[Result], make_run: MakeRun) -> None:
