@@ -5,6 +5,7 @@
 Runs are ordered seed by seed, so that an interrupted comparison is fair as far as it went; started again, it continues where it
 stopped. `--jobs 2` works on two runs at a time, each on one thread. Results go to docs/results/RECIPE.md and beside it.
 A method is given as name, name:variant or, for an ablation, name+option=value; `--page` sets a name for its table.
+`--tuned` and `--times` take files that tune.py and training_time.py have written.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 from plans import Plan, folder_name, of_method, run_all
 
 from lorica.report import figures, tables
-from lorica.results import Result, find_runs, write_json, write_text
+from lorica.results import DEFAULT_VARIANTS, Result, find_runs, write_json, write_text
 
 METHODS = (
     "sd_lora",
@@ -49,6 +50,9 @@ def main(
     tuned: Annotated[
         Path | None, typer.Option(help="take the learning rates that tune.py chose, from its file")
     ] = None,
+    times: Annotated[
+        Path | None, typer.Option(help="add the times that training_time.py measured, from its file")
+    ] = None,
     table_only: Annotated[bool, typer.Option("--table-only", help="write the table of the runs there are")] = False,
 ) -> None:
     """Compare methods on one recipe."""
@@ -68,11 +72,13 @@ def main(
     command = ["python benchmarks/results_table.py", recipe, f"--seeds {seeds} --jobs {jobs}"]
     command += [f"--methods {methods}"] if methods != ",".join(METHODS) else []
     command += [f"--tuned {tuned}"] if tuned else []
+    command += [f"--times {times}"] if times else []
     command += [f"--page {page}"] if page else []
-    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, out)
+    ratios = json.loads(times.read_text())["totals"] if times else {}
+    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, ratios, out)
 
 
-def _write(name: str, command: str, results: Sequence[Result], out: Path) -> None:
+def _write(name: str, command: str, results: Sequence[Result], times: Mapping[str, float], out: Path) -> None:
     complete = [result for result in results if result.complete]
     out.mkdir(parents=True, exist_ok=True)
     drawn = {
@@ -85,7 +91,12 @@ def _write(name: str, command: str, results: Sequence[Result], out: Path) -> Non
     for stem, figure in drawn.values():
         figures.save(figure, out / stem)
     rows, pictures = tables.summarise(complete, sort="acc"), {title: stem for title, (stem, _) in drawn.items()}
-    write_text(out / f"{name}.md", _page(name, command, rows, tables.notes(results), pictures))
+    remarks, columns = tables.notes(results), {}
+    if times:
+        columns["Time"] = lambda row: _time(row, times)
+        remarks.append("Time: of learning all tasks, relative to sd_lora, one process taking turns (training_time.py).")
+    table = tables.to_markdown(rows, remarks, columns)
+    write_text(out / f"{name}.md", _page(name, command, rows, table, pictures))
     kept = (
         "seed",
         "accuracy",
@@ -112,9 +123,14 @@ def _rates(rows: Sequence[tables.Row]) -> str:
     return "; ".join(f"{rate} ({', '.join(labels)})" for rate, labels in fits.items())
 
 
-def _page(
-    name: str, command: str, rows: Sequence[tables.Row], notes: Sequence[str], pictures: Mapping[str, str]
-) -> str:
+def _time(row: tables.Row, times: Mapping[str, float]) -> str:
+    """The row's time as training_time.py knows it, by method[:variant]."""
+    name = row.method if row.variant in DEFAULT_VARIANTS else f"{row.method}:{row.variant}"
+    known = name in times and "=" not in row.label  # an ablation has no time of its own
+    return f"{times[name]:.2f}" if known else "–"
+
+
+def _page(name: str, command: str, rows: Sequence[tables.Row], table: str, pictures: Mapping[str, str]) -> str:
     run = next((row for row in rows if row.label == "sd_lora"), rows[0]).runs[0]
     assert run.path is not None
     settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
@@ -132,7 +148,7 @@ def _page(
         f"{fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and learning rate: {_rates(rows)}. "
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}.",
         "",
-        tables.to_markdown(rows, notes),
+        table,
         *(f"![{title}]({stem}.png)" for title, stem in pictures.items()),
         "",
     ]

@@ -192,9 +192,15 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
     return table
 
 
-def to_markdown(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    """A Markdown table, in percent, with the notes below it."""
+def to_markdown(
+    rows: Sequence[Row], notes: Sequence[str] = (), columns: Mapping[str, Callable[[Row], str]] | None = None
+) -> str:
+    """A Markdown table, in percent, with the notes below it; `columns` are further ones, what a row has there by heading."""
     header, *body = _cells(rows)
+    for heading, cell in (columns or {}).items():
+        header.append(heading)
+        for row, line in zip(rows, body, strict=True):
+            line.append(cell(row))
     rule = ["---", *["---:"] * (len(header) - 1)]
     lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in (header, rule, *body)]
     return "\n".join([f"| {line} |" for line in lines] + ["", CAPTION] + [f"\n{note}" for note in notes]) + "\n"

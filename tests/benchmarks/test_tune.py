@@ -72,7 +72,8 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_
     tuned["chosen"]["linear_probe"] = 0.123
     (tmp_path / "results" / "small-tuning.json").write_text(json.dumps(tuned))
     table = ["--methods", "linear_probe,prototypes", "--seeds", "0", "--out", "results"]
-    benchmark("results_table", *table, "--tuned", "results/small-tuning.json")
+    (tmp_path / "time.json").write_text(json.dumps({"totals": {"sd_lora": 1.0, "linear_probe": 0.456}}))
+    benchmark("results_table", *table, "--tuned", "results/small-tuning.json", "--times", "time.json")
     rates = [
         RunFolder(tmp_path / "runs" / "small-tuned" / name).read().metrics["recipe"]["fit"]["learning_rate"]
         for name in ("linear_probe", "prototypes")
@@ -80,4 +81,6 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_
     assert rates == [0.123, 0.01]
     page = (tmp_path / "results" / "small-tuned.md").read_text()
     assert "| linear_probe | 1 |" in page
-    assert "--tuned results/small-tuning.json" in page
+    assert "--tuned results/small-tuning.json --times time.json" in page
+    cells = {line.split(" | ")[0]: line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")}
+    assert cells == {"| Method": "Time |", "| ---": "---: |", "| linear_probe": "0.46 |", "| prototypes": "– |"}

@@ -189,6 +189,13 @@ def test_the_markdown_table(make_run: MakeRun) -> None:
     )
 
 
+def test_further_columns_of_the_markdown_table(make_run: MakeRun) -> None:
+    rows = summarise([make_run([[0.25]]), make_run([[0.5]], "o_lora")])
+    lines = to_markdown(rows, columns={"Time": lambda row: {"sd_lora": "1.00"}.get(row.method, "–")}).splitlines()
+    assert [line.rsplit(" | ", 1)[1] for line in lines[:4]] == ["Time |", "---: |", "1.00 |", "– |"]
+    assert {line.count("|") for line in lines[:4]} == {12}
+
+
 def test_the_latex_table(two_seeds: list[Result], make_run: MakeRun) -> None:
     two_seeds[0] = with_cost(two_seeds[0])
     rows = summarise([*two_seeds, make_run([[0.5], [0.5, 0.5]], "sd_lora", "50%_{x}\\~")])
