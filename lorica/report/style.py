@@ -28,7 +28,7 @@ paper = rc_context(
 )
 WIDTH = 5.5  # inches, the text width of the usual conference styles
 
-# Okabe and Ito's palette without its yellow. The lengths 7, 8 and 4 make the first 56 combinations differ.
+# Okabe and Ito's palette without its yellow. The lengths 7, 8 and 4 make the first 56 combinations differ, and 16 in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":")
@@ -48,12 +48,16 @@ def two_panels(height: float, **layout: Any) -> tuple[Figure, tuple[Axes, Axes]]
 
 
 def look_of(index: int) -> dict[str, Any]:
-    """Colour and marker of the line with that number, as keywords of `plot`."""
+    """Colour and marker of the line with that number, as keywords of `plot`; hollow markers once all have been used."""
+    colour = COLOURS[index % len(COLOURS)]
+    hollow = index // len(MARKERS) % 2 == 1
+    face, edge, width = ("white", colour, 1.1) if hollow else (colour, "white", 0.4)
     return {
-        "color": COLOURS[index % len(COLOURS)],
+        "color": colour,
         "marker": MARKERS[index % len(MARKERS)],
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.4,
+        "markerfacecolor": face,
+        "markeredgecolor": edge,
+        "markeredgewidth": width,
     }
 
 

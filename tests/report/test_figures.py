@@ -56,6 +56,11 @@ def test_every_one_of_many_methods_looks_different(make_run: MakeRun) -> None:
     figure = accuracy_curves([make_run(flat(2), f"method_{k}") for k in range(20)])
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in figure.axes[0].lines}
     assert len(looks) == len(legend(figure)) == 20
+    in_grey = [
+        (line.get_marker(), line.get_linestyle(), line.get_markerfacecolor() == "white")
+        for line in figure.axes[0].lines
+    ]
+    assert len(set(in_grey[:16])) == 16
 
 
 def test_the_legend_lies_below_the_axes(make_run: MakeRun) -> None:
