@@ -27,16 +27,24 @@ METHODS = (
     "sd_lora_rr",
     "sd_lora_kd:absorbing",
     "gumbel_cl_lora",
+    "cl_lora",
+    "inf_lora",
+    "o_lora",
+    "l2p",
+    "l2p:prefix",
+    "dual_prompt",
+    "coda_prompt",
+    "hide_prompt",
+    "ease",
+    "ran_pac",
+    "aper",
     "lora",
     "linear_probe",
     "prototypes",
     "full_finetune",
     "joint",
-    "sd_lora:released_code",
-    "lora_fixed",
-    "lora_single",
-    "lora_frozen",
 )
+"""Every method, but for the ablations of SD-LoRA and of others."""
 
 
 def main(
