@@ -5,13 +5,13 @@
 Runs are ordered seed by seed, so that an interrupted comparison is fair as far as it went; started again, it continues where it
 stopped. `--jobs 2` works on two runs at a time, each on one thread. Results go to docs/results/RECIPE.md and beside it.
 A method is given as name, name:variant or, for an ablation, name+option=value; `--page` sets a name for its table.
-`--tuned` and `--times` take files that tune.py and training_time.py have written.
+`--tuned` and `--times` take files that tune.py and training_time.py have written, `--drawn` the methods that figures show.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +31,6 @@ METHODS = (
     "inf_lora",
     "o_lora",
     "l2p",
-    "l2p:prefix",
     "dual_prompt",
     "coda_prompt",
     "hide_prompt",
@@ -44,7 +43,7 @@ METHODS = (
     "full_finetune",
     "joint",
 )
-"""Every method, but for the ablations of SD-LoRA and of others."""
+"""Every method, but for ablations and other variants."""
 
 
 def main(
@@ -61,12 +60,16 @@ def main(
     times: Annotated[
         Path | None, typer.Option(help="add the times that training_time.py measured, from its file")
     ] = None,
+    drawn: Annotated[str | None, typer.Option(help="methods in the figures, of the above; absent = all")] = None,
     table_only: Annotated[bool, typer.Option("--table-only", help="write the table of the runs there are")] = False,
 ) -> None:
     """Compare methods on one recipe."""
+    figured = (drawn or methods).split(",")
+    if unknown := set(figured) - set(methods.split(",")):
+        raise typer.BadParameter(f"--drawn: {', '.join(sorted(unknown))}: not among the methods of the table")
     chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
     name = Path(recipe).stem + ("-tuned" if tuned else "")
-    plans = []
+    plans, shown = [], set[Path]()
     for seed in seeds.split(","):
         for method in methods.split(","):
             known = chosen.get(method, chosen.get(method.partition("+")[0]))  # an ablation has its method's rate
@@ -74,6 +77,8 @@ def main(
             folder = folder_name(method) + ("" if seed == "0" else f"-seed{seed}")
             values = [*of_method(method), f"seed={seed}", *rate, *(overrides or [])]
             plans.append(Plan(recipe, values, Path("runs") / name / folder))
+            if method in figured:
+                shown.add(plans[-1].folder)
     if not table_only:
         run_all(plans, jobs)
     results = find_runs([plan.folder for plan in plans if (plan.folder / "metrics.json").exists()])
@@ -81,17 +86,21 @@ def main(
     command += [f"--methods {methods}"] if methods != ",".join(METHODS) else []
     command += [f"--tuned {tuned}"] if tuned else []
     command += [f"--times {times}"] if times else []
+    command += [f"--drawn {drawn}"] if drawn else []
     command += [f"--page {page}"] if page else []
     ratios = json.loads(times.read_text())["totals"] if times else {}
-    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, ratios, out)
+    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, shown, ratios, out)
 
 
-def _write(name: str, command: str, results: Sequence[Result], times: Mapping[str, float], out: Path) -> None:
+def _write(
+    name: str, command: str, results: Sequence[Result], shown: Set[Path], times: Mapping[str, float], out: Path
+) -> None:
     complete = [result for result in results if result.complete]
+    figured = [result for result in complete if result.path in shown]
     out.mkdir(parents=True, exist_ok=True)
     drawn = {
-        "Average accuracy after each task": (f"{name}-accuracy_curves", figures.accuracy_curves(complete)),
-        "Accuracy on each task, new and at the end": (f"{name}-accuracy_per_task", figures.accuracy_per_task(complete)),
+        "Average accuracy after each task": (f"{name}-accuracy_curves", figures.accuracy_curves(figured)),
+        "Accuracy on each task, new and at the end": (f"{name}-accuracy_per_task", figures.accuracy_per_task(figured)),
     }
     for figure in (figures.magnitudes(r) for r in complete if r.label == "sd_lora" and r.seed == 0):
         if figure is not None:

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import lorica
 from lorica.config import read_recipe
+from lorica.report import figures
 from lorica.results import RunFolder
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -46,7 +47,9 @@ def benchmark(small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.
     return call
 
 
-def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_path: Path) -> None:
+def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
+    benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--methods", "linear_probe", "--factors", "0.001,1", "--tasks", "2", "--out", "results"]
     benchmark("tune", *options)
     tuned = json.loads((tmp_path / "results" / "small-tuning.json").read_text())
@@ -84,3 +87,14 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(benchmark, tmp_
     assert "--tuned results/small-tuning.json --times time.json" in page
     cells = {line.split(" | ")[0]: line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")}
     assert cells == {"| Method": "Time |", "| ---": "---: |", "| linear_probe": "0.46 |", "| prototypes": "– |"}
+
+    in_figures: list[str] = []
+    draw = figures.accuracy_curves
+    monkeypatch.setattr(
+        figures, "accuracy_curves", lambda runs: in_figures.extend(run.label for run in runs) or draw(runs)
+    )
+    benchmark("results_table", *table, "--tuned", "results/small-tuning.json", "--drawn", "prototypes")
+    assert in_figures == ["prototypes"]
+    redrawn = (tmp_path / "results" / "small-tuned.md").read_text()
+    assert "| linear_probe | 1 |" in redrawn
+    assert "--drawn prototypes" in redrawn
