@@ -6,12 +6,13 @@ One process, one method after the other, task by task: every method learns the n
 that a run does between two tests (passes before and after the descent, statistics, solving). What is reported is the ratio of
 the whole time to SD-LoRA's, and the smallest and the largest ratio of a task, since some methods train on their first task alone
 and others take longer with each one. Methods alternate, so that a machine that slows down slows them all. Give all tasks for a
-figure to quote. docs/results/RECIPE-time.json has the seconds.
+figure to quote. docs/results/RECIPE-time.json has the seconds; it is written after every task.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -55,11 +56,12 @@ def main(
                     seed=0, accelerator=part.accelerator, reporter=reporter,
                 )  # fmt: skip
                 seconds[name].append(time.perf_counter() - start)
+            _write(out / f"{Path(recipe).stem}-time.json", seconds)
     ratios = {
         name: [own / reference for own, reference in zip(taken, seconds[REFERENCE], strict=True)]
         for name, taken in seconds.items()
     }
-    totals = {name: sum(taken) / sum(seconds[REFERENCE]) for name, taken in seconds.items()}
+    totals = _totals(seconds)
     table = Table(
         "method", "time, relative", "of a task: from", "to",
         caption=f"{REFERENCE}: {sum(seconds[REFERENCE]):.0f} s, {torch.get_num_threads()} threads",
@@ -69,9 +71,17 @@ def main(
     Console().print(table)
     if at_once:
         Console(stderr=True).print(f"Left out, since they learn all tasks at once: {', '.join(at_once)}")
-    facts = {"threads": torch.get_num_threads(), "torch": str(torch.__version__)}
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / f"{Path(recipe).stem}-time.json", facts | {"totals": totals, "seconds": seconds})
+
+
+def _totals(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Relative to the reference."""
+    return {name: sum(taken) / sum(seconds[REFERENCE]) for name, taken in seconds.items()}
+
+
+def _write(file: Path, seconds: Mapping[str, Sequence[float]]) -> None:
+    facts = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "tasks": len(seconds[REFERENCE])}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, facts | {"totals": _totals(seconds), "seconds": seconds})
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ def test_methods_take_turns(small_recipe: dict[str, Any], tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_recipe))
     module = importlib.import_module("training_time")
-    learned, own = [], module.learn_task
+    learned, own, file = [], module.learn_task, tmp_path / "results" / "small-time.json"
     monkeypatch.setattr(
         module,
         "learn_task",
         lambda method, task, *rest, **named: (
-            learned.append((method.name, task.index)),
+            learned.append((method.name, task.index, file.exists())),
             own(method, task, *rest, **named),
         ),
     )
@@ -34,8 +34,11 @@ def test_methods_take_turns(small_recipe: dict[str, Any], tmp_path: Path, monkey
     options = ["small.yaml", "--methods", "prototypes,joint,sd_lora", "--tasks", "2", "--out", "results"]
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
-    assert learned == [("sd_lora", 0), ("prototypes", 0), ("sd_lora", 1), ("prototypes", 1)]
-    written = json.loads((tmp_path / "results" / "small-time.json").read_text())
+    assert learned == [
+        ("sd_lora", 0, False), ("prototypes", 0, False), ("sd_lora", 1, True), ("prototypes", 1, True)
+    ]  # fmt: skip
+    written = json.loads(file.read_text())
+    assert written["tasks"] == 2
     seconds = written["seconds"]
     assert {name: len(taken) for name, taken in seconds.items()} == {"sd_lora": 2, "prototypes": 2}
     assert written["totals"]["sd_lora"] == 1
