@@ -27,7 +27,6 @@ from lorica.types import Task
 
 FORMAT = 2
 TENSORS, RECORD = "state.safetensors", "state.json"
-_DAMAGED = "missing, truncated or altered; delete {} to go back a task"
 
 
 def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> None:
@@ -67,8 +66,7 @@ def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> Non
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The checkpoint of the last finished task in a run's folder, or None."""
-    numbers = {path.name.removeprefix("task_"): path for path in (run / "checkpoints").glob("task_*")}
-    return max(((int(n), path) for n, path in numbers.items() if n.isdigit()), default=(0, None))[1]
+    return max(_checkpoints(run / "checkpoints").items(), default=(0, None))[1]
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -82,13 +80,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}: no checkpoint here ({RECORD} is missing)") from error
     except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{folder / RECORD}: {_DAMAGED.format(folder)}") from error
+        raise CheckpointError(f"{folder / RECORD}: {_damaged(folder)}") from error
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder / RECORD}: not a checkpoint of format {FORMAT}; it needs another lorica version"
         )
     if head.pop("seal", None) != _seal(head):
-        raise CheckpointError(f"{folder / RECORD}: {_DAMAGED.format(folder)}")
+        raise CheckpointError(f"{folder / RECORD}: {_damaged(folder)}")
     return head
 
 
@@ -114,7 +112,7 @@ def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
         )
     tensors = folder / TENSORS
     if not tensors.is_file() or _hash(tensors) != head["sha256"]:
-        problems.append(f"{tensors}: {_DAMAGED.format(folder)}")
+        problems.append(f"{tensors}: {_damaged(folder)}")
     if problems:
         raise CheckpointError(problems)
     for task in head["tasks"]:
@@ -132,13 +130,33 @@ def load_learned(run: Path, method: Method, tasks: int | None = None) -> dict[st
     """`load_checkpoint` by a run's folder and a number of tasks learned (None = all that are finished).
 
     Raises:
-        CheckpointError: see `load_checkpoint`; or no task has been finished.
+        CheckpointError: see `load_checkpoint`; or no task has been finished, or none is kept of that number.
     """
-    folder = latest_checkpoint(run) if tasks is None else run / "checkpoints" / f"task_{tasks - 1:02d}"
-    if folder is None:
+    kept = _checkpoints(run / "checkpoints")
+    if not kept:
         raise CheckpointError(f"{run}: no task has been finished yet; resume the run first")
+    folder = kept.get(max(kept) if tasks is None else tasks - 1)
+    if folder is None:
+        there = ", ".join(str(number + 1) for number in sorted(kept))
+        raise CheckpointError(
+            f"{run}: no checkpoint after task {tasks}; there are those after {there}; "
+            "give one of them (checkpoints=all keeps every task's)"
+        )
     with torch.random.fork_rng([]):  # growing draws starting values, which the tensors then replace
         return load_checkpoint(folder, method)
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Those in a folder, by the number of their task from 0."""
+    numbers = {path.name.removeprefix("task_"): path for path in folder.glob("task_*")}
+    return {int(number): path for number, path in numbers.items() if number.isdigit()}
+
+
+def _damaged(folder: Path) -> str:
+    number = folder.name.removeprefix("task_")
+    earlier = number.isdigit() and any(each < int(number) for each in _checkpoints(folder.parent))
+    remedy = f"delete {folder} to go back a task" if earlier else "no earlier one is kept; start anew (--overwrite)"
+    return f"missing, truncated or altered; {remedy}"
 
 
 def _hash(path: Path) -> str:

@@ -15,6 +15,14 @@ from lorica.errors import TrainingError
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
 
+_REMEDY = "start anew with a lower fit.learning_rate, or check backbone.weights if nothing was trained"
+
+
+def cosines(features: Float[Tensor, "n features"], rows: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
+    """Cosine of each feature with each row, in full precision: under autocast near ties would change places."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.normalize(features.float(), dim=1) @ F.normalize(rows.float(), dim=1).T
+
 
 class GrowingLinear(nn.Module):
     """A linear classifier with bias, one block of rows per task.
@@ -60,8 +68,7 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Logits, in [-sigma, sigma]."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.scale * (F.normalize(features.float(), dim=1) @ F.normalize(self.weight, dim=1).T)
+        return self.scale * cosines(features, self.weight)
 
 
 class ClassMeans(nn.Module):
@@ -78,7 +85,12 @@ class ClassMeans(nn.Module):
         self.prototypes = torch.cat([self.prototypes, self.prototypes.new_zeros(classes, self.prototypes.shape[1])])
 
     def set_means(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
-        """Sets the prototype of every class that occurs in `labels` to the mean of its raw features."""
+        """Sets the prototype of every class that occurs in `labels` to the mean of its raw features.
+
+        Raises:
+            TrainingError: features that are not finite; no image would be nearer to such a mean than to any other.
+        """
+        _require_finite("class means", features)
         features, labels = features.cpu().double(), labels.cpu()  # not every accelerator has double precision
         for label in labels.unique():
             self.prototypes[label] = features[labels == label].mean(dim=0).to(self.prototypes)
@@ -87,8 +99,7 @@ class ClassMeans(nn.Module):
         self, features: Float[Tensor, "n features"], classes: slice = slice(None)
     ) -> Float[Tensor, "n classes"]:
         """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own)."""
-        with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(features.float(), dim=1) @ F.normalize(self.prototypes[classes], dim=1).T
+        return cosines(features, self.prototypes[classes])
 
 
 class RidgeHead(nn.Module):
@@ -129,8 +140,7 @@ class RidgeHead(nn.Module):
         Raises:
             TrainingError: features that are not finite; G would never be again.
         """
-        if not features.isfinite().all():
-            raise TrainingError("ridge regression: features are not finite; start anew with a lower fit.learning_rate")
+        _require_finite("ridge regression", features)
         _add_product(self.gram, features, features)
         _add_product(self.targets, features, F.one_hot(labels, self.targets.shape[1]))
 
@@ -170,7 +180,7 @@ def choose_ridge(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"
     errors = zip(ridge_errors(features, labels, fit=fit).tolist(), RIDGES, strict=True)
     finite = [(error, ridge) for error, ridge in errors if math.isfinite(error)]
     if not finite:
-        raise TrainingError("ridge regression: no ridge has a finite error; start anew with a lower fit.learning_rate")
+        raise TrainingError(f"ridge regression: no ridge has a finite error; {_REMEDY}")
     return min(finite)[1]
 
 
@@ -201,6 +211,11 @@ def ridge_errors(
         left, right = features[fit:].to(device).double() @ vectors, vectors.T @ targets
     values = values.clamp_min(0)  # as those of a product with itself are
     return torch.stack([(left / (values + each) @ right - one_hot[fit:]).square().mean() for each in RIDGES])
+
+
+def _require_finite(where: str, features: Tensor) -> None:
+    if not features.isfinite().all():
+        raise TrainingError(f"{where}: features are not finite; {_REMEDY}")
 
 
 def _precise(device: torch.device) -> torch.device:

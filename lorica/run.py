@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
-from lorica.methods import ClassMeanReadout, LinearHeadMethod, LowRankConfig, Method, build_method, find_method
+from lorica.methods import ClassMeanReadout, LinearHeadMethod, Method, build_method, find_method
 from lorica.methods.base import SINGLE_FIRST, FirstTaskMethod
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, RunFolder, environment, metrics_of
@@ -111,7 +111,7 @@ def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Re
 def check(
     recipe: Recipe | str | Path | Mapping[str, Any], *, source: Source | None = None, **overrides: Any
 ) -> tuple[Recipe, Stream]:
-    """Validates a recipe, its data and its backbone's name and shape; loads no weights and trains nothing.
+    """Validates a recipe, its data and what its method asks of the backbone; loads no weights and trains nothing.
 
     Raises:
         LoricaError: everything wrong with the recipe, or with the data.
@@ -120,8 +120,9 @@ def check(
     _require_device(resolved)
     with torch.device("meta"):  # shapes without weights
         encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
-    if isinstance(resolved.method, LowRankConfig):
-        encoder.select(resolved.method.projections)
+    # a method of the user's own may look at weights, which are not there
+    with torch.random.fork_rng([]), suppress(RuntimeError):
+        build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
     return resolved, _stream(resolved, source or _source(resolved), encoder.image_size)
 
 

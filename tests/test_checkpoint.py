@@ -48,16 +48,16 @@ def saved(tiny_encoder: MakeEncoder, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["sd_lora", "lora", "prototypes", "full_finetune"])
+@pytest.mark.parametrize("name", ["sd_lora", "lora", "prototypes", "full_finetune", "ease", "ran_pac"])
 def test_what_was_learned_comes_back_bit_for_bit(name: str, tiny_encoder: MakeEncoder, tmp_path: Path) -> None:
     before = learned(tiny_encoder(), name)
     save_checkpoint(tmp_path / "task_01", before, {"note": [1, None]})
     after = method(tiny_encoder(), name)
     assert load_checkpoint(tmp_path / "task_01", after) == {"note": [1, None]}
     assert after.tasks == before.tasks
-    assert after.state_dict().keys() == before.state_dict().keys()
-    for key, tensor in before.state_dict().items():
-        assert torch.equal(tensor, after.state_dict()[key]), key
+    assert after.own_state().keys() == before.own_state().keys()
+    for key, tensor in before.own_state().items():
+        assert torch.equal(tensor, after.own_state()[key]), key
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
     assert torch.equal(before.predict(images), after.predict(images))
 
@@ -141,6 +141,9 @@ def test_damaged_tensors_are_refused(damage: str, saved: Path, tiny_encoder: Mak
     else:
         content[-1] ^= 1
         file.write_bytes(content)
+    alone = f"{file}: missing, truncated or altered; no earlier one is kept; start anew (--overwrite)"
+    assert refused(saved, method(tiny_encoder())) == [alone]
+    (saved.parent / "task_00").mkdir()
     expected = f"{file}: missing, truncated or altered; delete {saved} to go back a task"
     assert refused(saved, method(tiny_encoder())) == [expected]
     # and together with what else is wrong
@@ -169,4 +172,12 @@ def test_no_checkpoint(tmp_path: Path, tiny_encoder: MakeEncoder) -> None:
     with pytest.raises(CheckpointError, match="no task has been finished yet; resume the run first"):
         load_learned(tmp_path, method(tiny_encoder()))
     with pytest.raises(CheckpointError, match=r"task_03: no checkpoint here \(state.json is missing\)"):
-        load_learned(tmp_path, method(tiny_encoder()), tasks=4)
+        load_checkpoint(tmp_path / "task_03", method(tiny_encoder()))
+
+
+def test_a_checkpoint_that_is_not_kept(saved: Path, tiny_encoder: MakeEncoder) -> None:
+    expected = (
+        r"no checkpoint after task 1; there are those after 2; give one of them \(checkpoints=all keeps every task's\)"
+    )
+    with pytest.raises(CheckpointError, match=expected):
+        load_learned(saved.parent.parent, method(tiny_encoder()), tasks=1)

@@ -8,7 +8,7 @@ import torch
 
 from lorica import heads
 from lorica.errors import TrainingError
-from lorica.heads import RIDGES, ClassMeans, CosineHead, GrowingLinear, RidgeHead, choose_ridge, ridge_errors
+from lorica.heads import RIDGES, ClassMeans, CosineHead, GrowingLinear, RidgeHead, choose_ridge, cosines, ridge_errors
 
 CPU = torch.device("cpu")
 
@@ -126,9 +126,7 @@ def test_tasks_in_any_order_give_the_joint_solution(width, ridge) -> None:
             head.add(h[mine], y[mine] % 2 + 2 * place)
             head.solve(ridge)
         columns = [2 * task + label for task in order for label in (0, 1)]
-        exact = np.linalg.solve(head.gram.numpy() + ridge * np.eye(width), head.targets.numpy())
-        np.testing.assert_allclose(exact, expected[:, columns], rtol=1e-6, atol=1e-9)
-        np.testing.assert_allclose(head.weight.numpy(), expected[:, columns], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(head.weight.numpy(), expected[:, columns], rtol=1e-6, atol=1e-6)
 
 
 def test_the_division_into_calls_changes_nothing() -> None:
@@ -181,6 +179,19 @@ def test_a_ridge_that_vanishes_beside_the_sums_is_raised(rows) -> None:
         torch.testing.assert_close(head(h[:2]), torch.full((2, 3), 1 / 3), atol=0.05, rtol=0)
     else:
         np.testing.assert_allclose(head(h), h.numpy() @ least_squares(h, np.eye(3)[y], head.ridge.item()), atol=0.05)
+
+
+def test_class_means_that_are_not_finite_are_refused() -> None:
+    means = ClassMeans(2, device=CPU)
+    means.grow(2)
+    with pytest.raises(TrainingError, match=r"class means: features are not finite; start anew"):
+        means.set_means(torch.tensor([[1.0, 0.0], [torch.nan, 1.0]]), torch.tensor([0, 1]))
+    assert not means.prototypes.any()
+
+
+def test_cosines_by_hand() -> None:
+    found = cosines(torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[10.0, 0.0], [0.0, 0.5], [1.0, 1.0]]))
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8, 1.4 / 2**0.5], [0.0, -1.0, -1 / 2**0.5]]))
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -111,5 +111,5 @@ def test_what_cannot_be_loaded(finished_run: Result, tmp_path: Path) -> None:
     with pytest.raises(LoricaError, match=r"not the folder of a run \(recipe.yaml is missing\)"):
         load(tmp_path)
     assert finished_run.path is not None
-    with pytest.raises(LoricaError, match=r"task_07: no checkpoint here"):
+    with pytest.raises(LoricaError, match=r"no checkpoint after task 8; there are those after 1, 2, 3;"):
         load(finished_run.path, tasks=8)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from lorica.config import read_recipe
 from lorica.data.sources import Source, arrays
-from lorica.errors import CheckpointError, LoricaError, RecipeError, TrainingError
+from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeError, TrainingError
+from lorica.learner import load
 from lorica.results import Result
 from lorica.run import check, default_folder, evaluate, run
 
@@ -436,6 +437,34 @@ def test_a_single_class_with_a_loss_over_its_own_logits_is_refused(six_classes) 
     check("digits", source=six_classes, stream={"classes_per_task": 1}, **{"method.name": "prototypes"})
     with pytest.raises(LoricaError, match=r"task 1 has a single class.*; use larger tasks"):
         check("digits", source=six_classes, stream={"classes_per_task": 1}, **{"method.name": "cl_lora"})
+
+
+def test_ease_learns_a_task_of_one_class(six_classes, tmp_path) -> None:
+    recipe = {"method": {"name": "ease", "rank": 8}, "stream": {"classes_per_task": [3, 2, 1]}}
+    fit = {"epochs": 8, "batch_size": 8, "learning_rate": 0.5}
+    result = run({**recipe, "fit": fit}, source=six_classes, out=tmp_path / "run", progress=False)
+    assert result.acc > 0.6  # of one in six
+    method = load(result.path).method
+    images = torch.rand(2, 3, method.encoder.image_size, method.encoder.image_size)
+    with torch.no_grad():
+        first, _, third = method.in_spaces(images)
+        assert not torch.allclose(first, method.encoder.features(images), atol=0.01)
+        torch.testing.assert_close(third, method.encoder.features(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["ease", "aper"])
+def test_a_backbone_without_a_place_for_adapters_is_refused_by_check(six_classes, method) -> None:
+    with pytest.raises(BackboneError, match=r"adapters have no place there; choose a plain ViT"):
+        check("digits", source=six_classes, method=method, backbone={"name": "vit_small_patch16_18x2_224"})
+
+
+def test_a_method_that_looks_at_weights_can_be_checked(small_recipe, tmp_path) -> None:
+    file = tmp_path / "mine.py"
+    start = "super().__init__(config, encoder)\n"
+    file.write_text(OWN_METHOD.replace(start, start + "        next(encoder.parameters()).max().item()\n"))
+    before = torch.get_rng_state()
+    assert check(small_recipe, method=str(file))[0].method.name == str(file)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_first_task_of_one_class_is_refused_before_anything_is_written(six_classes, tmp_path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,12 +19,6 @@ from lorica.backbones.encoder import Encoder, Prefix
 def query(encoder: Encoder, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
     """q(x), what the frozen backbone makes of the inputs without any prompt: a pass through it, without gradients."""
     return encoder.features(inputs)
-
-
-def cosines(queries: Float[Tensor, "n features"], keys: Float[Tensor, "m features"]) -> Float[Tensor, "n m"]:
-    """Cosine of each query with each key, in full precision: under autocast near ties would change places."""
-    with torch.autocast(queries.device.type, enabled=False):
-        return F.normalize(queries.float(), dim=1) @ F.normalize(keys.float(), dim=1).T
 
 
 def prefixes(blocks: Sequence[int], rows: Float[Tensor, "n blocks 2 length dim"]) -> dict[int, Prefix]:

@@ -53,6 +53,16 @@ class Bottlenecks(Tuning):
         self.up_bias = nn.Parameter(torch.zeros(blocks, width, device=device))
         self.eval()  # methods make it while they evaluate; it drops from when they are told to train
 
+    @staticmethod
+    def require_place(encoder: Encoder) -> None:
+        """Whether every block has a place for it, to be asked before anything is learned.
+
+        Raises:
+            BackboneError: blocks that are built otherwise.
+        """
+        for number in range(len(encoder.blocks)):
+            encoder.second_half(number)
+
     def features(
         self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
     ) -> Float[Tensor, "n features"]:

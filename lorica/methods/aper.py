@@ -70,11 +70,11 @@ class APER(FirstTaskMethod):
 
     def end_task(self, context: Context) -> None:
         """(3)."""
-        self.means.set_means(*context.gathered(self.features))
+        self.means.set_means(*context.gathered(self.both_halves))
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def both_halves(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
         """(2)."""
         return torch.cat([self.encoder.features(inputs), self.tuned(inputs)], dim=1)
 
     def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
-        return self.means(self.features(inputs))
+        return self.means(self.both_halves(inputs))

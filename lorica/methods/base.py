@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from lorica.adapters.tuning import Tuning, start_tuning
+from lorica.adapters.tuning import Bottlenecks, Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
 from lorica.errors import RecipeError
 from lorica.heads import CosineHead, GrowingLinear
@@ -115,8 +115,11 @@ class Context:
     steps: int
     descend: Descend
 
-    def gathered(self, features: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """What `features` makes of all inputs of `batches`, and their labels; without gradients."""
+    def gathered(
+        self, features: Callable[[Tensor], Tensor]
+    ) -> tuple[Float[Tensor, "images ..."], Int[Tensor, " images"]]:
+        """What `features` makes of all inputs of `batches`, and their labels; without gradients, in float32 whatever the
+        precision of the run."""
         with torch.no_grad():
             pairs = [(features(batch.inputs), batch.labels) for batch in self.batches()]
         return torch.cat([part for part, _ in pairs]), torch.cat([labels for _, labels in pairs])
@@ -309,6 +312,8 @@ class FirstTaskMethod(Method):
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.tuning: Tuning | None = None
+        if self.config.tuning == "adapter":
+            Bottlenecks.require_place(encoder)
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:

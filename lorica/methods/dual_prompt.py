@@ -39,8 +39,9 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lorica.adapters.prefix import TaskPrompts, cosines, prefixes, query, scrambled
+from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
+from lorica.heads import cosines
 from lorica.methods.base import LinearHeadMethod, MethodConfig
 from lorica.types import Batch, Task
 

@@ -6,6 +6,8 @@ While task t is learned, its adapters train with a cosine head, sigma learned fr
 
     loss = cross-entropy of sigma cos(phi_t(x), w_c) over the classes c of task t alone                            (1)
 
+(a task of one class has nothing to tell apart: its loss is 0 and its space that of the backbone).
+
 Then P_c,i, the mean of phi_i over the training images of class c, is measured for the new classes in all spaces i <= t.
 A class o of an earlier task tau cannot be measured in the later spaces i = tau + 1 … t. There its prototype is put
 together from those of the classes n of tasks i … t, which are measured in both spaces, by their nearness to o in tau's:
@@ -73,13 +75,13 @@ class EASE(Method):
 
     name = "ease"
     Config = EASEConfig
-    compares_within_task = True
     dropped = ("head",)  # a learned task no longer needs it
     config: EASEConfig
     head: CosineHead
 
     def __init__(self, config: EASEConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
+        Bottlenecks.require_place(encoder)
         self.adapters, self.means = nn.ModuleList(), nn.ModuleList()  # one of each for every task
         self.plain_means = ClassMeans(encoder.width, device=self.device)  # empty without backbone_weight
 

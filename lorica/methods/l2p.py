@@ -45,8 +45,9 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from lorica.adapters.prefix import cosines, prefixes, query
+from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
+from lorica.heads import cosines
 from lorica.methods.base import LinearHeadMethod, MethodConfig
 from lorica.types import Batch, Task
 

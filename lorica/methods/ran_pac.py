@@ -15,10 +15,10 @@ rows h of these images and Y their one-hot labels over all classes seen; the hea
     G := G + H'H,    Q := Q + H'Y                                                                                  (3)
     W_o = (G + lambda I)^-1 Q,    logits = h(x) W_o                                                                (4)
 
-so that, given f and lambda, the result is that of one regression on the images of all tasks, whatever their order (lambda is
-that of the latest task, so that the order may enter there). It is
+so that, given f and lambda, the result is that of one regression on the images of all tasks, whatever their order. Lambda is
 chosen for each task among 1e-8, 1e-7, …, 1e8, as that with which a regression on a random 80 % of the task's own images has
-the least mean squared error on the other 20 %; no test data, and no image of an earlier task.
+the least mean squared error on the other 20 %; no test data, and no image of an earlier task. (4) takes that of the latest
+task, through which the order may enter.
 
 `tuning: adapter` (default)   bottlenecks of `rank` 64 beside every MLP, scaled by 0.1, dropout 0.1 in training
 `tuning: scale_and_shift`     of what leaves every linear layer and norm (SSF)
@@ -31,12 +31,13 @@ ImageNet-A and VTAB, deep_prompts for OmniBenchmark and Cars.
 
 Between tasks M^2 numbers of float64 are held and stored in each checkpoint: 800 MB for M = 10,000, whatever the number of
 tasks (`checkpoints: newest` keeps one of them). While a task ends there are, beside its H in float32, two more of that size
-for (4), or for lambda some matrices with as many rows and columns as M or as images in the 80 %, whichever is less. The time of (3) and (4) grows with M^2 and M^3, that of lambda with the cube of
-the smaller of M and those 80 % (`benchmarks/ridge_time.py`).
+for (4), or for lambda some matrices with as many rows and columns as M or as images in the 80 %, whichever is less. The
+time of (3) and (4) grows with M^2 and M^3, that of lambda with the cube of the smaller of M and those 80 %
+(`benchmarks/ridge_time.py`).
 
 Equation numbers are this file's; what is not in the paper's text is the released code's, as our method card (section 6)
 relays it. Done otherwise than in the released code (RanPAC/RanPAC):
-  * everything from H on is in float64: with lambda below 1, the normal equations mean little in the code's float32;
+  * the sums, factorisations and solutions are in float64: with lambda below 1, they mean little in the code's float32;
   * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
     factorisation (`lorica.heads`). A lambda that vanishes beside G in float64 is raised until it does not;
   * an error that is not finite never wins; in the code NaN does, by numpy's argmin;

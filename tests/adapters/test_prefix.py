@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lorica.adapters.prefix import TaskPrompts, cosines, prefixes, query, scrambled
+from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 
 
 def test_the_query_is_the_frozen_feature_without_gradient(tiny_encoder) -> None:
@@ -12,11 +12,6 @@ def test_the_query_is_the_frozen_feature_without_gradient(tiny_encoder) -> None:
     x = torch.rand(2, 3, 32, 32)
     assert not query(encoder, x).requires_grad
     assert torch.equal(query(encoder, x), encoder.features(x).detach())
-
-
-def test_cosines_by_hand() -> None:
-    found = cosines(torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[10.0, 0.0], [0.0, 0.5], [1.0, 1.0]]))
-    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8, 1.4 / 2**0.5], [0.0, -1.0, -1 / 2**0.5]]))
 
 
 def test_rows_become_keys_and_values_of_their_block() -> None:

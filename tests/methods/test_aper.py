@@ -131,7 +131,7 @@ def test_the_first_task_tunes_and_later_ones_keep_every_bit(tiny_encoder, stream
     for name, value in plain.state_dict().items():
         assert torch.equal(method.encoder.state_dict()[name], value), name
     batch = next(stream.train(stream.tasks[0]).batches(100, device=torch.device("cpu")))
-    f, g = method.features(batch.inputs).chunk(2, dim=1)
+    f, g = method.both_halves(batch.inputs).chunk(2, dim=1)
     assert torch.equal(f, plain.features(batch.inputs))
     assert (g - f).abs().max() > 1e-3
     loss = next(method.losses(batch))["cross_entropy"]
@@ -157,7 +157,7 @@ def test_scores_by_hand(tiny_encoder, tuning) -> None:
         [torch.cat([method.encoder.features(x[None])[0], method.tuning.features(method.encoder, x[None])[0]])
          for x in IMAGES]
     )  # fmt: skip
-    close(method.features(IMAGES), phi)
+    close(method.both_halves(IMAGES), phi)
     means = torch.stack([phi[label == LABELS].mean(dim=0) for label in range(6)])
     close(method.means.prototypes, means)
     expected = [[p @ m / p.norm() / m.norm() for m in means] for p in phi]

@@ -102,7 +102,7 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
     assert evaluate(tmp_path / "head").head_accuracy is None
 
 
-@pytest.mark.parametrize("name", ["cl_lora", "prototypes"])
+@pytest.mark.parametrize("name", ["cl_lora", "prototypes", "aper", "ease"])
 def test_methods_that_read_no_single_feature_are_refused(name, six_classes) -> None:
     with pytest.raises(LoricaError, match=f"evaluate.readout: {name} predicts by class means already, or has no space"):
         check("digits", source=six_classes, method=name, stream={"tasks": 3}, **{"evaluate.readout": "prototypes"})
