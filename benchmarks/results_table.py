@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
@@ -67,6 +67,9 @@ def main(
     figured = (drawn or methods).split(",")
     if unknown := set(figured) - set(methods.split(",")):
         raise typer.BadParameter(f"--drawn: {', '.join(sorted(unknown))}: not among the methods of the table")
+    timed = json.loads(times.read_text()) if times else None
+    if timed and timed["recipe"] != Path(recipe).stem:
+        raise typer.BadParameter(f"--times: {times} has the times of {timed['recipe']}, not of {Path(recipe).stem}")
     chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
     name = Path(recipe).stem + ("-tuned" if tuned else "")
     plans, shown = [], set[Path]()
@@ -88,12 +91,11 @@ def main(
     command += [f"--times {times}"] if times else []
     command += [f"--drawn {drawn}"] if drawn else []
     command += [f"--page {page}"] if page else []
-    ratios = json.loads(times.read_text())["totals"] if times else {}
-    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, shown, ratios, out)
+    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, shown, timed, out)
 
 
 def _write(
-    name: str, command: str, results: Sequence[Result], shown: Set[Path], times: Mapping[str, float], out: Path
+    name: str, command: str, results: Sequence[Result], shown: Set[Path], timed: Mapping[str, Any] | None, out: Path
 ) -> None:
     complete = [result for result in results if result.complete]
     figured = [result for result in complete if result.path in shown]
@@ -109,9 +111,10 @@ def _write(
         figures.save(figure, out / stem)
     rows, pictures = tables.summarise(complete, sort="acc"), {title: stem for title, (stem, _) in drawn.items()}
     remarks, columns = tables.notes(results), {}
-    if times:
-        columns["Time"] = lambda row: _time(row, times)
-        remarks.append("Time: of learning all tasks, relative to sd_lora, one process taking turns (training_time.py).")
+    if timed:
+        columns["Time"] = lambda row: _time(row, timed["totals"])
+        tasks = "all tasks" if timed["tasks"] == rows[0].tasks else f"the first {timed['tasks']} tasks"
+        remarks.append(f"Time: of learning {tasks}, relative to sd_lora, one process taking turns (training_time.py).")
     table = tables.to_markdown(rows, remarks, columns)
     write_text(out / f"{name}.md", _page(name, command, rows, table, pictures))
     kept = (

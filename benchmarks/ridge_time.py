@@ -32,10 +32,10 @@ from rich.table import Table
 from torch import Tensor
 
 from lorica.heads import RidgeHead, choose_ridge
+from lorica.methods.ran_pac import FITTED
 from lorica.progress import Reporter, Silent, progress_bar
 
 FEATURES = 768  # of ViT-B
-FITTED = 0.8  # as in ran_pac
 
 
 @dataclass(frozen=True)

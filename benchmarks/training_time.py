@@ -1,12 +1,12 @@
 """How long each method takes to learn a stream, relative to SD-LoRA.
 
-    python benchmarks/training_time.py omniglot --tasks 3 data.root=… backbone.weights=…
+    python benchmarks/training_time.py omniglot data.root=… backbone.weights=…
 
 One process, one method after the other, task by task: every method learns the next task of the recipe's stream, everything included
 that a run does between two tests (passes before and after the descent, statistics, solving). What is reported is the ratio of
 the whole time to SD-LoRA's, and the smallest and the largest ratio of a task, since some methods train on their first task alone
-and others take longer with each one. Methods alternate, so that a machine that slows down slows them all. Give all tasks for a
-figure to quote. docs/results/RECIPE-time.json has the seconds; it is written after every task.
+and others take longer with each one. Methods alternate, so that a machine that slows down slows them all. docs/results/RECIPE-time.json
+has the seconds; it is written anew, after every task. `--tasks 3` is for a first look, with an `--out` of its own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main(
                     seed=0, accelerator=part.accelerator, reporter=reporter,
                 )  # fmt: skip
                 seconds[name].append(time.perf_counter() - start)
-            _write(out / f"{Path(recipe).stem}-time.json", seconds)
+            _write(out, Path(recipe).stem, seconds)
     ratios = {
         name: [own / reference for own, reference in zip(taken, seconds[REFERENCE], strict=True)]
         for name, taken in seconds.items()
@@ -78,10 +78,12 @@ def _totals(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:
     return {name: sum(taken) / sum(seconds[REFERENCE]) for name, taken in seconds.items()}
 
 
-def _write(file: Path, seconds: Mapping[str, Sequence[float]]) -> None:
+def _write(out: Path, recipe: str, seconds: Mapping[str, Sequence[float]]) -> None:
     facts = {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "tasks": len(seconds[REFERENCE])}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, facts | {"totals": _totals(seconds), "seconds": seconds})
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(
+        out / f"{recipe}-time.json", {"recipe": recipe} | facts | {"totals": _totals(seconds), "seconds": seconds}
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import lorica
 from lorica.config import read_recipe
+from lorica.methods import method_names
 from lorica.report import figures
 from lorica.results import RunFolder
 
@@ -75,7 +76,8 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     tuned["chosen"]["linear_probe"] = 0.123
     (tmp_path / "results" / "small-tuning.json").write_text(json.dumps(tuned))
     table = ["--methods", "linear_probe,prototypes", "--seeds", "0", "--out", "results"]
-    (tmp_path / "time.json").write_text(json.dumps({"totals": {"sd_lora": 1.0, "linear_probe": 0.456}}))
+    times = {"recipe": "small", "tasks": 3, "totals": {"sd_lora": 1.0, "linear_probe": 0.456}}
+    (tmp_path / "time.json").write_text(json.dumps(times))
     benchmark("results_table", *table, "--tuned", "results/small-tuning.json", "--times", "time.json")
     rates = [
         RunFolder(tmp_path / "runs" / "small-tuned" / name).read().metrics["recipe"]["fit"]["learning_rate"]
@@ -87,6 +89,13 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     assert "--tuned results/small-tuning.json --times time.json" in page
     cells = {line.split(" | ")[0]: line.split(" | ")[-1] for line in page.splitlines() if line.startswith("| ")}
     assert cells == {"| Method": "Time |", "| ---": "---: |", "| linear_probe": "0.46 |", "| prototypes": "– |"}
+    assert "Time: of learning all tasks, relative" in page
+    (tmp_path / "time.json").write_text(json.dumps(times | {"tasks": 2}))
+    benchmark("results_table", *table, "--times", "time.json", "--table-only", "--tuned", "results/small-tuning.json")
+    assert "Time: of learning the first 2 tasks," in (tmp_path / "results" / "small-tuned.md").read_text()
+    (tmp_path / "time.json").write_text(json.dumps(times | {"recipe": "other"}))
+    with pytest.raises(AssertionError, match="has the times of other, not of small"):
+        benchmark("results_table", *table, "--times", "time.json")
 
     in_figures: list[str] = []
     draw = figures.accuracy_curves
@@ -98,3 +107,9 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     redrawn = (tmp_path / "results" / "small-tuned.md").read_text()
     assert "| linear_probe | 1 |" in redrawn
     assert "--drawn prototypes" in redrawn
+
+
+def test_the_table_is_of_every_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    rows = {name.partition(":")[0] for name in importlib.import_module("results_table").METHODS}
+    assert rows == set(method_names()) - {"lora_fixed", "lora_frozen", "lora_single"}  # ablations of SD-LoRA
