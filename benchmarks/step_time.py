@@ -210,7 +210,7 @@ def grown(encoder: TimmViT, tasks: int, rank: int) -> SDLoRA:
     method = SDLoRA(SDLoRAConfig(name=SDLoRA.name, rank=rank), _copy(encoder))
     for index in range(tasks):
         first = index * CLASSES
-        method.grow(Task(index, first, tuple(f"class {first + n}" for n in range(CLASSES))))
+        method.grow(Task.of_new_classes(index, first, tuple(f"class {first + n}" for n in range(CLASSES))))
     return method
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -50,7 +49,10 @@ def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> Non
                 "tag": method.encoder.tag,
                 "fingerprint": method.encoder.fingerprint,
             },
-            "tasks": [asdict(task) for task in method.tasks],
+            "tasks": [
+                {"index": task.index, "first_class": task.first_class, "class_names": task.class_names}
+                for task in method.tasks
+            ],
             "structure": method.structure(),
             "sha256": _hash(temporary / TENSORS),
             "record": record,
@@ -116,7 +118,7 @@ def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
     if problems:
         raise CheckpointError(problems)
     for task in head["tasks"]:
-        method.grow(Task(task["index"], task["first_class"], tuple(task["class_names"])))
+        method.grow(Task.of_new_classes(task["index"], task["first_class"], tuple(task["class_names"])))
     method.restore_structure(head["structure"])
     try:
         method.load_own_state(load_file(tensors))

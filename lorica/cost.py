@@ -85,9 +85,8 @@ def _kind(method: Method, name: str, dimensions: int) -> str:
 
 @torch.no_grad()
 def _prediction(method: Method) -> tuple[int, float]:
-    """FLOPs and forwards of one prediction, on a grey image."""
+    """FLOPs and forwards of one prediction."""
     encoder, device = method.encoder, method.device
-    image = torch.full((1, 3, encoder.image_size, encoder.image_size), 0.5, device=device)
     rows = 0
 
     def count(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -101,7 +100,7 @@ def _prediction(method: Method) -> tuple[int, float]:
         try:
             # FlopCounterMode has no formula for the CPU's fused attention kernel; the plain one is made of products
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                method.predict(image)
+                method.predict(encoder.example(1))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -27,7 +27,7 @@ class Learner:
     def __init__(self, method: Method, *, crop_pct: float) -> None:
         self.method = method
         self.class_names = tuple(name for task in method.tasks for name in task.class_names)
-        self._canvas = round(method.encoder.image_size / crop_pct)
+        self._canvas = round(method.encoder.reading()["image_size"] / crop_pct)
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Path | str | np.ndarray], *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
@@ -44,7 +44,7 @@ class Learner:
 
     def _logits(self, images: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n classes"]:
         squares = torch.stack([torch.from_numpy(fit_square(_pixels(image), self._canvas)) for image in images])
-        inputs = centre_crop(squares.float() / 255, self.method.encoder.image_size)
+        inputs = centre_crop(squares.float() / 255, self.method.encoder.reading()["image_size"])
         return self.method.predict(inputs.to(self.method.device)).cpu()
 
     def predict(self, images: Sequence[Path | str | np.ndarray]) -> list[str]:

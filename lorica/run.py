@@ -123,7 +123,7 @@ def check(
     # a method of the user's own may look at weights, which are not there
     with torch.random.fork_rng([]), suppress(RuntimeError):
         build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
-    return resolved, _stream(resolved, source or _source(resolved), encoder.image_size)
+    return resolved, _stream(resolved, source or _source(resolved), encoder.reading()["image_size"])
 
 
 class Evaluation(NamedTuple):
@@ -172,7 +172,7 @@ def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
-    return Assembly(recipe, _stream(recipe, source, encoder.image_size), method, accelerator)
+    return Assembly(recipe, _stream(recipe, source, encoder.reading()["image_size"]), method, accelerator)
 
 
 def _source(recipe: Recipe) -> Source:
@@ -343,7 +343,7 @@ def _arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:
     """What the method is given to learn, one after another: the stream's tasks, or everything as one task."""
     if method.learns_all_at_once:
         everything = tuple(name for task in stream.tasks for name in task.class_names)
-        return [(Task(0, 0, everything), stream.train_all())]
+        return [(Task.of_new_classes(0, 0, everything), stream.train_all())]
     return [(task, stream.train(task)) for task in stream.tasks]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from lorica.errors import TrainingError
 from lorica.methods.base import Context, Data, Losses, Method, shapes_of
 from lorica.progress import Reporter, Silent
+from lorica.randomness import Draws
 from lorica.types import Task
 
 
@@ -53,35 +54,37 @@ def learn_task(
     """
     device = accelerator.device
     trained: dict[str, torch.Size] = {}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(np.random.SeedSequence([seed, task.index]).generate_state(1)[0]))
+    draws, stages = Draws(seed, task=task.index), count()
 
-        def descend(
-            parameters: list[nn.Parameter],
-            epochs: int,
-            *,
-            losses: Losses = method.losses,
-            data: Data = data,
-            **settings: Any,
-        ) -> None:
-            generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()).item()))
-            trained.update(shapes_of(method, parameters))
-            method.train()
-            stage = replace(fit, epochs=epochs, **settings)
-            _descend(method, parameters, losses, data, stage, generator, accelerator, reporter or Silent())
-            method.eval()
+    def descend(
+        parameters: list[nn.Parameter],
+        epochs: int,
+        *,
+        losses: Losses = method.losses,
+        data: Data = data,
+        **settings: Any,
+    ) -> None:
+        trained.update(shapes_of(method, parameters))
+        method.train()
+        stage, place = replace(fit, epochs=epochs, **settings), draws.at(stage=next(stages))
+        with place.seeded("steps", device):
+            _descend(method, parameters, losses, data, stage, place, accelerator, reporter or Silent())
+        method.eval()
 
-        context = Context(
-            task=task,
-            batches=lambda: data.batches(eval_batch_size, device=device),
-            epochs=fit.epochs,
-            steps=fit.epochs * data.number_of_batches(fit.batch_size),
-            descend=descend,
-        )
+    context = Context(
+        task=task,
+        batches=lambda: data.batches(eval_batch_size, device=device),
+        epochs=fit.epochs,
+        steps=fit.epochs * data.number_of_batches(fit.batch_size),
+        descend=descend,
+    )
+    with draws.seeded("grow", device):
         method.grow(task)
-        method.eval()  # what has just grown, too
+    method.eval()  # what has just grown, too
+    with draws.seeded("begin", device):
         method.begin_task(context)
-        descend(method.trainable(), fit.epochs)
+    descend(method.trainable(), fit.epochs)
+    with draws.seeded("end", device):
         method.end_task(context)
     return trained
 
@@ -92,7 +95,7 @@ def _descend(
     losses: Losses,
     data: Data,
     fit: Fit,
-    generator: torch.Generator,
+    draws: Draws,
     accelerator: Accelerator,
     reporter: Reporter,
 ) -> None:
@@ -109,8 +112,10 @@ def _descend(
     reporter.stage(f"{method.name}: task {task.index + 1}", steps * fit.epochs)
     value = 0.0
     for epoch in range(fit.epochs):
-        batches = data.batches(fit.batch_size, device=accelerator.device, augment=fit.augment, generator=generator)
+        place = draws.at(epoch=epoch)
+        batches = data.batches(fit.batch_size, device=accelerator.device, augment=fit.augment, draws=place)
         for step, batch in enumerate(batches):
+            place.at(step=step).reseed("step")
             for terms in _terms(iter(losses(batch)), accelerator):
                 loss = torch.stack(list(terms.values())).sum()
                 value = loss.item()

@@ -2,36 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Task:
-    """A group of classes that arrive together.
+class Tokens:
+    """Texts as token ids, padded to the longest of them.
 
-    Inside the library a class is its position in the stream's class order, so the classes of a task are the consecutive
-    numbers `first_class … stop_class - 1`; the source's own names are kept for people.
+    Like a tensor of images it has a length, can be sliced along its first axis, and moves to a device.
+
+    Attributes:
+        ids: of the vocabulary of an encoder.
+        mask: true where there is a token and not padding.
+    """
+
+    ids: Int[Tensor, "n length"]
+    mask: Bool[Tensor, "n length"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice | Tensor | list[int]) -> Tokens:
+        return Tokens(self.ids[which], self.mask[which])
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same on that device."""
+        return Tokens(self.ids.to(device), self.mask.to(device))
+
+
+Inputs: TypeAlias = Float[Tensor, "n channels height width"] | Tokens
+"""What an encoder reads: images in [0, 1], not yet normalised, or tokens. Both have a length, `[…]` and `to(device)`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What arrives together: samples of some classes, all of them new, some of them, or none.
+
+    Inside the library a class is a number, in the order in which classes first arrived; the source's own names are kept for
+    people.
+
+    Attributes:
+        index: of the task in its stream, from 0.
+        classes: whose samples the task has, ascending.
+        new_classes: those of them that no earlier task had. They are the next numbers, so that heads grow at their end.
+        class_names: of `classes`.
     """
 
     index: int
-    first_class: int
+    classes: tuple[int, ...]
+    new_classes: tuple[int, ...]
     class_names: tuple[str, ...]
+
+    @classmethod
+    def of_new_classes(cls, index: int, first_class: int, class_names: Sequence[str]) -> Task:
+        """A task all of whose classes are new: they get the numbers from `first_class` on."""
+        classes = tuple(range(first_class, first_class + len(class_names)))
+        return cls(index, classes, classes, tuple(class_names))
+
+    @property
+    def new_names(self) -> tuple[str, ...]:
+        """Names of the new classes."""
+        named = zip(self.classes, self.class_names, strict=True)
+        return tuple(name for number, name in named if number in self.new_classes)
+
+    @property
+    def first_class(self) -> int:
+        return self.classes[0]
 
     @property
     def stop_class(self) -> int:
-        """One past the last class of this task: also the number of classes seen once it has been learned."""
-        return self.first_class + len(self.class_names)
+        return self.classes[-1] + 1
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs on the training device, and their classes in stream order.
+    """Inputs on the training device, and the numbers of their classes.
 
-    Images are in [0, 1], augmented and not yet normalised; a method may give itself batches of something else (features).
+    Images are augmented and not yet normalised; a method may give itself batches of something else (features).
     """
 
-    inputs: Float[Tensor, "n ..."]
+    inputs: Inputs | Float[Tensor, "n features"]
     labels: Int[Tensor, " n"]

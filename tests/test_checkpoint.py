@@ -18,7 +18,7 @@ from lorica.methods import Method, find_method
 from lorica.types import Task
 
 MakeEncoder = Callable[..., TimmViT]
-TASKS = (Task(0, 0, ("wren", "lark")), Task(1, 2, ("kite",)))
+TASKS = (Task.of_new_classes(0, 0, ("wren", "lark")), Task.of_new_classes(1, 2, ("kite",)))
 
 
 def method(encoder: TimmViT, name: str = "sd_lora", **options: Any) -> Method:

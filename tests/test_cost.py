@@ -22,8 +22,8 @@ from lorica.methods.linear_probe import LinearProbe
 from lorica.types import Task
 
 MakeEncoder = Callable[..., TimmViT]
-TASKS = (Task(0, 0, ("wren", "lark", "kite")), Task(1, 3, ("rook", "dove")))
-TWENTY_TASKS = tuple(Task(t, 10 * t, tuple(f"class {10 * t + c}" for c in range(10))) for t in range(20))
+TASKS = (Task.of_new_classes(0, 0, ("wren", "lark", "kite")), Task.of_new_classes(1, 3, ("rook", "dove")))
+TWENTY_TASKS = tuple(Task.of_new_classes(t, 10 * t, tuple(f"class {10 * t + c}" for c in range(10))) for t in range(20))
 
 HEAD = 5 * 32 + 5
 DIRECTION = 4 * (2 * 32) * 10  # four projections, U and D, rank 10
@@ -78,7 +78,7 @@ def test_a_trained_backbone_counts(tiny_encoder: MakeEncoder) -> None:
 
 
 def test_joint_trains_the_head_of_all_classes(tiny_encoder: MakeEncoder) -> None:
-    everything = (Task(0, 0, tuple(name for task in TASKS for name in task.class_names)),)
+    everything = (Task.of_new_classes(0, 0, tuple(name for task in TASKS for name in task.class_names)),)
     cost = measure(learned("joint", tiny_encoder(), everything))
     assert cost["trainable_by_kind"] == cost["stored_by_kind"] == {"adapters": DIRECTION, "head": HEAD}
 

@@ -15,6 +15,7 @@ from lorica.data.sources import Source
 from lorica.data.stream import Stream
 from lorica.errors import TrainingError
 from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
+from lorica.randomness import Draws
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
@@ -161,11 +162,11 @@ def test_learning_works(tiny_encoder: MakeEncoder, stream: Stream) -> None:
 class Features:
     """One batch of features of class 1, twice an epoch."""
 
-    def __init__(self, generators: list[int]) -> None:
-        self.generators = generators
+    def __init__(self, places: list[Draws]) -> None:
+        self.places = places
 
-    def batches(self, batch_size: int, *, device: torch.device, augment: str, generator: torch.Generator):
-        self.generators.append(generator.initial_seed())
+    def batches(self, batch_size: int, *, device: torch.device, augment: str, draws: Draws, first: int = 0):
+        self.places.append(draws)
         for _ in range(2):
             yield Batch(torch.ones(batch_size, 32), torch.ones(batch_size, dtype=torch.long))
 
@@ -181,7 +182,7 @@ class TwoStages(LinearHeadMethod):
     def __init__(self, encoder: TimmViT) -> None:
         super().__init__(MethodConfig(name=self.name), encoder)
         self.seen: list[tuple[int, ...]] = []
-        self.generators: list[int] = []
+        self.places: list[Draws] = []
 
     def trainable(self) -> list[nn.Parameter]:
         return self.head_parameters()
@@ -196,7 +197,7 @@ class TwoStages(LinearHeadMethod):
             [self.head.biases[0]],
             context.epochs + 1,
             losses=self.on_features,
-            data=Features(self.generators),
+            data=Features(self.places),
             optimizer="sgd",
             momentum=0.0,
             learning_rate=0.5,
@@ -210,5 +211,4 @@ def test_a_stage_of_its_own_has_its_own_data_losses_and_settings(tiny_encoder: M
     learn(method, stream, 0, epochs=2)
     assert method.seen == [(3, 32)] * 6  # three epochs of two batches
     assert method.gained == pytest.approx([0.0, 6 * 0.5], abs=1e-5)  # plain descent on a slope of 1
-    assert len(method.generators) == 3
-    assert len(set(method.generators)) == 1  # one generator, which goes on drawing
+    assert method.places == [Draws(0, task=0, stage=1, epoch=epoch) for epoch in range(3)]

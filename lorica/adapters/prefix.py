@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder, Prefix
+from lorica.types import Inputs
 
 
 @torch.no_grad()
-def query(encoder: Encoder, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+def query(encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
     """q(x), what the frozen backbone makes of the inputs without any prompt: a pass through it, without gradients."""
     return encoder.features(inputs)
 

@@ -18,15 +18,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
+from lorica.types import Inputs
 
 
 class Tuning(nn.Module, ABC):
     """Something to train that changes an encoder's features."""
 
     @abstractmethod
-    def features(
-        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
         """The encoder's features with this module applied."""
 
 
@@ -63,9 +62,7 @@ class Bottlenecks(Tuning):
         for number in range(len(encoder.blocks)):
             encoder.second_half(number)
 
-    def features(
-        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
         with ExitStack() as hooks:
             for number, block in enumerate(encoder.blocks):
                 entering: list[Tensor] = []
@@ -93,9 +90,7 @@ class ScaleAndShift(Tuning):
             self.scales[_key(name)] = nn.Parameter((1 + 0.02 * torch.randn(width)).to(device))
             self.shifts[_key(name)] = nn.Parameter((0.02 * torch.randn(width)).to(device))
 
-    def features(
-        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
         with ExitStack() as hooks:
             for name in encoder.operations():
                 change = partial(_scale_and_shift, self.scales[_key(name)], self.shifts[_key(name)])
@@ -114,9 +109,7 @@ class Prompts(Tuning):
         start = torch.empty(len(encoder.blocks) if deep else 1, length, encoder.width).uniform_(-bound, bound)
         self.tokens = nn.Parameter(start.to(device))
 
-    def features(
-        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
         with ExitStack() as hooks:
             for block, prompt in zip(encoder.blocks[1:], self.tokens[1:], strict=False):
                 hooks.callback(block.register_forward_pre_hook(partial(_replace_first, prompt)).remove)
@@ -131,9 +124,7 @@ class Copy(Tuning):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
 
-    def features(
-        self, encoder: Encoder, inputs: Float[Tensor, "n channels height width"]
-    ) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs)
 
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.errors import BackboneError
+from lorica.types import Inputs
 
 
 @dataclass(frozen=True)
@@ -61,18 +63,26 @@ class Encoder(nn.Module, ABC):
         name: the name a recipe gives it.
         tag: identity of the checkpoint that its weights came from, recorded with every result.
         width: size of a feature vector.
-        image_size: side of the square input, in pixels.
+        modality: what it reads, "images" or "texts": the name of the reader that makes its inputs from samples.
         fingerprint: hash of names, shapes and values of its weights as loaded; checkpoints are tied to it.
     """
 
     name: str
     tag: str
     width: int
-    image_size: int
+    modality: ClassVar[str]
 
     @abstractmethod
-    def embed(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n tokens dim"]:
-        """Tokens that enter the first block. Inputs are in [0, 1]; the encoder normalises them itself."""
+    def reading(self) -> dict[str, Any]:
+        """What the reader of its modality must know of it: the side of an image in pixels, say."""
+
+    @abstractmethod
+    def example(self, n: int) -> Inputs:
+        """That many valid inputs on its device, all alike, to measure with."""
+
+    @abstractmethod
+    def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
+        """Tokens that enter the first block. Images are in [0, 1]; the encoder normalises them itself."""
 
     @property
     @abstractmethod
@@ -126,7 +136,7 @@ class Encoder(nn.Module, ABC):
 
     def tokens(
         self,
-        inputs: Float[Tensor, "n channels height width"],
+        inputs: Inputs,
         *,
         prompt: Float[Tensor, "m length dim"] | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
@@ -148,9 +158,7 @@ class Encoder(nn.Module, ABC):
                 tokens = block(tokens)
         return tokens
 
-    def features(
-        self, inputs: Float[Tensor, "n channels height width"], *, prefixes: Mapping[int, Prefix] | None = None
-    ) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs, *, prefixes: Mapping[int, Prefix] | None = None) -> Float[Tensor, "n features"]:
         """One feature vector for each input; see `tokens` for prefixes."""
         return self.pool(self.tokens(inputs, prefixes=prefixes))
 

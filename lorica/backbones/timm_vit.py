@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder, Prefix, Site
 from lorica.errors import BackboneError
+from lorica.types import Inputs
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave [0, 1] as it is
 
@@ -62,6 +63,7 @@ class TimmViT(Encoder):
         mean, std: per-channel input normalisation, in units of [0, 1] images.
     """
 
+    modality = "images"
     mean: Tensor
     std: Tensor
 
@@ -77,8 +79,15 @@ class TimmViT(Encoder):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
-    def embed(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n tokens dim"]:
-        tokens = self.vit.patch_embed((inputs - self.mean) / self.std)
+    def reading(self) -> dict[str, Any]:
+        return {"image_size": self.image_size}
+
+    def example(self, n: int) -> Float[Tensor, "n 3 s s"]:
+        """Grey images."""
+        return torch.full((n, 3, self.image_size, self.image_size), 0.5, device=self.mean.device)
+
+    def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
+        tokens = self.vit.patch_embed((cast(Tensor, inputs) - self.mean) / self.std)
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
 
     @property

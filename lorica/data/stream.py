@@ -19,6 +19,7 @@ from lorica.data.sources import Source, split_per_class
 from lorica.data.transforms import augment as augmented
 from lorica.data.transforms import centre_crop, fit_square
 from lorica.errors import DataError
+from lorica.randomness import Draws
 from lorica.types import Batch, Task
 
 
@@ -89,21 +90,25 @@ class Split:
         *,
         device: torch.device,
         augment: str = "none",
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+        first: int = 0,
     ) -> Iterator[Batch]:
-        """One pass: float32 inputs in [0, 1] of [n, 3, image_size, image_size], the last batch maybe smaller.
+        """One pass from batch number `first` on: float32 inputs in [0, 1], the last batch maybe smaller.
 
-        With a CPU `generator` it is in random order and augmented, else in order and not augmented.
+        With `draws` it is in random order and augmented, else in order and not augmented.
         """
-        if generator is None and augment != "none":
-            raise ValueError(f"augment={augment!r} needs a generator")
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        for start in range(0, len(self), batch_size):
-            chosen = order[start : start + batch_size]
+        if draws is None and augment != "none":
+            raise ValueError(f"augment={augment!r} needs draws")
+        order = (
+            torch.arange(len(self)) if draws is None else torch.randperm(len(self), generator=draws.generator("order"))
+        )
+        for step in range(first, self.number_of_batches(batch_size)):
+            chosen = order[step * batch_size : (step + 1) * batch_size]
             images = self._cache.fetch(self.indices[chosen]).to(device).float().div_(255)
-            if generator is None:
+            if draws is None:
                 images = centre_crop(images, self._image_size)
             else:
+                generator = draws.at(step=step).generator("augmentation")
                 images = augmented(images, augment, self._image_size, generator)
             yield Batch(images, self.labels[chosen].to(device))
 
@@ -144,7 +149,7 @@ class Stream:
         self.class_names: tuple[str, ...] = tuple(source.class_names[name] for name in self.class_order)
         stops = accumulate(sizes)
         self.tasks: tuple[Task, ...] = tuple(
-            Task(index, stop - size, self.class_names[stop - size : stop])
+            Task.of_new_classes(index, stop - size, self.class_names[stop - size : stop])
             for index, (size, stop) in enumerate(zip(sizes, stops, strict=True))
         )
 

@@ -44,7 +44,7 @@ from torch import Tensor
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans
 from lorica.methods.base import Context, FirstTaskConfig, FirstTaskMethod
-from lorica.types import Task
+from lorica.types import Inputs, Task
 
 
 class APERConfig(FirstTaskConfig):
@@ -72,9 +72,9 @@ class APER(FirstTaskMethod):
         """(3)."""
         self.means.set_means(*context.gathered(self.both_halves))
 
-    def both_halves(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def both_halves(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """(2)."""
         return torch.cat([self.encoder.features(inputs), self.tuned(inputs)], dim=1)
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.both_halves(inputs))

@@ -34,7 +34,8 @@ from lorica.adapters.tuning import Bottlenecks, Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
 from lorica.errors import RecipeError
 from lorica.heads import CosineHead, GrowingLinear
-from lorica.types import Batch, Task
+from lorica.randomness import Draws
+from lorica.types import Batch, Inputs, Task
 
 
 class MethodConfig(BaseModel):
@@ -71,10 +72,15 @@ class Data(Protocol):
         *,
         device: torch.device,
         augment: str = "none",
-        generator: torch.Generator | None = None,
-    ) -> Iterator[Batch]: ...
+        draws: Draws | None = None,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """One pass from batch number `first` on; in random order and augmented where there are `draws`."""
+        ...
 
-    def number_of_batches(self, batch_size: int) -> int: ...
+    def number_of_batches(self, batch_size: int) -> int:
+        """Batches of a pass."""
+        ...
 
 
 Losses = Callable[[Batch], Iterator[dict[str, Float[Tensor, ""]]]]
@@ -116,7 +122,7 @@ class Context:
     descend: Descend
 
     def gathered(
-        self, features: Callable[[Tensor], Tensor]
+        self, features: Callable[[Inputs], Tensor]
     ) -> tuple[Float[Tensor, "images ..."], Int[Tensor, " images"]]:
         """What `features` makes of all inputs of `batches`, and their labels; without gradients, in float32 whatever the
         precision of the run."""
@@ -193,13 +199,13 @@ class Method(nn.Module, ABC):
     def end_task(self, context: Context) -> None:
         """After training on a task."""
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """What the classifier reads, for a method that reads one vector of each input: `evaluate.readout: prototypes` takes
         class means of it. Others leave this as it is."""
         raise NotImplementedError
 
     @abstractmethod
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         """Logits over all classes seen so far, in stream order."""
 
     def diagnostics(self) -> dict[str, Any]:
@@ -278,10 +284,10 @@ class LinearHeadMethod(Method):
         first = 0 if self.config.cross_entropy == "all_seen" else self.task.first_class
         return F.cross_entropy(logits[:, first:], labels - first)
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs)
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.head(self.features(inputs))
 
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
@@ -341,7 +347,7 @@ class FirstTaskMethod(Method):
         """Cross-entropy of the cosine head, on the first task."""
         yield {"cross_entropy": F.cross_entropy(self.head(self.tuned(batch.inputs)), batch.labels)}
 
-    def tuned(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def tuned(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """Features of the encoder with the module in it."""
         return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
 

@@ -59,7 +59,7 @@ from lorica.backbones.encoder import Encoder, Site
 from lorica.errors import BackboneError
 from lorica.heads import ClassMeans, CosineHead
 from lorica.methods.base import Context, LowRankConfig, Method
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 ROWS_TOGETHER = 32
 """Branches share a batch while it has no more rows than this. One image and 20 branches on a CPU core: 18 ms for 34 ms one by
@@ -326,13 +326,13 @@ class CLLoRA(Method):
     def end_task(self, context: Context) -> None:
         """The prototypes of the new classes, in the task's own space."""
 
-        def features(inputs: Tensor) -> Tensor:
+        def features(inputs: Inputs) -> Tensor:
             tokens = self.trunk(self.encoder.embed(inputs))
             return self.branches(tokens, self.task.index, self.task.index + 1)[0]
 
         self.means.set_means(*context.gathered(features))
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         tokens, scores = self.trunk(self.encoder.embed(inputs)), []
         together = max(1, ROWS_TOGETHER // max(1, len(tokens)))
         for first in range(0, len(self.tasks), together):

@@ -51,7 +51,7 @@ from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.errors import BackboneError, RecipeError
 from lorica.methods.base import LinearHeadMethod, MethodConfig
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 
 def orthonormal_rows(earlier: Float[Tensor, "blocks m size"], number: int) -> Float[Tensor, "blocks new size"]:
@@ -176,7 +176,7 @@ class CODAPrompt(LinearHeadMethod):
         with torch.autocast(queries.device.type, enabled=False):
             return torch.einsum("nbm,bmsld->nbsld", self.weights(queries), components)
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         rows = self.assembled(query(self.encoder, inputs))
         return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows))
 

@@ -43,7 +43,7 @@ from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
 from lorica.methods.base import LinearHeadMethod, MethodConfig
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 
 class DualPromptConfig(MethodConfig):
@@ -113,9 +113,7 @@ class DualPrompt(LinearHeadMethod):
     def trainable(self) -> list[nn.Parameter]:
         return [self.general_prompt, self.prompts.rows[-1], self.keys[-1], *self.head_parameters()]
 
-    def prompted(
-        self, inputs: Float[Tensor, "n channels height width"], rows: Float[Tensor, "m blocks 2 length dim"]
-    ) -> Float[Tensor, "n features"]:
+    def prompted(self, inputs: Inputs, rows: Float[Tensor, "m blocks 2 length dim"]) -> Float[Tensor, "n features"]:
         """Features with the G-prompt and the rows of an E-prompt, for each input or one for all."""
         if self.config.scrambled:
             rows = scrambled(rows.expand(len(inputs), -1, -1, -1, -1))
@@ -135,7 +133,7 @@ class DualPrompt(LinearHeadMethod):
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.trainable(), self.config.gradient_clip)
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """Those of (2)."""
         chosen = cosines(query(self.encoder, inputs), torch.stack(list(self.keys))).argmax(dim=1)
         if self.config.batch_majority:

@@ -52,7 +52,7 @@ from lorica.adapters.tuning import Bottlenecks
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans, CosineHead
 from lorica.methods.base import Context, Method, MethodConfig
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 
 class EASEConfig(MethodConfig):
@@ -112,7 +112,7 @@ class EASE(Method):
         """Those of all classes, for every space."""
         return cast(list[ClassMeans], [*self.means, *([self.plain_means] if self.config.backbone_weight else [])])
 
-    def in_spaces(self, inputs: Float[Tensor, "n channels height width"]) -> list[Float[Tensor, "n features"]]:
+    def in_spaces(self, inputs: Inputs) -> list[Float[Tensor, "n features"]]:
         """The features in every space."""
         own = [each.features(self.encoder, inputs) for each in cast(list[Bottlenecks], self.adapters)]
         return [*own, self.encoder.features(inputs)] if self.config.backbone_weight else own
@@ -145,7 +145,7 @@ class EASE(Method):
             weights = (shared(shared.prototypes[old], known) / self.config.temperature).softmax(dim=1)
             prototypes[old] = weights @ prototypes[known]
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         """(3)."""
         pairs = zip(self.class_means(), self.in_spaces(inputs), strict=True)
         cosines = torch.stack([means(features) for means, features in pairs])

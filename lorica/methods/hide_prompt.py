@@ -70,7 +70,8 @@ from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear
 from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
-from lorica.types import Batch, Task
+from lorica.randomness import Draws
+from lorica.types import Batch, Inputs, Task
 
 TEMPERATURE = 0.8  # of (3)
 JITTER = 1e-4  # added to each variance
@@ -179,7 +180,7 @@ class Gaussians(nn.Module):
         pairs = [(label, slot % count) for label, count in counts if count for slot in range(self.slots)]
         return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
-    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator | None) -> Float[Tensor, "n features"]:
+    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator) -> Float[Tensor, "n features"]:
         """A random feature from each of these, given as class and slot."""
         noise = torch.randn(len(pairs), self.means.shape[-1], generator=generator).to(self.means)
         labels, slots = pairs.to(self.means.device).unbind(dim=1)
@@ -211,14 +212,17 @@ class PseudoFeatures:
         *,
         device: torch.device,
         augment: str = "none",
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
+        first: int = 0,
     ) -> Iterator[Batch]:
-        """One epoch; there is nothing to augment."""
+        """One epoch from batch number `first` on; there is nothing to augment, and without `draws` there is no epoch."""
+        if draws is None:
+            raise ValueError("draws: expected, since every feature is drawn")
         shares, size = self.gaussians.shares(), self.times * batch_size
-        order = torch.randperm(size * len(shares), generator=generator)[: self.number * size]
-        for part in order.split(size):
-            pairs = shares[part // size]
-            yield Batch(self.gaussians.draw(pairs, generator).to(device), pairs[:, 0].to(device))
+        order = torch.randperm(size * len(shares), generator=draws.generator("order"))[: self.number * size]
+        for step, part in enumerate(order.split(size)[first:], start=first):
+            pairs, noise = shares[part // size], draws.at(step=step).generator("features")
+            yield Batch(self.gaussians.draw(pairs, noise).to(device), pairs[:, 0].to(device))
 
 
 class TaskIdentity(nn.Module):
@@ -279,9 +283,7 @@ class HiDePrompt(LinearHeadMethod):
         share = self.config.previous_share
         return (1 - share) * newest + share * torch.stack(earlier).mean(dim=0).detach()
 
-    def prompted(
-        self, inputs: Float[Tensor, "n channels height width"], rows: Float[Tensor, "m blocks 2 length dim"]
-    ) -> Float[Tensor, "n features"]:
+    def prompted(self, inputs: Inputs, rows: Float[Tensor, "m blocks 2 length dim"]) -> Float[Tensor, "n features"]:
         """f(x; p), with a prompt for each input or one for all."""
         if self.config.scrambled:
             rows = scrambled(rows.expand(len(inputs), -1, -1, -1, -1))
@@ -345,12 +347,12 @@ class HiDePrompt(LinearHeadMethod):
 
     # --- prediction ---
 
-    def identify(self, inputs: Float[Tensor, "n channels height width"]) -> Int[Tensor, " n"]:
+    def identify(self, inputs: Inputs) -> Int[Tensor, " n"]:
         """tau of (6): a task for each input."""
         task_of = torch.tensor([task.index for task in self.tasks for _ in task.class_names], device=self.device)
         return task_of[self.identity(query(self.encoder, inputs)).argmax(dim=1)]
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """Those of (6)."""
         return self.prompted(inputs, self.prompts.of(self.identify(inputs)))
 

@@ -49,7 +49,7 @@ from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
 from lorica.methods.base import LinearHeadMethod, MethodConfig
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {"pool_size": 10, "selected": 4, "start": (0.0, 0.01), "gradient_clip": 1.0},
@@ -138,9 +138,7 @@ class L2P(LinearHeadMethod):
         counts = torch.bincount(order.flatten(), minlength=similarity.shape[1])
         return counts.argsort(descending=True, stable=True)[: self.selected].expand_as(order)
 
-    def prompted(
-        self, inputs: Float[Tensor, "n channels height width"], chosen: Int[Tensor, "n selected"]
-    ) -> Float[Tensor, "n features"]:
+    def prompted(self, inputs: Inputs, chosen: Int[Tensor, "n selected"]) -> Float[Tensor, "n features"]:
         """What the head reads when each input has these prompts."""
         prompts = self.prompts[chosen]
         if self.config.variant == "paper":
@@ -149,9 +147,7 @@ class L2P(LinearHeadMethod):
         rows = prompts.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # keys with keys, values with values
         return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows))
 
-    def answer(
-        self, inputs: Float[Tensor, "n channels height width"]
-    ) -> tuple[Float[Tensor, "n features"], Float[Tensor, "n selected"]]:
+    def answer(self, inputs: Inputs) -> tuple[Float[Tensor, "n features"], Float[Tensor, "n selected"]]:
         """Features under the prompts that each input picks, and the cosines of the keys that were picked."""
         similarity = cosines(query(self.encoder, inputs), self.keys)
         chosen = self.select(similarity)
@@ -169,7 +165,7 @@ class L2P(LinearHeadMethod):
         if self.gradient_clip:
             nn.utils.clip_grad_norm_(self.trainable(), self.gradient_clip)
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.answer(inputs)[0]
 
     def classifier(self) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.methods.base import LinearHeadMethod
+from lorica.types import Inputs
 
 
 class LinearProbe(LinearHeadMethod):
@@ -22,5 +23,5 @@ class LinearProbe(LinearHeadMethod):
         return self.head_parameters()
 
     @torch.no_grad()
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans
 from lorica.methods.base import Context, Method, MethodConfig
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 
 class Prototypes(Method):
@@ -40,7 +40,7 @@ class Prototypes(Method):
     def end_task(self, context: Context) -> None:
         self.means.set_means(*context.gathered(self.encoder.features))
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.encoder.features(inputs))
 
     def classifier(self) -> None:

@@ -59,7 +59,7 @@ from torch import Tensor
 from lorica.backbones.encoder import Encoder
 from lorica.heads import RidgeHead, choose_ridge
 from lorica.methods.base import Context, FirstTaskConfig, FirstTaskMethod
-from lorica.types import Task
+from lorica.types import Inputs, Task
 
 FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to
 
@@ -88,7 +88,7 @@ class RanPAC(FirstTaskMethod):
         super().grow(task)
         self.regression.grow(len(task.class_names))
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """f(x)."""
         return self.tuned(inputs)
 
@@ -109,7 +109,7 @@ class RanPAC(FirstTaskMethod):
         fit = int(FITTED * len(labels))
         self.regression.solve(choose_ridge(h, labels, fit=fit) if fit else self.regression.ridge.item())
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.regression(self.random_features(self.features(inputs)))
 
     def diagnostics(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lorica.heads import ClassMeans
 from lorica.methods.base import Context, Method
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
 
 
 class ClassMeanReadout(Method):
@@ -44,10 +44,9 @@ class ClassMeanReadout(Method):
         self.learner.grow(task)
         if task.index == 0:
             self.learner.eval()
-            side, device = self.encoder.image_size, self.device
             with torch.no_grad():
-                width = self.features(torch.zeros(1, 3, side, side, device=device)).shape[1]
-            self.means = ClassMeans(width, device=device)
+                width = self.features(self.encoder.example(1)).shape[1]
+            self.means = ClassMeans(width, device=self.device)
         self.means.grow(len(task.class_names))
 
     def begin_task(self, context: Context) -> None:
@@ -66,10 +65,10 @@ class ClassMeanReadout(Method):
         self.learner.end_task(context)
         self.means.set_means(*context.gathered(self.features))
 
-    def features(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.learner.features(inputs)
 
-    def predict(self, inputs: Float[Tensor, "n channels height width"]) -> Float[Tensor, "n classes"]:
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.features(inputs))
 
     def diagnostics(self) -> dict[str, Any]:

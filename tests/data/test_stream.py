@@ -17,6 +17,7 @@ from lorica.data.samples import Samples
 from lorica.data.sources import Source, arrays
 from lorica.data.stream import ImageCache, Split, Stream
 from lorica.errors import DataError
+from lorica.randomness import Draws
 from lorica.types import Task
 
 CPU = torch.device("cpu")
@@ -46,9 +47,9 @@ def plain_source(train_per_class: Sequence[int], test_per_class: Sequence[int]) 
     return Source("plain", names, train, test, {})
 
 
-def numbers(split: Split, augment: str = "none", generator: torch.Generator | None = None) -> list[int]:
+def numbers(split: Split, augment: str = "none", draws: Draws | None = None) -> list[int]:
     """The samples of one pass, read off the pixels."""
-    batches = split.batches(4, device=CPU, augment=augment, generator=generator)
+    batches = split.batches(4, device=CPU, augment=augment, draws=draws)
     return [number for batch in batches for number in (batch.inputs[:, 0, 0, 0] * 255).round().int().tolist()]
 
 
@@ -65,9 +66,9 @@ def test_class_order_is_the_permutation_of_random_state() -> None:
     assert stream.class_order == tuple(expected)
     assert stream.class_names == tuple(f"class {number}" for number in expected)
     assert stream.tasks == (
-        Task(0, 0, stream.class_names[:3]),
-        Task(1, 3, stream.class_names[3:5]),
-        Task(2, 5, stream.class_names[5:]),
+        Task.of_new_classes(0, 0, stream.class_names[:3]),
+        Task.of_new_classes(1, 3, stream.class_names[3:5]),
+        Task.of_new_classes(2, 5, stream.class_names[5:]),
     )
 
 
@@ -240,24 +241,34 @@ def test_batches_in_order() -> None:
     assert torch.equal(batches[1].inputs[0, 0], torch.full((8, 8), 4) / 255)
 
 
-def test_batches_shuffled_and_augmented_by_the_generator() -> None:
+def test_batches_are_shuffled_and_augmented_by_the_draws() -> None:
     stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, image_size=8, crop_pct=0.8)
     split = stream.train(stream.tasks[0])
-    generator = torch.Generator().manual_seed(1)
-    first, second = numbers(split, "none", generator), numbers(split, "crop_flip", generator)
+    first, second = (numbers(split, "none", Draws(0, epoch=epoch)) for epoch in range(2))
     assert sorted(first) == sorted(second) == split.indices.tolist()
     assert first != second
-    generator.manual_seed(1)
-    assert numbers(split, "none", generator) == first
+    assert numbers(split, "none", Draws(0, epoch=0)) == first
     labels = {int(number): int(label) for number, label in zip(split.indices, split.labels, strict=True)}
-    for batch in split.batches(7, device=CPU, augment="shift", generator=generator):
+    for batch in split.batches(7, device=CPU, augment="shift", draws=Draws(1)):
         read = (batch.inputs[:, 0, 0, 0] * 255).round().int().tolist()
         assert [labels[number] for number in read] == batch.labels.tolist()
 
 
-def test_augmentation_without_a_generator() -> None:
+def test_a_pass_that_begins_in_the_middle_goes_on_as_the_whole_one() -> None:
+    stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, image_size=8, crop_pct=0.8)
+    split = stream.train(stream.tasks[0])
+    whole = list(split.batches(6, device=CPU, augment="crop_flip", draws=Draws(2)))
+    for first in (1, 5, 6, 7):
+        rest = list(split.batches(6, device=CPU, augment="crop_flip", draws=Draws(2), first=first))
+        assert len(rest) == len(whole) - first
+        for one, other in zip(rest, whole[first:], strict=True):
+            assert torch.equal(one.inputs, other.inputs)
+            assert torch.equal(one.labels, other.labels)
+
+
+def test_augmentation_without_draws() -> None:
     stream = Stream(plain_source([2, 2], [1, 1]), tasks=1, image_size=8)
-    with pytest.raises(ValueError, match="augment='flip' needs a generator"):
+    with pytest.raises(ValueError, match="augment='flip' needs draws"):
         next(stream.train_all().batches(2, device=CPU, augment="flip"))
 
 
@@ -274,7 +285,7 @@ def test_the_centre_of_the_canvas_is_used_unless_an_augmentation_crops() -> None
     (batch,) = stream.train_all().batches(4, device=CPU)
     centre = torch.from_numpy(images[:, 1:9, 1:9]).permute(0, 3, 1, 2) / 255
     assert torch.equal(batch.inputs, centre)
-    (cropped,) = stream.train_all().batches(4, device=CPU, augment="crop_flip", generator=torch.Generator())
+    (cropped,) = stream.train_all().batches(4, device=CPU, augment="crop_flip", draws=Draws(0))
     assert cropped.inputs.shape == (4, 3, 8, 8)
 
 
@@ -285,7 +296,7 @@ def passes(stream: Stream, count: int) -> None:
     for _ in range(count):
         for task in stream.tasks:
             for split in (stream.train(task), stream.validation(task), stream.test(task)):
-                assert sorted(numbers(split, generator=torch.Generator())) == split.indices.tolist()
+                assert sorted(numbers(split, draws=Draws(0))) == split.indices.tolist()
 
 
 def test_every_image_is_decoded_once() -> None:

@@ -14,7 +14,7 @@ from lorica.types import Task
 
 
 def task(index: int) -> Task:
-    return Task(index, 2 * index, (f"{2 * index}", f"{2 * index + 1}"))
+    return Task.of_new_classes(index, 2 * index, (f"{2 * index}", f"{2 * index + 1}"))
 
 
 def grown(kind, encoder, tasks: int, config=None):

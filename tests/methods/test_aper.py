@@ -31,7 +31,7 @@ LABELS = torch.arange(24) % 6
 def tasks(*sizes: int) -> list[Task]:
     firsts = [sum(sizes[:t]) for t in range(len(sizes))]
     return [
-        Task(t, f, tuple(f"class {f + i}" for i in range(n)))
+        Task.of_new_classes(t, f, tuple(f"class {f + i}" for i in range(n)))
         for t, (f, n) in enumerate(zip(firsts, sizes, strict=True))
     ]
 

@@ -29,7 +29,7 @@ FIT = Fit(
     augment="none",
 )
 VARIANTS = ("paper", "released_code")
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
 
 
 def batch(task: int, number: int = 6) -> Batch:
@@ -232,7 +232,7 @@ def test_floats_on_vit_b_are_those_of_the_card() -> None:
     """284,179 trained and 4,024,680 stored after 20 tasks of 10 classes, less the block weights of k, 6 a task."""
     method = CLLoRA(CLLoRAConfig(name="cl_lora"), load_backbone("vit_base_patch16_224", pretrained=False))
     for t in range(20):
-        method.grow(Task(t, 10 * t, tuple(f"class {10 * t + c}" for c in range(10))))
+        method.grow(Task.of_new_classes(t, 10 * t, tuple(f"class {10 * t + c}" for c in range(10))))
     assert sum(parameter.numel() for parameter in method.trainable()) == 284_179 - 6
     assert sum(tensor.numel() for tensor in method.own_state().values()) == 4_024_680 - 20 * 6
 

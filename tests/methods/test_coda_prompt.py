@@ -15,7 +15,7 @@ from lorica.methods.coda_prompt import CODAPrompt, CODAPromptConfig, orthonormal
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
 WIDTH = 32
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 FIT = Fit(

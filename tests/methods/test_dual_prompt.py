@@ -14,7 +14,7 @@ from lorica.errors import BackboneError, RecipeError
 from lorica.methods.dual_prompt import DualPrompt, DualPromptConfig
 from lorica.types import Batch, Task
 
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SMALL = {"general_blocks": (0,), "blocks": (1,), "general_length": 3, "length": 4}
 

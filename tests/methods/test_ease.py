@@ -33,7 +33,7 @@ FIT = Fit(
 )
 SIZES = (3, 1, 2, 4)  # classes of a task
 CLASSES = [range(3), range(3, 4), range(4, 6), range(6, 10)]
-TASKS = [Task(t, classes[0], tuple(f"class {c}" for c in classes)) for t, classes in enumerate(CLASSES)]
+TASKS = [Task.of_new_classes(t, classes[0], tuple(f"class {c}" for c in classes)) for t, classes in enumerate(CLASSES)]
 TASK_OF = [t for t, classes in enumerate(CLASSES) for _ in classes]
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -286,7 +286,7 @@ def test_at_low_temperature_the_nearest_class_stands_in(tiny_encoder) -> None:
 def test_at_temperature_one_weights_are_nearly_equal(tiny_encoder) -> None:
     """The number in the file: ten cosines spread over 0.2 to 0.9."""
     method = EASE(EASEConfig(name="ease", rank=1), tiny_encoder())
-    old, new = Task(0, 0, ("old",)), Task(1, 1, tuple("abcdefghij"))
+    old, new = Task.of_new_classes(0, 0, ("old",)), Task.of_new_classes(1, 1, tuple("abcdefghij"))
     method.grow(old)
     method.grow(new)
     first, second = (each.prototypes for each in method.class_means())

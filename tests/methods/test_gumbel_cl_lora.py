@@ -14,7 +14,7 @@ from lorica.methods import Context
 from lorica.methods.gumbel_cl_lora import GumbelCLLoRA, GumbelCLLoRAConfig, entropy, sparsemax
 from lorica.types import Batch, Task
 
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(5)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(5)]
 IMAGES = torch.rand(4, 3, 32, 32)
 
 

@@ -18,10 +18,15 @@ from lorica.data.stream import Stream
 from lorica.errors import BackboneError, RecipeError
 from lorica.methods import Context
 from lorica.methods.hide_prompt import Gaussians, HiDePrompt, HiDePromptConfig, PseudoFeatures, contrast
+from lorica.randomness import Draws
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
-TASKS = [Task(0, 0, ("a", "b")), Task(1, 2, ("c", "d", "e")), Task(2, 5, ("f",))]  # of different sizes
+TASKS = [
+    Task.of_new_classes(0, 0, ("a", "b")),
+    Task.of_new_classes(1, 2, ("c", "d", "e")),
+    Task.of_new_classes(2, 5, ("f",)),
+]  # of different sizes
 TASK_OF = [0, 0, 1, 1, 1, 2]
 CPU = torch.device("cpu")
 FIT = Fit(
@@ -306,16 +311,18 @@ def test_an_epoch_of_draws() -> None:
     shares = [tuple(pair) for pair in gaussians.shares().tolist()]
     assert shares == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 0), (2, 0), (3, 0), (3, 1), (3, 0)]
     everything = PseudoFeatures(gaussians, 9, times=5)
-    batches = list(everything.batches(8, device=CPU, generator=torch.Generator().manual_seed(0)))
+    batches = list(everything.batches(8, device=CPU, draws=Draws(0)))
     assert [len(batch.labels) for batch in batches] == [40] * 9 == [40] * everything.number_of_batches(8)
     assert torch.cat([batch.labels for batch in batches]).bincount().tolist() == [120, 0, 120, 120]
     assert all(len(batch.labels.unique()) == 3 for batch in batches)  # mixed
     third = next(b.inputs[b.labels == 2] for b in batches)
     torch.testing.assert_close(third.mean(dim=0), torch.full((2,), -9e3))
-    some, generator = PseudoFeatures(gaussians, 4, times=1), torch.Generator().manual_seed(0)
-    first, again = (torch.cat([b.inputs for b in some.batches(8, device=CPU, generator=generator)]) for _ in range(2))
+    some, draws = PseudoFeatures(gaussians, 4, times=1), [Draws(0, epoch=0), Draws(0, epoch=1)]
+    first, again = (torch.cat([b.inputs for b in some.batches(8, device=CPU, draws=each)]) for each in draws)
     assert first.shape == (32, 2)
     assert not torch.equal(first, again)  # anew in each epoch
+    rest = torch.cat([b.inputs for b in some.batches(8, device=CPU, draws=draws[0], first=3)])
+    assert torch.equal(rest, first[24:])
     assert some.number_of_batches(8) == 4
 
 

@@ -14,7 +14,7 @@ from lorica.methods import Context
 from lorica.methods.inf_lora import InfLoRA, InfLoRAConfig, Memory
 from lorica.types import Batch, Task
 
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
 WIDTH = 32
 CPU = torch.device("cpu")
 

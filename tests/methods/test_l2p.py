@@ -15,7 +15,7 @@ from lorica.errors import BackboneError, RecipeError
 from lorica.methods.l2p import L2P, L2PConfig
 from lorica.types import Batch, Task
 
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(3)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(3)]
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SMALL = {"pool_size": 5, "selected": 2, "length": 3}
 BOTH = pytest.mark.parametrize("variant", ["paper", "prefix"])

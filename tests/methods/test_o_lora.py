@@ -8,7 +8,7 @@ import torch
 from lorica.methods.o_lora import OLoRA, OLoRAConfig, overlap
 from lorica.types import Batch, Task
 
-TASKS = [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
+TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
 EARLIER = torch.tensor([[1.0, 2.0, 2.0], [0.0, 3.0, 4.0]])  # rows of length 3 and 5
 CURRENT = torch.tensor([[1.0, 0.0, 1.0], [2.0, -1.0, 0.0]])  # and of length sqrt(2) and sqrt(5)
 

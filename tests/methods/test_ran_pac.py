@@ -20,7 +20,11 @@ from lorica.methods.ran_pac import RanPAC, RanPACConfig
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
-TASKS = [Task(0, 0, ("a", "b")), Task(1, 2, ("c", "d", "e")), Task(2, 5, ("f",))]  # of different sizes
+TASKS = [
+    Task.of_new_classes(0, 0, ("a", "b")),
+    Task.of_new_classes(1, 2, ("c", "d", "e")),
+    Task.of_new_classes(2, 5, ("f",)),
+]  # of different sizes
 TUNINGS = ("adapter", "scale_and_shift", "deep_prompts", "none")
 M = 48
 FIT = Fit(
@@ -206,7 +210,7 @@ def test_given_lambda_the_order_of_tasks_changes_nothing(tiny_encoder) -> None:
     torch.manual_seed(0)
     other, columns = build(tiny_encoder(), tuning="none"), []
     for place, task in enumerate([TASKS[2], TASKS[0], TASKS[1]]):
-        other.grow(Task(place, len(columns), task.class_names))
+        other.grow(Task.of_new_classes(place, len(columns), task.class_names))
         x, y = data(task)
         other.end_task(context(other, x, y - task.first_class + len(columns), batch_size=3))
         columns += range(task.first_class, task.stop_class)
@@ -247,7 +251,7 @@ def test_a_task_of_one_image_keeps_lambda(tiny_encoder) -> None:
     assert method.diagnostics() == {"ridge": before}
     assert method.regression.targets[:, 5].any()
     alone = build(tiny_encoder(), tuning="none")
-    alone.grow(Task(0, 0, ("a",)))
+    alone.grow(Task.of_new_classes(0, 0, ("a",)))
     alone.end_task(context(alone, images(1), torch.tensor([0])))
     assert alone.diagnostics() == {"ridge": 1.0}
 
@@ -323,9 +327,9 @@ def test_recipes_that_cannot_be(options, message) -> None:
 
 def test_a_first_task_of_one_class_has_nothing_to_tell_apart(tiny_encoder) -> None:
     with pytest.raises(RecipeError, match=r"the first task has a single class, .* use a larger first task"):
-        build(tiny_encoder()).grow(Task(0, 0, ("a",)))
+        build(tiny_encoder()).grow(Task.of_new_classes(0, 0, ("a",)))
     method = build(tiny_encoder(), tuning="none")
-    method.grow(Task(0, 0, ("a",)))
+    method.grow(Task.of_new_classes(0, 0, ("a",)))
     method.end_task(context(method, images(), torch.zeros(6, dtype=torch.long)))
     assert method.predict(images()).shape == (6, 1)
 

@@ -17,7 +17,7 @@ RANK = 3
 
 
 def pairs(number: int) -> list[Task]:
-    return [Task(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(number)]
+    return [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(number)]
 
 
 def learned(encoder, tasks: int, variant: str, seed: int = 0, **options):
@@ -198,7 +198,7 @@ def test_learnable_parameters_of_the_paper(tiny_encoder) -> None:
     from lorica.backbones.timm_vit import load_timm_vit
 
     method = SDLoRA(SDLoRAConfig(name="sd_lora"), load_timm_vit("vit_base_patch16_224", pretrained=False))
-    method.grow(Task(0, 0, tuple(map(str, range(10)))))
+    method.grow(Task.of_new_classes(0, 0, tuple(map(str, range(10)))))
     assert sum(p.numel() for p in method.directions.factors()) == 368_640
     assert sum(p.numel() for p in method.head_parameters()) == 7_690
 
