@@ -19,8 +19,9 @@ import typer
 import yaml
 from plans import Plan, folder_name, of_method, run_all
 
+from lorica.files import write_json, write_text
 from lorica.report import figures, tables
-from lorica.results import DEFAULT_VARIANTS, Result, find_runs, write_json, write_text
+from lorica.results import DEFAULT_VARIANTS, Result, find_runs
 
 METHODS = (
     "sd_lora",

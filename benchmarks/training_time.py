@@ -23,11 +23,11 @@ from results_table import METHODS
 from rich.console import Console
 from rich.table import Table
 
+from lorica.assembly import assemble
 from lorica.config import read_recipe
+from lorica.files import write_json
 from lorica.methods import find_method
 from lorica.progress import progress_bar
-from lorica.results import write_json
-from lorica.run import assemble
 from lorica.training import Fit, learn_task
 
 REFERENCE = "sd_lora"

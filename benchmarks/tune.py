@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lorica.config import read_recipe
-from lorica.results import RunFolder, write_json
+from lorica.files import write_json
+from lorica.results import read_result
 
 SEED = 1000
 HELD_OUT = ["data.validation_fraction=0.2", "data.evaluate_on=validation"]
@@ -107,7 +108,7 @@ def _score(plan: Plan) -> float:
     """AAA of the run; 0 where it failed, since a loss that is not finite is what too high a rate does."""
     if not (plan.folder / "metrics.json").exists():
         return 0.0
-    run = RunFolder(plan.folder).read()
+    run = read_result(plan.folder)
     means = [fmean(row) for row in run.accuracy[: plan.tasks]]
     return fmean(means) if len(means) == plan.tasks or run.complete else 0.0
 

@@ -35,18 +35,19 @@ from torch import Tensor, nn
 
 from lorica.adapters.attach import merge
 from lorica.adapters.lowrank import LowRankUpdates, project_last
+from lorica.assembly import assemble
 from lorica.backbones.encoder import Encoder
 from lorica.config import Recipe, read_recipe
 from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
+from lorica.files import RunFolder, write_json
 from lorica.learner import load
 from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
 from lorica.progress import Reporter, Silent
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
-from lorica.results import Result, RunFolder, write_json
-from lorica.run import assemble
+from lorica.results import Result
 from lorica.training import Fit, learn_task
 
 FILE = "analysis.json"
@@ -371,7 +372,7 @@ def _folder(run: Result) -> Path:
 def _learned(run: Result, tasks: int) -> Method:
     """The run's method as it was after that many tasks."""
     at_once = find_method(_recipe(run).method.name).learns_all_at_once
-    checkpoint = RunFolder(_folder(run)).checkpoint(0 if at_once else tasks - 1)
+    checkpoint = RunFolder(_folder(run)).checkpoints / f"task_{0 if at_once else tasks - 1:02d}"
     if not checkpoint.is_dir():
         raise CheckpointError(
             f"{checkpoint}: the checkpoint after task {tasks} is needed and is not there; restore it, "

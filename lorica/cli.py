@@ -17,10 +17,11 @@ from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_recipe
 from lorica.data.sources import SOURCE_DESCRIPTIONS
 from lorica.errors import LoricaError
+from lorica.files import write_json
 from lorica.methods import find_method, method_names
 from lorica.progress import progress_bar
 from lorica.report import figures, tables, theorem_figure
-from lorica.results import find_runs, write_json
+from lorica.results import find_runs
 from lorica.run import check as check_recipe
 from lorica.run import default_folder
 from lorica.run import evaluate as evaluate_run

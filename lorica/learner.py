@@ -17,8 +17,8 @@ from lorica.config import read_recipe
 from lorica.data.samples import ImageArrays, read_image
 from lorica.data.transforms import centre_crop, fit_square
 from lorica.errors import LoricaError
+from lorica.files import RunFolder
 from lorica.methods import Method, build_method
-from lorica.results import RunFolder
 
 
 class Learner:

@@ -1,35 +1,21 @@
-"""What a run leaves on disk, and reading it back.
+"""What came out of a run, as its folder has it. Accuracies are fractions, never percent, and times are seconds.
 
-    <run>/recipe.yaml         the resolved recipe
-          environment.json    versions, device, git revision, checkpoint tag
-          metrics.json        the public contract: see `metrics_of`
-          cost.json           measured parameters, storage, time
-          checkpoints/task_00 one folder a task
-          figures/
-
-A file is there whole or not at all: it is written beside its place and then moved there. Accuracies are fractions,
-never percent, and times are seconds. Nothing here, or in `lorica.report`, imports torch.
+Nothing here, or in `lorica.report`, imports torch.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
-from uuid import uuid4
-
-import yaml
+from typing import Any, Literal
 
 from lorica import metrics
+from lorica.environment import package_version
 from lorica.errors import LoricaError
+from lorica.files import RunFolder
 
 DEFAULT_VARIANTS = (None, "paper", "default")
 """What `method.variant` is called where it is the usual one and goes without saying."""
@@ -52,45 +38,6 @@ _SCHEMA: dict[str, type | tuple[type, ...]] = {
     "complete": bool,
 }
 _TASK: dict[str, type] = {"classes": list, "train": int, "test": int}
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A new file that takes the place of `path` when the block ends well; otherwise whatever was there stays.
-
-    Raises:
-        LoricaError: the system refuses to write there (no such folder, no permission, disk full).
-    """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise LoricaError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically; raises as `replacing` does."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values as indented JSON, atomically; a list of numbers takes one line.
-
-    Raises:
-        ValueError: a number is NaN or infinite, which JSON does not have.
-        TypeError: a value is not a plain one (an array, a tensor, a path).
-        LoricaError: as `replacing`.
-    """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
-    text = re.sub(r"\[\n[\s\d.,eE+-]+\]", lambda numbers: f"[{' '.join(numbers[0][1:-1].split())}]", text)
-    write_text(path, text + "\n")
 
 
 def metrics_of(
@@ -133,7 +80,7 @@ def metrics_of(
     if complete and len(accuracy) != len(tasks):
         raise ValueError(f"a complete run of {len(tasks)} tasks whose accuracy matrix has {len(accuracy)} rows")
     return {
-        "lorica": _version("lorica"),
+        "lorica": package_version("lorica"),
         "method": method,
         "variant": variant,
         "seed": seed,
@@ -250,61 +197,19 @@ class Result:
         return self.metrics["diagnostics"].get("magnitudes")
 
 
-class RunFolder:
-    """The folder of one run: the one place that knows its file names. Every write is atomic."""
+def read_result(path: Path | str) -> Result:
+    """The result of a run's folder: its metrics.json, and cost.json where there is one.
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-
-    @property
-    def figures(self) -> Path:
-        """Where the run's figures go; not created before there is one."""
-        return self.path / "figures"
-
-    def checkpoint(self, task_index: int) -> Path:
-        """Where the checkpoint after task `task_index` goes (checkpoints/task_03 for 3); not created here."""
-        return self.path / "checkpoints" / f"task_{task_index:02d}"
-
-    def create(self) -> None:
-        """Create the folder and those above it; what it holds already stays.
-
-        Raises:
-            LoricaError: a file is in the way, or there is no permission.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LoricaError(f"{self.path}: cannot be made a run folder: {error.strerror or error}") from error
-
-    def write_recipe(self, recipe: dict[str, Any]) -> None:
-        """Write recipe.yaml, keys in the order given."""
-        write_text(self.path / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True, width=120))
-
-    def write_environment(self, environment: dict[str, Any]) -> None:
-        """Write environment.json; see `environment`."""
-        write_json(self.path / "environment.json", environment)
-
-    def write_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write metrics.json; see `metrics_of`."""
-        write_json(self.path / "metrics.json", metrics)
-
-    def write_cost(self, cost: dict[str, Any]) -> None:
-        """Write cost.json."""
-        write_json(self.path / "cost.json", cost)
-
-    def read(self) -> Result:
-        """Read metrics.json, and cost.json where there is one.
-
-        Raises:
-            LoricaError: metrics.json is missing, or one of them truncated or not one of lorica's; all that is wrong with
-                it at once.
-        """
-        file = self.path / "metrics.json"
-        values = _read_json(file)
-        if problems := _problems(values):
-            raise LoricaError([f"{file}: {problem}" for problem in problems])
-        file = self.path / "cost.json"
-        return Result(self.path, values, _last_cost(file, _read_json(file)) if file.exists() else None)
+    Raises:
+        LoricaError: metrics.json is missing, or one of them truncated or not one of lorica's; all that is wrong with
+            it at once.
+    """
+    folder = RunFolder(path)
+    values = _read_json(folder.metrics)
+    if problems := _problems(values):
+        raise LoricaError([f"{folder.metrics}: {problem}" for problem in problems])
+    cost = _last_cost(folder.cost, _read_json(folder.cost)) if folder.cost.exists() else None
+    return Result(folder.path, values, cost)
 
 
 def find_runs(paths: Iterable[Path | str]) -> list[Result]:
@@ -324,46 +229,12 @@ def find_runs(paths: Iterable[Path | str]) -> list[Result]:
         folders = found | folders
     for folder in sorted(folders.values(), key=_natural):
         try:
-            results.append(RunFolder(folder).read())
+            results.append(read_result(folder))
         except LoricaError as error:
             problems.extend(error.problems)
     if problems:
         raise LoricaError(problems)
     return results
-
-
-def environment() -> dict[str, Any]:
-    """What a run ran on: versions (None if not installed), git revision of the working directory, and the machine.
-
-    The revision ends in "-dirty" if tracked files were changed since; None outside a git checkout. The name of the host
-    is not among them.
-    """
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "lorica": _version("lorica"),
-        "torch": _version("torch"),
-        "timm": _version("timm"),
-        "git_revision": _git_revision(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _read_json(file: Path) -> Any:

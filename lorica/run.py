@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+import yaml
 
 from lorica import cost
+from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
 from lorica.backbones import load_backbone
 from lorica.checkpoint import latest_checkpoint, load_learned, read_record, save_checkpoint
 from lorica.config import IN_MEMORY, Recipe, read_recipe
-from lorica.data.sources import Source, load_source
+from lorica.data.sources import Source
 from lorica.data.stream import Stream
-from lorica.errors import CheckpointError, LoricaError, RecipeError
+from lorica.environment import environment
+from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
-from lorica.methods import ClassMeanReadout, LinearHeadMethod, Method, build_method, find_method
-from lorica.methods.base import SINGLE_FIRST, FirstTaskMethod
+from lorica.files import RunFolder, write_json, write_text
+from lorica.methods import ClassMeanReadout, build_method
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Result, RunFolder, environment, metrics_of
+from lorica.results import DEFAULT_VARIANTS, Result, metrics_of, read_result
 from lorica.training import Fit, learn_task
 from lorica.types import Task
-
-
-@dataclass
-class Assembly:
-    """The parts of a run, built from its recipe."""
-
-    recipe: Recipe
-    stream: Stream
-    method: Method
-    accelerator: Accelerator
-
-    def test_data(self, index: int):
-        """What a task's accuracy is measured on: its test data, or its validation data when the recipe says so."""
-        task = self.stream.tasks[index]
-        return self.stream.test(task) if self.recipe.data.evaluate_on == "test" else self.stream.validation(task)
 
 
 def run(
@@ -87,7 +72,7 @@ def run(
         )
     record = _resumable(folder, resolved) if resume else None
     if record and record["complete"]:
-        return folder.read()
+        return read_result(folder.path)
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
     with shown as reporter:
@@ -117,13 +102,13 @@ def check(
         LoricaError: everything wrong with the recipe, or with the data.
     """
     resolved = read_recipe(recipe, overrides)
-    _require_device(resolved)
+    require_device(resolved)
     with torch.device("meta"):  # shapes without weights
         encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
     # a method of the user's own may look at weights, which are not there
     with torch.random.fork_rng([]), suppress(RuntimeError):
         build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
-    return resolved, _stream(resolved, source or _source(resolved), encoder.reading()["image_size"])
+    return resolved, build_stream(resolved, source or build_source(resolved), encoder.reading()["image_size"])
 
 
 class Evaluation(NamedTuple):
@@ -163,95 +148,11 @@ def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | N
     return Evaluation(row, [each.class_names for each in learned], head_row)
 
 
-def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
-    """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was."""
-    accelerator = _accelerator(recipe)
-    source = source or _source(recipe)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(recipe.seed)
-        encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
-        encoder.requires_grad_(False)
-        method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
-    return Assembly(recipe, _stream(recipe, source, encoder.reading()["image_size"]), method, accelerator)
-
-
-def _source(recipe: Recipe) -> Source:
-    data = recipe.data
-    if data.source == IN_MEMORY:
-        raise RecipeError(
-            "data.source: the data of this run was given as an object and is not on disk; give it again in Python: "
-            "lorica.run(…, source=…, resume=True), or evaluate(…, source=…) from lorica.run"
-        )
-    return load_source(data.source, root=data.root, test_fraction=data.test_fraction, split_seed=data.split_seed)
-
-
-def _stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
-    data = recipe.data
-    stream = Stream(
-        source,
-        tasks=recipe.stream.tasks,
-        classes_per_task=recipe.stream.classes_per_task,
-        seed=recipe.stream.seed,
-        image_size=image_size,
-        crop_pct=data.crop_pct,
-        validation_fraction=data.validation_fraction,
-        validation_seed=data.split_seed,
-        cache_bytes=int(data.cache_gib * 2**30),
-    )
-    problems = list(_misfits(recipe, stream))
-    if problems:
-        raise RecipeError(problems)
-    return stream
-
-
-def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
-    """Why this method cannot learn this stream, or not be read as the recipe says."""
-    method = find_method(recipe.method.name)
-    own_logits = method.compares_within_task and recipe.method.cross_entropy == "current_task"
-    alone = [task for task in stream.tasks if len(task.class_names) == 1]
-    if alone and own_logits and not method.learns_all_at_once:
-        instead = "method.cross_entropy=all_seen, or " if issubclass(method, LinearHeadMethod) else ""
-        yield (
-            f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
-            f"alone is always 0; use {instead}larger tasks"
-        )
-    total = getattr(recipe.method, "total_tasks", None)
-    if total is not None and total < len(stream.tasks):
-        yield f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}"
-    if recipe.evaluate.readout == "prototypes" and method.features is Method.features:
-        yield (
-            f"evaluate.readout: {method.name} predicts by class means already, or has no space that all classes share; "
-            "use evaluate.readout=head"
-        )
-    tunes = issubclass(method, FirstTaskMethod) and getattr(recipe.method, "tuning", None) != "none"
-    if tunes and len(stream.tasks[0].class_names) == 1:
-        yield f"stream: {SINGLE_FIRST}"
-
-
-def _require_device(recipe: Recipe) -> None:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if recipe.device != "auto" and not available[recipe.device]:
-        have = ", ".join(name for name, there in available.items() if there)
-        raise RecipeError(f"device: {recipe.device} is not available on this machine; it has {have}; use device=auto")
-
-
-def _accelerator(recipe: Recipe) -> Accelerator:
-    _require_device(recipe)
-    # Accelerate keeps its state for the whole process; runs that follow each other may differ in device and precision
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=recipe.device == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no"
-    )
-    if accelerator.num_processes > 1:
-        raise LoricaError("a run uses one process; launch it without `accelerate launch` or `torchrun`")
-    return accelerator
-
-
 def _learn_stream(
     parts: Assembly, folder: RunFolder, resumed: bool, stop_after: int | None, reporter: Reporter
 ) -> Result:
     recipe, stream, method, accelerator = parts.recipe, parts.stream, parts.method, parts.accelerator
-    folder.create()
+    folder.path.mkdir(parents=True, exist_ok=True)
     rows: list[list[float]] = []
     head_rows: list[list[float]] = []
     diagnostics: dict[str, list[Any]] = {}
@@ -263,23 +164,24 @@ def _learn_stream(
         rows, head_rows, diagnostics = record["accuracy"], record.get("head_accuracy") or [], record["diagnostics"]
         seconds, costs = record["train_seconds"], record["cost"]
     else:
-        for old in (folder.path / "metrics.json", folder.path / "cost.json"):
+        for old in (folder.metrics, folder.cost):
             old.unlink(missing_ok=True)
-        for old in (folder.path / "checkpoints", folder.figures):
+        for old in (folder.checkpoints, folder.figures):
             shutil.rmtree(old, ignore_errors=True)
-        folder.write_recipe(recipe.resolved())
+        write_text(folder.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=120))
         encoder = method.encoder
-        folder.write_environment(
+        write_json(
+            folder.environment,
             environment()
             | {
                 "device": str(accelerator.device),
                 "threads": torch.get_num_threads(),
                 "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
                 "data": stream.source.facts,
-            }
+            },
         )
     fit = Fit(**recipe.fit.model_dump())
-    for task, data in _arrivals(stream, method)[len(method.tasks) : stop_after]:
+    for task, data in arrivals(stream, method)[len(method.tasks) : stop_after]:
         start = time.perf_counter()
         trained = learn_task(method, task, data, fit, seed=recipe.seed, accelerator=accelerator, reporter=reporter)
         seconds.append(time.perf_counter() - start)
@@ -320,16 +222,16 @@ def _learn_stream(
             complete=complete,
             recipe=recipe.resolved(),
         )
-        folder.write_metrics(metrics)
-        folder.write_cost({"tasks": costs, "train_seconds": seconds})
+        write_json(folder.metrics, metrics)
+        write_json(folder.cost, {"tasks": costs, "train_seconds": seconds})
         # last: a run that was stopped before this line learns the task again, and writes the files above again
-        folder.checkpoint(task.index).parent.mkdir(exist_ok=True)
-        save_checkpoint(folder.checkpoint(task.index), method, record)
+        (folder.checkpoints / f"task_{task.index:02d}").parent.mkdir(exist_ok=True)
+        save_checkpoint((folder.checkpoints / f"task_{task.index:02d}"), method, record)
         if recipe.checkpoints == "newest":
-            for older in folder.checkpoint(task.index).parent.glob("task_*"):
-                if older != folder.checkpoint(task.index):
+            for older in (folder.checkpoints / f"task_{task.index:02d}").parent.glob("task_*"):
+                if older != (folder.checkpoints / f"task_{task.index:02d}"):
                     shutil.rmtree(older)
-    return folder.read()
+    return read_result(folder.path)
 
 
 def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:
@@ -337,14 +239,6 @@ def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple
     test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter)
     own = parts.method.learner if isinstance(parts.method, ClassMeanReadout) else None
     return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
-
-
-def _arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:
-    """What the method is given to learn, one after another: the stream's tasks, or everything as one task."""
-    if method.learns_all_at_once:
-        everything = tuple(name for task in stream.tasks for name in task.class_names)
-        return [(Task.of_new_classes(0, 0, everything), stream.train_all())]
-    return [(task, stream.train(task)) for task in stream.tasks]
 
 
 def _require_same_classes(folder: Path, parts: Assembly) -> None:
@@ -367,7 +261,7 @@ def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
     newest = latest_checkpoint(folder.path)
     if newest is None:
         return None
-    file = folder.path / "recipe.yaml"
+    file = folder.recipe
     old, new = _flat(read_recipe(file).resolved()), _flat(recipe.resolved())  # with the defaults of newer keys
     differing = sorted(
         key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in ("device", "checkpoints")

@@ -24,12 +24,13 @@ from lorica.analysis import (
     straight_line,
     summary,
 )
+from lorica.assembly import assemble
 from lorica.backbones import load_backbone
 from lorica.config import read_recipe
 from lorica.errors import LoricaError
 from lorica.learner import load
-from lorica.results import Result, RunFolder
-from lorica.run import assemble, run
+from lorica.results import Result, read_result
+from lorica.run import run
 
 Learn = Callable[..., Result]
 
@@ -55,7 +56,7 @@ def copied(finished_run: Result, tmp_path: Path) -> Result:
     """The finished run in a folder that a test may change."""
     folder = tmp_path / "copy"
     shutil.copytree(finished_run.path or "", folder)
-    return RunFolder(folder).read()
+    return read_result(folder)
 
 
 def with_diagnostics(result: Result, **diagnostics: Any) -> Result:

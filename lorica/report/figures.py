@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lorica.errors import LoricaError
+from lorica.files import replacing
 from lorica.report.style import (
     LINES,
     WIDTH,
@@ -37,7 +38,7 @@ from lorica.report.style import (
     two_panels,
 )
 from lorica.report.tables import Row, summarise
-from lorica.results import Result, replacing
+from lorica.results import Result
 
 _STEMS = 60  # at most, beside each other in one panel of accuracy_per_task
 

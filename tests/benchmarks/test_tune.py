@@ -19,7 +19,7 @@ import lorica
 from lorica.config import read_recipe
 from lorica.methods import method_names
 from lorica.report import figures
-from lorica.results import RunFolder
+from lorica.results import read_result
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -66,7 +66,7 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     assert rates[0] < float(max(tried, key=tried.get)) < rates[-1]  # the search has gone on past the ends
     assert all(b / a == pytest.approx(3, rel=0.1) for a, b in pairwise(rates) if b > 0.011)
     for rate in tried:
-        run = RunFolder(tmp_path / "runs" / "small-tuning" / f"linear_probe-{rate}").read()
+        run = read_result(tmp_path / "runs" / "small-tuning" / f"linear_probe-{rate}")
         assert run.metrics["recipe"]["data"]["evaluate_on"] == "validation"
         assert run.metrics["seed"] not in (0, 1, 2)
         assert len(run.accuracy) == (3 if rate in finals else 2)
@@ -80,7 +80,7 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     (tmp_path / "time.json").write_text(json.dumps(times))
     benchmark("results_table", *table, "--tuned", "results/small-tuning.json", "--times", "time.json")
     rates = [
-        RunFolder(tmp_path / "runs" / "small-tuned" / name).read().metrics["recipe"]["fit"]["learning_rate"]
+        read_result(tmp_path / "runs" / "small-tuned" / name).metrics["recipe"]["fit"]["learning_rate"]
         for name in ("linear_probe", "prototypes")
     ]
     assert rates == [0.123, 0.01]

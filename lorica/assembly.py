@@ -1,0 +1,127 @@
+"""From a recipe to the parts of a run: data, backbone, method, and where they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from lorica.backbones import load_backbone
+from lorica.config import IN_MEMORY, Recipe
+from lorica.data.sources import Source, load_source
+from lorica.data.stream import Stream
+from lorica.errors import LoricaError, RecipeError
+from lorica.methods import LinearHeadMethod, Method, build_method, find_method
+from lorica.methods.base import SINGLE_FIRST, FirstTaskMethod
+from lorica.randomness import Draws
+from lorica.types import Task
+
+
+@dataclass
+class Assembly:
+    """The parts of a run, built from its recipe."""
+
+    recipe: Recipe
+    stream: Stream
+    method: Method
+    accelerator: Accelerator
+
+    def test_data(self, index: int):
+        """What a task's accuracy is measured on: its test data, or its validation data when the recipe says so."""
+        task = self.stream.tasks[index]
+        return self.stream.test(task) if self.recipe.data.evaluate_on == "test" else self.stream.validation(task)
+
+
+def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
+    """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was."""
+    accelerator = _accelerator(recipe)
+    source = source or build_source(recipe)
+    with Draws(recipe.seed).seeded("build", torch.device("cpu")):
+        encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
+        encoder.requires_grad_(False)
+        method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
+    return Assembly(recipe, build_stream(recipe, source, encoder.reading()["image_size"]), method, accelerator)
+
+
+def build_source(recipe: Recipe) -> Source:
+    data = recipe.data
+    if data.source == IN_MEMORY:
+        raise RecipeError(
+            "data.source: the data of this run was given as an object and is not on disk; give it again in Python: "
+            "lorica.run(…, source=…, resume=True), or evaluate(…, source=…) from lorica.run"
+        )
+    return load_source(data.source, root=data.root, test_fraction=data.test_fraction, split_seed=data.split_seed)
+
+
+def build_stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
+    data = recipe.data
+    stream = Stream(
+        source,
+        tasks=recipe.stream.tasks,
+        classes_per_task=recipe.stream.classes_per_task,
+        seed=recipe.stream.seed,
+        image_size=image_size,
+        crop_pct=data.crop_pct,
+        validation_fraction=data.validation_fraction,
+        validation_seed=data.split_seed,
+        cache_bytes=int(data.cache_gib * 2**30),
+    )
+    problems = list(_misfits(recipe, stream))
+    if problems:
+        raise RecipeError(problems)
+    return stream
+
+
+def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
+    """Why this method cannot learn this stream, or not be read as the recipe says."""
+    method = find_method(recipe.method.name)
+    own_logits = method.compares_within_task and recipe.method.cross_entropy == "current_task"
+    alone = [task for task in stream.tasks if len(task.class_names) == 1]
+    if alone and own_logits and not method.learns_all_at_once:
+        instead = "method.cross_entropy=all_seen, or " if issubclass(method, LinearHeadMethod) else ""
+        yield (
+            f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
+            f"alone is always 0; use {instead}larger tasks"
+        )
+    total = getattr(recipe.method, "total_tasks", None)
+    if total is not None and total < len(stream.tasks):
+        yield f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}"
+    if recipe.evaluate.readout == "prototypes" and method.features is Method.features:
+        yield (
+            f"evaluate.readout: {method.name} predicts by class means already, or has no space that all classes share; "
+            "use evaluate.readout=head"
+        )
+    tunes = issubclass(method, FirstTaskMethod) and getattr(recipe.method, "tuning", None) != "none"
+    if tunes and len(stream.tasks[0].class_names) == 1:
+        yield f"stream: {SINGLE_FIRST}"
+
+
+def require_device(recipe: Recipe) -> None:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if recipe.device != "auto" and not available[recipe.device]:
+        have = ", ".join(name for name, there in available.items() if there)
+        raise RecipeError(f"device: {recipe.device} is not available on this machine; it has {have}; use device=auto")
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    require_device(recipe)
+    # Accelerate keeps its state for the whole process; runs that follow each other may differ in device and precision
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(
+        cpu=recipe.device == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no"
+    )
+    if accelerator.num_processes > 1:
+        raise LoricaError("a run uses one process; launch it without `accelerate launch` or `torchrun`")
+    return accelerator
+
+
+def arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:
+    """What the method is given to learn, one after another: the stream's tasks, or everything as one task."""
+    if method.learns_all_at_once:
+        everything = tuple(name for task in stream.tasks for name in task.class_names)
+        return [(Task.of_new_classes(0, 0, everything), stream.train_all())]
+    return [(task, stream.train(task)) for task in stream.tasks]
