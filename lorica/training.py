@@ -1,36 +1,39 @@
-"""The training loop: the only optimiser step in the package."""
+"""Learning one task: grow, begin, descend, end."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from lorica.errors import TrainingError
+from lorica.descent import Descent, Fit
 from lorica.methods.base import Context, Data, Losses, Method, shapes_of
-from lorica.progress import Reporter, Silent
+from lorica.progress import Reporter
 from lorica.randomness import Draws
 from lorica.types import Task
 
 
 @dataclass(frozen=True)
-class Fit:
-    """How each task is trained; the recipe's `fit` section, see `lorica.config.FitConfig` for the meaning of each."""
+class Watch:
+    """What goes on beside the learning of a task; see `Descent` for each. Nothing, by default.
 
-    epochs: int
-    batch_size: int
-    optimizer: Literal["adam", "adamw", "sgd"]
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    schedule: Literal["constant", "cosine"]
-    augment: str
+    Attributes:
+        record: takes the rows of the history.
+        after_step: called between the batches of every stage.
+        descended: called with the main stage when it has ended, before `end_task`.
+        guarded: entered around each step.
+    """
+
+    record: Callable[[dict[str, Any]], None] | None = None
+    after_step: Callable[[Descent], None] | None = None
+    descended: Callable[[Descent], None] | None = None
+    guarded: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def learn_task(
@@ -43,11 +46,17 @@ def learn_task(
     accelerator: Accelerator,
     reporter: Reporter | None = None,
     eval_batch_size: int = 256,
+    watch: Watch = Watch(),
+    resumed: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, torch.Size]:
     """Lets a method learn one task: grow, begin, descend, end. Returns names and shapes of what trained, in any stage.
 
-    All randomness of a task follows from `seed` and the task's index alone, so that a run continued at a task repeats the
-    run that was never interrupted. The caller's random state is left as it was.
+    All randomness of a task follows from `seed` and from what it is for (`lorica.randomness`), so that a run continued
+    anywhere repeats the run that was never interrupted. The caller's random state is left as it was.
+
+    Args:
+        resumed: the state of the main stage (`Descent.state`) from which to go on. The method has been grown for the task
+            and is as it was at that moment: what `begin_task` computed is not computed again.
 
     Raises:
         TrainingError: a loss that is not finite; says at which task, epoch, step and learning rate.
@@ -55,6 +64,24 @@ def learn_task(
     device = accelerator.device
     trained: dict[str, torch.Size] = {}
     draws, stages = Draws(seed, task=task.index), count()
+
+    def stage(
+        parameters: list[nn.Parameter], epochs: int, losses: Losses = method.losses, data: Data = data, **settings: Any
+    ) -> Descent:
+        trained.update(shapes_of(method, parameters))
+        return Descent(
+            method,
+            parameters,
+            replace(fit, epochs=epochs, **settings),
+            losses=losses,
+            data=data,
+            draws=draws.at(stage=next(stages)),
+            accelerator=accelerator,
+            reporter=reporter,
+            record=watch.record,
+            after_step=watch.after_step,
+            guarded=watch.guarded,
+        )
 
     def descend(
         parameters: list[nn.Parameter],
@@ -64,11 +91,8 @@ def learn_task(
         data: Data = data,
         **settings: Any,
     ) -> None:
-        trained.update(shapes_of(method, parameters))
         method.train()
-        stage, place = replace(fit, epochs=epochs, **settings), draws.at(stage=next(stages))
-        with place.seeded("steps", device):
-            _descend(method, parameters, losses, data, stage, place, accelerator, reporter or Silent())
+        stage(parameters, epochs, losses, data, **settings).run()
         method.eval()
 
     context = Context(
@@ -78,87 +102,20 @@ def learn_task(
         steps=fit.epochs * data.number_of_batches(fit.batch_size),
         descend=descend,
     )
-    with draws.seeded("grow", device):
-        method.grow(task)
-    method.eval()  # what has just grown, too
-    with draws.seeded("begin", device):
-        method.begin_task(context)
-    descend(method.trainable(), fit.epochs)
+    if resumed is None:
+        with draws.seeded("grow", device):
+            method.grow(task)
+        method.eval()  # what has just grown, too
+        with draws.seeded("begin", device):
+            method.begin_task(context)
+    main = stage(method.trainable(), fit.epochs)
+    if resumed is not None:
+        main.restore(*resumed)
+    method.train()
+    main.run()
+    method.eval()
+    if watch.descended and main.parameters:
+        watch.descended(main)
     with draws.seeded("end", device):
         method.end_task(context)
     return trained
-
-
-def _descend(
-    method: Method,
-    parameters: list[nn.Parameter],
-    losses: Losses,
-    data: Data,
-    fit: Fit,
-    draws: Draws,
-    accelerator: Accelerator,
-    reporter: Reporter,
-) -> None:
-    for parameter in method.parameters():
-        parameter.requires_grad_(False)
-    if not parameters:
-        return
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    task, steps = method.task, data.number_of_batches(fit.batch_size)
-    plain_optimizer = _optimizer(parameters, fit)
-    schedule = _schedule(plain_optimizer, fit, steps * fit.epochs)
-    optimizer = accelerator.prepare_optimizer(plain_optimizer)
-    reporter.stage(f"{method.name}: task {task.index + 1}", steps * fit.epochs)
-    value = 0.0
-    for epoch in range(fit.epochs):
-        place = draws.at(epoch=epoch)
-        batches = data.batches(fit.batch_size, device=accelerator.device, augment=fit.augment, draws=place)
-        for step, batch in enumerate(batches):
-            place.at(step=step).reseed("step")
-            for terms in _terms(iter(losses(batch)), accelerator):
-                loss = torch.stack(list(terms.values())).sum()
-                value = loss.item()
-                if not math.isfinite(value):
-                    rate = schedule.get_last_lr()[0]
-                    raise TrainingError(
-                        f"{method.name}: the loss became {value} at task {task.index + 1}, epoch {epoch + 1}, step "
-                        f"{step + 1}, learning rate {rate:g}; start anew with a lower fit.learning_rate"
-                    )
-                optimizer.zero_grad()
-                accelerator.backward(loss)
-                method.edit_gradients()
-                optimizer.step()
-            schedule.step()
-            reporter.step(f"epoch {epoch + 1}/{fit.epochs}  loss {value:.3f}")
-    if not all(parameter.isfinite().all() for parameter in parameters):  # the loss of the last step was still finite
-        raise TrainingError(
-            f"{method.name}: parameters are not finite after task {task.index + 1}; "
-            "start anew with a lower fit.learning_rate"
-        )
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-        parameter.grad = None
-
-
-def _terms(losses: Iterator[dict[str, torch.Tensor]], accelerator: Accelerator) -> Iterator[dict[str, torch.Tensor]]:
-    """The losses, each computed under the run's precision; the caller's step in between runs outside it."""
-    while True:
-        with accelerator.autocast():
-            terms = next(losses, None)
-        if terms is None:
-            return
-        yield terms
-
-
-def _optimizer(parameters: list[nn.Parameter], fit: Fit) -> torch.optim.Optimizer:
-    if fit.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=fit.learning_rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
-    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay)
-
-
-def _schedule(optimizer: torch.optim.Optimizer, fit: Fit, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    if fit.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -43,9 +43,9 @@ def test_imports_keep_to_the_contracts() -> None:
 
 def test_the_loop_has_the_only_optimiser_step() -> None:
     steps = [name for name, tree in SOURCES.items() for call in calls(tree) if call.endswith("optimizer.step")]
-    assert steps == ["training.py"]
+    assert steps == ["descent.py"]
     backward = [name for name, tree in SOURCES.items() for call in calls(tree) if call.endswith(".backward")]
-    assert backward == ["training.py"]
+    assert backward == ["descent.py"]
     made = {name for name, tree in SOURCES.items() if any(item.startswith("torch.optim.") for item in imports(tree))}
     assert made == set()
 

@@ -1,0 +1,254 @@
+"""One stage of training as an object with a state: the only optimiser step in the package.
+
+A descent that is saved after any batch and restored goes on bit for bit as if it had never stopped: what its batches are
+and what is drawn at a step follow from where it stands (`lorica.randomness`), not from what happened before.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from lorica.errors import TrainingError
+from lorica.methods.base import Data, Losses, Method
+from lorica.progress import Reporter, Silent
+from lorica.randomness import Draws
+from lorica.types import Batch
+
+RECORD_EVERY = 10
+"""Steps from one look at the loss to the next; between them nothing waits for the device."""
+
+_LISTED = 64  # a diagnostic with more numbers than this is not worth its place in a history
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How each task is trained; the recipe's `fit` section, see `lorica.config.FitConfig` for the meaning of each."""
+
+    epochs: int
+    batch_size: int
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    schedule: Literal["constant", "cosine"]
+    augment: str
+
+
+class Descent:
+    """A stage: some parameters of a method, trained on some data for some epochs. Everything else is frozen meanwhile.
+
+    Attributes:
+        epoch, step: the batch that comes next; `step` counts within the epoch.
+        steps: batches of an epoch.
+
+    Args:
+        draws: the place of this stage, from which all that it draws follows.
+        record: takes a row of the history every `RECORD_EVERY` steps and at the end of each epoch, see `row`.
+        after_step: called between batches, when the descent can be saved.
+        guarded: entered around each step; what it holds back until then finds a whole step.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        parameters: list[nn.Parameter],
+        fit: Fit,
+        *,
+        losses: Losses,
+        data: Data,
+        draws: Draws,
+        accelerator: Accelerator,
+        reporter: Reporter | None = None,
+        record: Callable[[dict[str, Any]], None] | None = None,
+        after_step: Callable[[Descent], None] | None = None,
+        guarded: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.method, self.parameters, self.fit, self.draws = method, parameters, fit, draws
+        self.epoch = self.step = 0
+        self.steps = data.number_of_batches(fit.batch_size)
+        self._losses, self._data, self._accelerator, self._reporter = losses, data, accelerator, reporter or Silent()
+        self._record, self._after_step, self._guarded = record, after_step, guarded
+        for parameter in method.parameters():
+            parameter.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        if parameters:
+            plain = _optimizer(parameters, fit)
+            self._schedule = _schedule(plain, fit, self.steps * fit.epochs)
+            self._optimizer = accelerator.prepare_optimizer(plain)
+        self._terms: dict[str, Tensor] = {}  # of the latest batch
+        nothing = torch.tensor(-1, device=accelerator.device)
+        self._first_bad, self._bad_value = nothing, nothing.float()  # step of the first loss that was not finite
+
+    @property
+    def taken(self) -> int:
+        """Batches taken so far, over all epochs."""
+        return self.epoch * self.steps + self.step
+
+    def run(self) -> None:
+        """Takes all batches that are left.
+
+        Raises:
+            TrainingError: a loss, or a parameter at the end, that is not finite: the epoch and step at which it first was so.
+        """
+        if not (self.parameters and self.steps):
+            return
+        note, total = "", self.steps * self.fit.epochs
+        self._reporter.stage(f"{self.method.name}: task {self.method.task.index + 1}", total - self.taken)
+        with self.draws.seeded("steps", self._accelerator.device):
+            while self.epoch < self.fit.epochs:
+                place = self.draws.at(epoch=self.epoch)
+                batches = self._data.batches(
+                    self.fit.batch_size,
+                    device=self._accelerator.device,
+                    augment=self.fit.augment,
+                    draws=place,
+                    first=self.step,
+                )
+                for batch in batches:
+                    place.at(step=self.step).reseed("step")
+                    with self._guarded():
+                        self.take(batch)
+                        last = self.step + 1 == self.steps
+                        self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
+                        if last or self.taken % RECORD_EVERY == 0:
+                            row = self.row()
+                            note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
+                            if self._record:
+                                self._record(row)
+                        if self._after_step:
+                            self._after_step(self)
+                    self._reporter.step(note)
+        self.finish()
+
+    def take(self, batch: Batch) -> None:
+        """One batch: an optimiser step for each time that the losses yield. Nothing waits for the device."""
+        self._terms = {}
+        for terms in self._yielded(iter(self._losses(batch))):
+            loss = torch.stack(list(terms.values())).sum()
+            found = ~loss.detach().isfinite() & (self._first_bad < 0)
+            self._bad_value = torch.where(found, loss.detach().float(), self._bad_value)
+            self._first_bad = torch.where(found, self.taken, self._first_bad)
+            self._optimizer.zero_grad()
+            self._accelerator.backward(loss)
+            self.method.edit_gradients()
+            self._optimizer.step()
+            self._terms |= {name: term.detach() for name, term in terms.items()}
+        self._rate = self._schedule.get_last_lr()[0]
+        self._schedule.step()
+
+    def _yielded(self, losses: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+        """The losses, each computed under the run's precision; the caller's step in between runs outside it."""
+        while True:
+            with self._accelerator.autocast():
+                terms = next(losses, None)
+            if terms is None:
+                return
+            yield terms
+
+    def row(self) -> dict[str, Any]:
+        """What is to say of the latest batch: task, stage, epoch and step (from 0), learning rate, the value of each term of
+        the loss, and what the method says of itself, without long lists.
+
+        Raises:
+            TrainingError: a loss since the last look that was not finite.
+        """
+        self.require_finite()
+        taken = self.taken - 1
+        values = torch.stack([term.float() for term in self._terms.values()]).tolist() if self._terms else []
+        told = self.method.diagnostics()
+        short = {key: value for key, value in told.items() if not isinstance(value, list) or len(value) <= _LISTED}
+        return {
+            "task": self.draws.task,
+            "stage": self.draws.stage,
+            "epoch": taken // self.steps,
+            "step": taken % self.steps,
+            "learning_rate": self._rate,
+            "terms": dict(zip(self._terms, values, strict=True)),
+            **({"diagnostics": short} if short else {}),
+        }
+
+    def require_finite(self, *, parameters: bool = False) -> None:
+        """Looks at every loss since the beginning, and at the parameters, which the latest step may have spoilt.
+
+        Raises:
+            TrainingError: one is not finite.
+        """
+        name, task, remedy = self.method.name, self.method.task.index + 1, "start anew with a lower fit.learning_rate"
+        if (bad := int(self._first_bad)) >= 0:
+            raise TrainingError(
+                f"{name}: the loss became {self._bad_value.item()} at task {task}, epoch {bad // self.steps + 1}, step "
+                f"{bad % self.steps + 1}, learning rate {self.rate_at(bad):g}; {remedy}"
+            )
+        if parameters and not all(parameter.isfinite().all() for parameter in self.parameters):
+            raise TrainingError(f"{name}: parameters are not finite after task {task}; {remedy}")
+
+    def rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted over all epochs."""
+        if self.fit.schedule == "constant":
+            return self.fit.learning_rate
+        return self.fit.learning_rate * (1 + math.cos(math.pi * step / (self.steps * self.fit.epochs))) / 2
+
+    def finish(self) -> None:
+        """Freezes what has trained.
+
+        Raises:
+            TrainingError: a loss or a parameter that is not finite.
+        """
+        self.require_finite(parameters=True)
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Plain values and tensors that `restore` takes, between batches.
+
+        Raises:
+            TrainingError: a loss or a parameter that is not finite: such a state is not worth keeping.
+        """
+        self.require_finite(parameters=True)
+        saved = self._optimizer.state_dict()
+        tensors, numbers = {}, {}
+        for index, values in saved["state"].items():
+            for key, value in values.items():
+                (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
+        plain = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "steps": self.steps,
+            "groups": saved["param_groups"],
+            "numbers": numbers,
+            "schedule": self._schedule.state_dict(),
+        }
+        return plain, tensors
+
+    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Goes to where `state` was taken; the method's own parameters are those of that moment already."""
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in [*tensors.items(), *plain["numbers"].items()]:
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self._optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+        self._schedule.load_state_dict(dict(plain["schedule"]))
+        self.epoch, self.step = plain["epoch"], plain["step"]
+
+
+def _optimizer(parameters: list[nn.Parameter], fit: Fit) -> torch.optim.Optimizer:
+    if fit.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=fit.learning_rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
+    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, fit: Fit, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    if fit.schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
