@@ -180,7 +180,7 @@ class Gaussians(nn.Module):
         pairs = [(label, slot % count) for label, count in counts if count for slot in range(self.slots)]
         return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
 
-    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator) -> Float[Tensor, "n features"]:
+    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator | None) -> Float[Tensor, "n features"]:
         """A random feature from each of these, given as class and slot."""
         noise = torch.randn(len(pairs), self.means.shape[-1], generator=generator).to(self.means)
         labels, slots = pairs.to(self.means.device).unbind(dim=1)
