@@ -20,6 +20,7 @@ import yaml
 from plans import Plan, folder_name, of_method, run_all
 
 from lorica.files import write_json, write_text
+from lorica.metrics import MEASURES
 from lorica.report import figures, tables
 from lorica.results import DEFAULT_VARIANTS, Result, find_runs
 
@@ -118,28 +119,15 @@ def _write(
         remarks.append(f"Time: of learning {tasks}, relative to sd_lora, one process taking turns (training_time.py).")
     table = tables.to_markdown(rows, remarks, columns)
     write_text(out / f"{name}.md", _page(name, command, rows, table, pictures))
-    kept = (
-        "seed",
-        "accuracy",
-        "acc",
-        "aaa",
-        "acc_samples",
-        "aaa_samples",
-        "forgetting",
-        "bwt",
-        "new_task",
-    )
-    runs = [
-        {"label": r.label} | {key: r.metrics[key] for key in kept} | {"magnitudes": r.magnitudes, "cost": r.cost}
-        for r in complete
-    ]
+    kept = ("label", "seed", "accuracy", *MEASURES, "magnitudes", "cost")
+    runs = [{name: getattr(result, name) for name in kept} for result in complete]
     write_json(out / f"{name}.json", runs)
 
 
 def _rates(rows: Sequence[tables.Row]) -> str:
     fits: dict[str, list[str]] = {}
     for row in filter(lambda row: row.cost("trainable"), rows):
-        fit = row.runs[0].metrics["recipe"]["fit"]
+        fit = row.runs[0].recipe["fit"]
         fits.setdefault(f"{fit['optimizer']} {fit['learning_rate']:g}", []).append(row.label)
     return "; ".join(f"{rate} ({', '.join(labels)})" for rate, labels in fits.items())
 

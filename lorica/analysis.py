@@ -121,7 +121,7 @@ def analyse(
         done.skipped.append(f"magnitudes: none in {', '.join(plain)}")
     if not (fine_tune or done.distances):
         done.skipped.append("distances: they need training; ask for it with --fine-tune 5")
-    if not any(run.metrics["diagnostics"].get("kept") and run.complete for run in results):
+    if not any(run.diagnostics.get("kept") and run.complete for run in results):
         done.skipped.append("growth: no complete run says which adapters it keeps")
     if not task:
         done.skipped.append("straight line: none asked for (--task 0)")
@@ -168,7 +168,7 @@ def summary(done: Analysis) -> Table:
 def labels(results: Sequence[Result]) -> list[str]:
     """A name for each run: that of its row in a table, with its seed and its folder where several share it."""
     rows = {id(run): row.label for row in tables.summarise(results) for run in row.runs}
-    names = [rows.get(id(run), run.label) for run in results]
+    names = [rows.get(id(run)) or run.label for run in results]
     for more in (
         lambda run: f", seed {run.seed}",
         lambda run: f" ({run.path.name if run.path else ''})",
@@ -188,11 +188,11 @@ def residuals(run: Result, label: str) -> Residuals:
         NotApplicable: fewer than two low-rank directions.
         LoricaError: no checkpoint after the last task learned, or one that does not fit.
     """
-    kept = run.metrics["diagnostics"].get("kept")
-    logged = run.metrics["diagnostics"].get("residual") or []
+    kept = run.diagnostics.get("kept")
+    logged = run.diagnostics.get("residual") or []
     dropped = [t + 1 for t, tasks in enumerate(kept or []) if t not in tasks]
     if any(value is not None for value in logged):
-        power = 0.5 if run.metrics.get("recipe", {}).get("method", {}).get("squared_residual") else 1.0
+        power = 0.5 if run.recipe.get("method", {}).get("squared_residual") else 1.0
         found = {t + 1: value**power for t, value in enumerate(logged) if value is not None}
         return Residuals(label, list(found), list(found.values()), dropped)
     method = _learned(run, len(run.accuracy))
@@ -398,5 +398,5 @@ def _recorded(run: Result, label: str) -> dict[str, Any]:
         "complete": run.complete,
         "accuracy": run.accuracy,
         "magnitudes": run.magnitudes,
-        "kept": run.metrics["diagnostics"].get("kept"),
+        "kept": run.diagnostics.get("kept"),
     }

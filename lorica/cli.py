@@ -85,8 +85,8 @@ def run(
     figures.draw_all([result], folder / "figures")
     if result.complete:
         console.print(tables.to_rich(tables.summarise([result]), width=console.width))
-        if own := result.metrics.get("head"):
-            console.print(f"By its own head: Acc {100 * own['acc']:.1f}, AAA {100 * own['aaa']:.1f}")
+        if own := result.head:
+            console.print(f"By its own head: Acc {100 * own.acc:.1f}, AAA {100 * own.aaa:.1f}")
     else:
         console.print(
             f"{len(result.accuracy)} of {len(result.tasks)} tasks learned, average accuracy {100 * result.acc:.1f} %; "

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import MethodConfig, find_method
+from lorica.nested import flatten
 
 IN_MEMORY = "in_memory"
 """What `data.source` is in the saved recipe of a run whose data was given as an object."""
@@ -167,7 +168,7 @@ def read_recipe(
             return recipe
         recipe = recipe.model_dump(mode="json", exclude_unset=True, serialize_as_any=True)
     origin, values = _load(recipe)
-    pairs = _pairs(overrides) if not isinstance(overrides, Mapping) else list(_flatten(overrides))
+    pairs = _pairs(overrides) if not isinstance(overrides, Mapping) else list(flatten(overrides))
     for key, value in pairs:
         if key in _TWINS and value is not None and isinstance(stream := values.get("stream"), dict):
             stream.pop(_TWINS[key], None)
@@ -205,7 +206,7 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Sections as dictionaries, from dotted keys, `method: sd_lora` and sections without a key alike."""
     nested: dict[str, Any] = {}
-    for key, value in _flatten(values):
+    for key, value in flatten(values):
         if value is None and key in Recipe.model_fields:
             continue
         _set(nested, *(("method.name", value) if key == "method" else (key, value)))
@@ -226,14 +227,6 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
     if problems:
         raise RecipeError(problems)
     return pairs
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:

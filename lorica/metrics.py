@@ -15,7 +15,8 @@ counts that do not fit it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 
@@ -78,21 +79,38 @@ def new_task(a: Sequence[Sequence[float]]) -> float:
     return fmean(row[-1] for row in a)
 
 
-def summary(a: Sequence[Sequence[float]], counts: Sequence[int]) -> dict[str, float]:
-    """Every measure of this module under its function's name.
+@dataclass(frozen=True)
+class Measure:
+    """How one measure is had, and how it is shown.
 
-    Keys: acc, aaa, acc_samples, aaa_samples, forgetting, forgetting_first_last, bwt, new_task.
+    Attributes:
+        of: its function of the accuracy matrix and the test counts.
+        heading: of its column in tables for people; None leaves it to files and programs.
+        lower_is_better: whether the least value is the best one.
     """
-    return {
-        "acc": acc(a),
-        "aaa": aaa(a),
-        "acc_samples": acc_samples(a, counts),
-        "aaa_samples": aaa_samples(a, counts),
-        "forgetting": forgetting(a),
-        "forgetting_first_last": forgetting_first_last(a),
-        "bwt": bwt(a),
-        "new_task": new_task(a),
-    }
+
+    of: Callable[[Sequence[Sequence[float]], Sequence[int]], float]
+    heading: str | None = None
+    lower_is_better: bool = False
+
+
+MEASURES: dict[str, Measure] = {
+    "acc": Measure(lambda a, _: acc(a), "Acc"),
+    "aaa": Measure(lambda a, _: aaa(a), "AAA"),
+    "acc_samples": Measure(acc_samples),
+    "aaa_samples": Measure(aaa_samples),
+    "forgetting": Measure(lambda a, _: forgetting(a), "Forgetting", lower_is_better=True),
+    "forgetting_first_last": Measure(lambda a, _: forgetting_first_last(a), lower_is_better=True),
+    "bwt": Measure(lambda a, _: bwt(a)),
+    "new_task": Measure(lambda a, _: new_task(a), "New task"),
+}
+"""Every measure by its name, in the order in which files and tables have them. A measure that is added here is in
+metrics.json, in `lorica.results.Result` and in every table; no other place names them all."""
+
+
+def summary(a: Sequence[Sequence[float]], counts: Sequence[int]) -> dict[str, float]:
+    """The value of each of `MEASURES`, by name."""
+    return {name: measure.of(a, counts) for name, measure in MEASURES.items()}
 
 
 def _mean(differences: Iterable[float]) -> float:

@@ -1,60 +1,103 @@
 """What came out of a run, as its folder has it. Accuracies are fractions, never percent, and times are seconds.
 
-Nothing here, or in `lorica.report`, imports torch.
+    Metrics   the contents of metrics.json
+    Result    a run's folder: its metrics, and what it cost
+    Record    the account of a run under way, an `Entry` for each thing learned, from which both files follow
+
+What a measure is, and how it is called, is in `lorica.metrics.MEASURES` alone. Nothing here, or in `lorica.report`,
+imports torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from lorica import metrics
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
 from lorica.environment import package_version
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
+from lorica.metrics import MEASURES, summary
 
 DEFAULT_VARIANTS = (None, "paper", "default")
 """What `method.variant` is called where it is the usual one and goes without saying."""
 
-_SCHEMA: dict[str, type | tuple[type, ...]] = {
-    "method": str,
-    "variant": (str, type(None)),
-    "seed": int,
-    "tasks": list,
-    "accuracy": list,
-    "acc": (int, float),
-    "aaa": (int, float),
-    "acc_samples": (int, float),
-    "aaa_samples": (int, float),
-    "forgetting": (int, float),
-    "forgetting_first_last": (int, float),
-    "bwt": (int, float),
-    "new_task": (int, float),
-    "diagnostics": dict,
-    "complete": bool,
+COSTS = {
+    "trainable": "Trained",
+    "stored": "Stored",
+    "flops_per_prediction": "GFLOPs",
+    "forwards_per_prediction": "Passes",
 }
+"""The costs in a table (see `lorica.cost.measure`) and their headings."""
+
+CrossEntropy = Literal["current_task", "all_seen"]
+"""The classes that the cross-entropy of a method's loss is over."""
+
+_TOLERANCE = 1e-9
+"""How far a measure in a file may be from what its matrix gives."""
+
+_ALWAYS = ("method", "variant", "seed", "tasks", "accuracy", "diagnostics", "complete")
+"""What every version has written. A measure is not among them: for a file from before it, the matrix gives it."""
+
+_FOREIGN = "not a metrics.json of this version of lorica"
 _TASK: dict[str, type] = {"classes": list, "train": int, "test": int}
 
 
-def metrics_of(
-    *,
-    method: str,
-    variant: str | None,
-    seed: int,
-    tasks: Sequence[Mapping[str, Any]],
-    accuracy: Sequence[Sequence[float]],
-    head_accuracy: Sequence[Sequence[float]] | None = None,
-    cross_entropy: Literal["current_task", "all_seen"] | None = None,
-    diagnostics: Mapping[str, Any] | None = None,
-    train_seconds: Sequence[float] = (),
-    complete: bool = True,
-    recipe: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """The contents of metrics.json.
+def _each_whole(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not all(type(task.get(key)) is kind for task in tasks for key, kind in _TASK.items()):
+        raise ValueError("expected classes, train and test of each")
+    return tasks
+
+
+def _as_written(value: Any) -> Any:
+    """The value as JSON gives it back, a copy: lists for tuples, text for the keys of a mapping."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+Plain = Annotated[dict[str, Any], BeforeValidator(_as_written)]
+"""Plain values, the same as if they had been to the disk and back."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An accuracy matrix, and as attributes the measures of it: each name in `lorica.metrics.MEASURES` is one.
+
+    Attributes:
+        accuracy: the matrix a[t][i]; row t has t+1 entries.
+        counts: the number of test samples of each of its tasks.
+    """
+
+    accuracy: list[list[float]]
+    counts: list[int]
+
+    def __getattr__(self, name: str) -> float:
+        if name in MEASURES:
+            return MEASURES[name].of(self.accuracy, self.counts)
+        raise AttributeError(f"{type(self).__name__!r} has no {name!r}", name=name, obj=self)
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The matrix and every measure of it, by name."""
+        return {"accuracy": self.accuracy, **summary(self.accuracy, self.counts)}
+
+
+class Metrics(BaseModel):
+    """The contents of metrics.json; `model_dump()` gives it as plain values.
 
         {"lorica": "0.1.0", "method": "sd_lora", "variant": "paper", "seed": 0,
          "tasks": [{"classes": ["wren", …], "train": 330, "test": 110}, …],
@@ -64,48 +107,128 @@ def metrics_of(
          "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by class means
          "cross_entropy": "current_task",            or "all_seen"; null where the method has none
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
-         "train_seconds": [61.2, …],                 one for each task
+         "train_seconds": [61.2, …],                 one for each thing learned: a task, or all of them at once
          "complete": true,
          "recipe": {"method": {…}, "fit": {…}, …}}  every setting, as in recipe.yaml
 
-    Args:
-        tasks: of the whole stream, in order; the ones beyond the rows of `accuracy` have not been learned yet.
+    The measures are no fields: they are computed from the matrix whenever they are asked for, as attributes (`acc`,
+    `head.acc`), so that the two cannot disagree.
+
+    Attributes:
+        lorica: the version that made the run; None where it was not installed as a package, or did not say.
+        method: the method's name, as in a recipe.
+        variant: which reading of the method: "paper", "released_code", …; None for a method that has only one.
+        seed: of the training.
+        tasks: of the whole stream, in order: "classes" (names), "train" and "test" (numbers of samples). The ones beyond
+            the rows of `accuracy` have not been learned yet.
         accuracy: a row for each task learned.
         head_accuracy: the same by the method's own predictions, where `accuracy` is by class means.
-        complete: whether every task has been learned; false for a run that is under way or was interrupted.
+        complete: whether every task has been learned; follows from the matrix where it is not given.
 
     Raises:
         ValueError: a malformed matrix, a task without test samples, or `complete` and the matrix disagree.
     """
-    if complete and len(accuracy) != len(tasks):
-        raise ValueError(f"a complete run of {len(tasks)} tasks whose accuracy matrix has {len(accuracy)} rows")
-    return {
-        "lorica": package_version("lorica"),
-        "method": method,
-        "variant": variant,
-        "seed": seed,
-        "tasks": [dict(task) for task in tasks],
-        **_measures(accuracy, tasks),
-        **({} if head_accuracy is None else {"head": _measures(head_accuracy, tasks)}),
-        "cross_entropy": cross_entropy,
-        "diagnostics": dict(diagnostics or {}),
-        "train_seconds": list(train_seconds),
-        "complete": complete,
-        "recipe": dict(recipe or {}),
-    }
 
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-def _measures(accuracy: Sequence[Sequence[float]], tasks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An accuracy matrix and its summary."""
-    return {
-        "accuracy": [list(row) for row in accuracy],
-        **metrics.summary(accuracy, [task["test"] for task in tasks[: len(accuracy)]]),
-    }
+    lorica: str | None = Field(default_factory=lambda: package_version("lorica"))
+    method: str
+    variant: str | None
+    seed: int
+    tasks: Annotated[list[dict[str, Any]], AfterValidator(_each_whole)]
+    accuracy: list[list[float]]
+    head_accuracy: list[list[float]] | None = None
+    cross_entropy: CrossEntropy | None = None
+    diagnostics: Plain = {}
+    train_seconds: list[float] = []
+    complete: bool = Field(default_factory=lambda known: len(known["accuracy"]) == len(known["tasks"]))
+    recipe: Plain = {}
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Metrics:
+        rows, number = len(self.accuracy), len(self.tasks)
+        for each in filter(None, (self._measured, self.head)):
+            summary(each.accuracy, each.counts)
+            if len(each.accuracy) != rows:
+                raise ValueError(f"the head's accuracy matrix has {len(each.accuracy)} rows, the other one {rows}")
+        if self.complete != (rows == number):
+            said = f"a complete run of {number} tasks" if self.complete else f"a run of {number} tasks, not complete,"
+            raise ValueError(f"complete is {self.complete}: {said} whose accuracy matrix has {rows} rows")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _content(self, fields: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        content: dict[str, Any] = {}
+        for name, value in fields(self).items():
+            if name == "accuracy":
+                content |= self._measured.content
+            elif name != "head_accuracy":
+                content[name] = value
+            elif self.head:
+                content["head"] = self.head.content
+        return content
+
+    def __getattr__(self, name: str) -> float:
+        if name in MEASURES:
+            return getattr(self._measured, name)
+        raise AttributeError(f"{type(self).__name__!r} has no {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *MEASURES]
+
+    @property
+    def _measured(self) -> Measured:
+        return self._with_counts(self.accuracy)
+
+    @property
+    def head(self) -> Measured | None:
+        """The matrix and the measures by the method's own predictions, where `accuracy` is by class means; else None."""
+        return None if self.head_accuracy is None else self._with_counts(self.head_accuracy)
+
+    def _with_counts(self, accuracy: list[list[float]]) -> Measured:
+        return Measured(accuracy, [task["test"] for task in self.tasks[: len(accuracy)]])
+
+    @property
+    def label(self) -> str:
+        """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one, or
+        "sd_lora (class means)" where these are read in place of its head."""
+        means = "class means" if self.head else None
+        extra = [self.variant if self.variant not in DEFAULT_VARIANTS else None, means]
+        return f"{self.method} ({', '.join(filter(None, extra))})" if any(extra) else self.method
+
+    @property
+    def magnitudes(self) -> list[list[float]] | None:
+        """The magnitudes alpha_0 … alpha_t after each task t, row t with t+1 entries; None if the method has none."""
+        return self.diagnostics.get("magnitudes")
+
+    @classmethod
+    def of(cls, content: Any) -> Metrics:
+        """From the contents of a metrics.json. Keys that this version does not know are passed over.
+
+        Raises:
+            LoricaError: whatever keeps it from being one, a line each; also a measure that its matrix does not give.
+        """
+        if not isinstance(content, dict):
+            raise LoricaError(f"a {type(content).__name__}, expected an object with method, accuracy, …; {_FOREIGN}")
+        if missing := [key for key in _ALWAYS if key not in content]:
+            raise LoricaError(f"lacks {', '.join(missing)}; {_FOREIGN}")
+        known = {"lorica": None, **{key: content[key] for key in content if key in cls.model_fields}}
+        if (head := content.get("head")) is not None:
+            if not isinstance(head, dict) or "accuracy" not in head:
+                raise LoricaError(f"head is {head!r:.60}, expected an object with accuracy; {_FOREIGN}")
+            known["head_accuracy"] = head["accuracy"]
+        try:
+            read = cls(**known)
+        except ValidationError as error:
+            raise LoricaError([f"{line}; {_FOREIGN}" for line in _lines(error)]) from error
+        if altered := [*_contradictions(content, read._measured), *_contradictions(head or {}, read.head, "head.")]:
+            raise LoricaError([f"{line}; one of the two has been altered: restore the file" for line in altered])
+        return read
 
 
 @dataclass(frozen=True)
 class Result:
-    """A run's outcome.
+    """A run's outcome. Whatever its metrics have is an attribute of it too: `result.acc`, `result.tasks`, `result.label`.
 
     Attributes:
         path: the folder it came from, if any.
@@ -115,86 +238,107 @@ class Result:
     """
 
     path: Path | None
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: Metrics = field(repr=False)
     cost: dict[str, Any] | None = field(default=None, repr=False)
 
-    @property
-    def method(self) -> str:
-        """The method's name, as in a recipe."""
-        return self.metrics["method"]
+    def __getattr__(self, name: str) -> Any:
+        if name == "metrics" or name.startswith("_"):  # not there yet while it is being copied; or nobody's business
+            raise AttributeError(f"{type(self).__name__!r} has no {name!r}", name=name, obj=self)
+        return getattr(self.metrics, name)
+
+    def __dir__(self) -> list[str]:
+        facts = (name for name in dir(self.metrics) if not name.startswith(("_", "model_")))
+        return sorted({*super().__dir__(), *facts})
+
+
+class Entry(BaseModel):
+    """What is known of one thing learned: a task, or all tasks by a method that learns them at once. The same after
+    it has been to the disk and back, to the last bit.
+
+    Attributes:
+        rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once.
+        head_rows: the same by the method's own predictions, where `rows` are by class means; else none.
+        diagnostics: what the method reports then, plain values.
+        train_seconds: how long learning took, without the test.
+        cost: see `lorica.cost.measure`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    rows: list[list[float]]
+    head_rows: list[list[float]] = []
+    diagnostics: Plain = {}
+    train_seconds: float
+    cost: Plain = {}
+
+
+@dataclass
+class Record:
+    """The account of a run, which grows by an entry with each thing learned; what its folder says follows from it."""
+
+    entries: list[Entry] = field(default_factory=list)
 
     @property
-    def variant(self) -> str | None:
-        """Which reading of the method: "paper", "released_code", …; None for a method that has only one."""
-        return self.metrics["variant"]
+    def rows(self) -> list[list[float]]:
+        """The accuracy matrix so far."""
+        return [row for entry in self.entries for row in entry.rows]
 
     @property
-    def label(self) -> str:
-        """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one, or
-        "sd_lora (class means)" where these are read in place of its head."""
-        means = "class means" if "head" in self.metrics else None
-        extra = [self.variant if self.variant not in DEFAULT_VARIANTS else None, means]
-        return f"{self.method} ({', '.join(filter(None, extra))})" if any(extra) else self.method
+    def head_rows(self) -> list[list[float]] | None:
+        """The same by the method's own predictions, where `rows` are by class means; else None."""
+        return [row for entry in self.entries for row in entry.head_rows] or None
 
     @property
-    def seed(self) -> int:
-        """The seed of the training."""
-        return self.metrics["seed"]
+    def diagnostics(self) -> dict[str, list[Any]]:
+        """What the method has reported, by key: a value for each entry that has it, in order."""
+        collected: dict[str, list[Any]] = {}
+        for entry in self.entries:
+            for key, value in entry.diagnostics.items():
+                collected.setdefault(key, []).append(value)
+        return collected
 
     @property
-    def complete(self) -> bool:
-        """Whether every task has been learned."""
-        return self.metrics["complete"]
+    def train_seconds(self) -> list[float]:
+        """One for each entry."""
+        return [entry.train_seconds for entry in self.entries]
 
     @property
-    def tasks(self) -> list[dict[str, Any]]:
-        """The tasks in order: "classes" (names), "train" and "test" (numbers of samples)."""
-        return self.metrics["tasks"]
+    def costs(self) -> list[dict[str, Any]]:
+        """One for each entry."""
+        return [entry.cost for entry in self.entries]
 
-    @property
-    def accuracy(self) -> list[list[float]]:
-        """The accuracy matrix a[t][i], fractions; row t has t+1 entries."""
-        return self.metrics["accuracy"]
+    def metrics(
+        self,
+        *,
+        method: str,
+        variant: str | None,
+        seed: int,
+        tasks: Sequence[Mapping[str, Any]],
+        cross_entropy: CrossEntropy | None,
+        recipe: Mapping[str, Any],
+    ) -> Metrics:
+        """The contents of metrics.json, once there is an entry.
 
-    @property
-    def acc(self) -> float:
-        """`lorica.metrics.acc`."""
-        return self.metrics["acc"]
+        Args:
+            tasks: of the whole stream; see `Metrics`.
+            cross_entropy: of the recipe; it is left out where nothing has been trained.
+        """
+        return Metrics(
+            method=method,
+            variant=variant,
+            seed=seed,
+            tasks=[dict(task) for task in tasks],
+            accuracy=self.rows,
+            head_accuracy=self.head_rows,
+            cross_entropy=cross_entropy if any(cost.get("trainable") for cost in self.costs) else None,
+            diagnostics=self.diagnostics,
+            train_seconds=self.train_seconds,
+            recipe=dict(recipe),
+        )
 
-    @property
-    def aaa(self) -> float:
-        """`lorica.metrics.aaa`."""
-        return self.metrics["aaa"]
-
-    @property
-    def acc_samples(self) -> float:
-        """`lorica.metrics.acc_samples`."""
-        return self.metrics["acc_samples"]
-
-    @property
-    def aaa_samples(self) -> float:
-        """`lorica.metrics.aaa_samples`."""
-        return self.metrics["aaa_samples"]
-
-    @property
-    def forgetting(self) -> float:
-        """`lorica.metrics.forgetting` (max-last)."""
-        return self.metrics["forgetting"]
-
-    @property
-    def bwt(self) -> float:
-        """`lorica.metrics.bwt`."""
-        return self.metrics["bwt"]
-
-    @property
-    def new_task(self) -> float:
-        """`lorica.metrics.new_task`."""
-        return self.metrics["new_task"]
-
-    @property
-    def magnitudes(self) -> list[list[float]] | None:
-        """The magnitudes alpha_0 … alpha_t after each task t, row t with t+1 entries; None if the method has none."""
-        return self.metrics["diagnostics"].get("magnitudes")
+    def cost(self) -> dict[str, Any]:
+        """The contents of cost.json."""
+        return {"tasks": self.costs, "train_seconds": self.train_seconds}
 
 
 def read_result(path: Path | str) -> Result:
@@ -205,11 +349,13 @@ def read_result(path: Path | str) -> Result:
             it at once.
     """
     folder = RunFolder(path)
-    values = _read_json(folder.metrics)
-    if problems := _problems(values):
-        raise LoricaError([f"{folder.metrics}: {problem}" for problem in problems])
+    content = _read_json(folder.metrics)
+    try:
+        read = Metrics.of(content)
+    except LoricaError as error:
+        raise LoricaError([f"{folder.metrics}: {problem}" for problem in error.problems]) from error
     cost = _last_cost(folder.cost, _read_json(folder.cost)) if folder.cost.exists() else None
-    return Result(folder.path, values, cost)
+    return Result(folder.path, read, cost)
 
 
 def find_runs(paths: Iterable[Path | str]) -> list[Result]:
@@ -239,49 +385,82 @@ def find_runs(paths: Iterable[Path | str]) -> list[Result]:
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        values = json.loads(file.read_bytes())
     except OSError as error:
         raise LoricaError(
             f"{file}: cannot be read: {error.strerror or error}; expected the folder of a run with a task learned"
         ) from error
-    except ValueError as error:  # not JSON, or not UTF-8
+    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
         raise LoricaError(
             f"{file}: truncated or altered: {error}; restore the file, or resume the run to write it again"
         ) from error
+    if places := list(_not_finite(values)):
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        raise LoricaError(
+            f"{file}: {places[0]}{more}, expected finite numbers; lorica writes no others: restore the file"
+        )
+    return values
+
+
+def _not_finite(value: Any, place: str = "") -> Iterator[str]:
+    """Every number that JSON does not have, with its place: "accuracy[1][0] is nan"."""
+    if isinstance(value, float) and not isfinite(value):
+        yield f"{place or 'the whole of it'} is {value}"
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _not_finite(each, f"{place}.{key}" if place else key)
+    elif isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from _not_finite(each, f"{place}[{index}]")
 
 
 def _last_cost(file: Path, values: Any) -> dict[str, Any] | None:
+    foreign = "not a cost.json of this version of lorica"
     tasks = values.get("tasks") if isinstance(values, dict) else None
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise LoricaError(f"{file}: expected tasks, an object for each; not a cost.json of this version of lorica")
+        raise LoricaError(f"{file}: expected tasks, an object for each; {foreign}")
+    if wrong := [
+        f"tasks[{index}].{key} is {task[key]!r:.60}"
+        for index, task in enumerate(tasks)
+        for key in COSTS
+        if key in task and not _is_number(task[key])
+    ]:
+        raise LoricaError([f"{file}: {each}, expected a number; {foreign}" for each in wrong])
     if not tasks:
         return None
     most = max((task["trainable"] for task in tasks if "trainable" in task), default=None)
     return tasks[-1] | ({} if most is None else {"trainable": most})  # some methods train on their first task alone
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _contradictions(content: Mapping[str, Any], measured: Measured | None, prefix: str = "") -> Iterator[str]:
+    """The measures in `content` that its matrix does not give."""
+    for name in MEASURES:
+        if name in content:
+            stated, value = content[name], getattr(measured, name)
+            if not _is_number(stated) or abs(stated - value) > _TOLERANCE:
+                yield f"{prefix}{name} is {stated!r:.60}, but the accuracy matrix gives {value!r}"
+
+
+def _lines(error: ValidationError) -> Iterator[str]:
+    """A line for each field that is wrong: the first thing about it."""
+    seen = set[Any]()
+    for item in error.errors():
+        if (top := item["loc"][:1]) in seen:
+            continue
+        seen.add(top)
+        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
+        place = place.replace("head_accuracy", "head.accuracy")
+        said = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        if item["type"] == "value_error":  # says itself what it was given
+            yield f"{place}: {said}" if place else said
+        else:
+            yield f"{place} is {item['input']!r:.60}, {said}"
+
+
 def _natural(path: Path) -> list[str | int]:
     """A sort key under which runs of digits compare as numbers."""
     return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
-
-
-def _problems(values: Any) -> list[str]:
-    """What keeps `values` from being the contents of a metrics.json."""
-    foreign = "not a metrics.json of this version of lorica"
-    if not isinstance(values, dict):
-        return [f"a {type(values).__name__}, expected an object with method, accuracy, …; {foreign}"]
-    if missing := [key for key in _SCHEMA if key not in values]:
-        return [f"lacks {', '.join(missing)}; {foreign}"]
-    if wrong := [key for key, kind in _SCHEMA.items() if not isinstance(values[key], kind)]:
-        return [f"{key} is {values[key]!r:.60}; {foreign}" for key in wrong]
-    tasks, accuracy = values["tasks"], values["accuracy"]
-    if not all(isinstance(task, dict) and all(type(task.get(k)) is t for k, t in _TASK.items()) for task in tasks):
-        return [f"tasks: expected classes, train and test of each; {foreign}"]
-    if not all(isinstance(row, list) and all(isinstance(value, int | float) for value in row) for row in accuracy):
-        return [f"accuracy: expected lists of numbers; {foreign}"]
-    counts = [task["test"] for task in tasks[: len(accuracy)]]
-    try:
-        metrics.summary([[float(value) for value in row] for row in accuracy], counts)
-    except ValueError as error:
-        return [f"{error}; {foreign}"]
-    return []

@@ -25,8 +25,9 @@ from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, write_json, write_text
 from lorica.methods import ClassMeanReadout, build_method
+from lorica.nested import flatten
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Result, metrics_of, read_result
+from lorica.results import DEFAULT_VARIANTS, Metrics, Result, read_result
 from lorica.training import Fit, learn_task
 from lorica.types import Task
 
@@ -202,7 +203,7 @@ def _learn_stream(
             "cost": costs,
             "complete": complete,
         }
-        metrics = metrics_of(
+        metrics = Metrics(
             method=method.name,
             variant=getattr(recipe.method, "variant", None),
             seed=recipe.seed,
@@ -222,7 +223,7 @@ def _learn_stream(
             complete=complete,
             recipe=recipe.resolved(),
         )
-        write_json(folder.metrics, metrics)
+        write_json(folder.metrics, metrics.model_dump())
         write_json(folder.cost, {"tasks": costs, "train_seconds": seconds})
         # last: a run that was stopped before this line learns the task again, and writes the files above again
         (folder.checkpoints / f"task_{task.index:02d}").parent.mkdir(exist_ok=True)
@@ -262,7 +263,10 @@ def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
     if newest is None:
         return None
     file = folder.recipe
-    old, new = _flat(read_recipe(file).resolved()), _flat(recipe.resolved())  # with the defaults of newer keys
+    old, new = (
+        dict(flatten(read_recipe(file).resolved())),
+        dict(flatten(recipe.resolved())),
+    )  # with the defaults of newer keys
     differing = sorted(
         key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in ("device", "checkpoints")
     )
@@ -274,10 +278,3 @@ def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
             ]
         )
     return read_record(newest)["record"]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

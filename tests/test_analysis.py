@@ -60,7 +60,7 @@ def copied(finished_run: Result, tmp_path: Path) -> Result:
 
 
 def with_diagnostics(result: Result, **diagnostics: Any) -> Result:
-    return Result(result.path, result.metrics | {"diagnostics": diagnostics})
+    return Result(result.path, result.metrics.model_copy(update={"diagnostics": diagnostics}))
 
 
 # ---- residuals (Fig. 3a)
@@ -91,7 +91,7 @@ def test_residuals_that_a_run_recorded_are_taken_from_it(finished_run: Result) -
     found = residuals(logged, "kd")
     assert (found.tasks, found.residuals, found.dropped) == ([2, 3], [0.9, 0.25], [3])
     recipe = {"method": {"name": "sd_lora_kd", "squared_residual": True}}
-    squared = residuals(Result(logged.path, logged.metrics | {"recipe": recipe}), "kd")
+    squared = residuals(Result(logged.path, logged.metrics.model_copy(update={"recipe": recipe})), "kd")
     assert squared.residuals == pytest.approx([0.9**0.5, 0.5])
 
 
@@ -122,7 +122,7 @@ def test_distances_are_of_weights_tuned_from_w0_each_time(learn: Learn, finished
     learning_rate = {"fit.learning_rate": found.recipe["fit"]["learning_rate"]}
     assert learning_rate == {"fit.learning_rate": 1e-4}  # full fine-tuning's own, not the run's 0.01
     tuned = learn("full_finetune")
-    recipe = read_recipe(tuned.metrics["recipe"], learning_rate)
+    recipe = read_recipe(tuned.recipe, learning_rate)
     assert tuned.path is not None
     again = run(recipe, out=tuned.path.parent / "own_rate", progress=False)
     assert again.path is not None
@@ -169,7 +169,7 @@ def test_the_straight_line_is_that_of_the_exported_models(method: str, task: int
     before, after = (load(done.path, tasks=n).merged_model() for n in (task - 1, task))
     model, encoder = load(done.path, tasks=task), load(done.path, tasks=task).method.encoder
     mean, std = (torch.as_tensor(each).reshape(3, 1, 1) for each in (encoder.mean, encoder.std))  # type: ignore[arg-type]
-    test_data = assemble(read_recipe(done.metrics["recipe"])).test_data
+    test_data = assemble(read_recipe(done.recipe)).test_data
     mixed = model.merged_model()
     for position, s in enumerate(found.positions):
         mixed.load_state_dict(
@@ -315,8 +315,8 @@ def test_a_damaged_analysis_is_not_overwritten(content: str, finished_run: Resul
 
 
 def test_labels_tell_runs_apart(finished_run: Result) -> None:
-    seed_1 = Result(Path("b"), finished_run.metrics | {"seed": 1})
-    again = Result(Path("c"), finished_run.metrics | {"seed": 1})
+    seed_1 = Result(Path("b"), finished_run.metrics.model_copy(update={"seed": 1}))
+    again = Result(Path("c"), finished_run.metrics.model_copy(update={"seed": 1}))
     assert labels([finished_run]) == ["sd_lora"]
     assert labels([finished_run, seed_1]) == ["sd_lora, seed 0", "sd_lora, seed 1"]
     assert labels([finished_run, seed_1, again])[1:] == ["sd_lora, seed 1 (b)", "sd_lora, seed 1 (c)"]

@@ -64,6 +64,15 @@ def test_summary_has_every_measure_under_its_name() -> None:
     ]  # fmt: skip
     assert summary["acc_samples"] == pytest.approx(0.725)
     assert summary["forgetting"] == pytest.approx(0.25)
+    assert list(metrics.MEASURES) == list(summary)
+    for name in summary:  # those that need the counts take them
+        function, arguments = getattr(metrics, name), (A, COUNTS) if name.endswith("_samples") else (A,)
+        assert summary[name] == function(*arguments)
+
+
+def test_less_is_better_for_forgetting_alone() -> None:
+    lower = [name for name, measure in metrics.MEASURES.items() if measure.lower_is_better]
+    assert lower == ["forgetting", "forgetting_first_last"]
 
 
 def test_one_task_has_nothing_to_forget() -> None:

@@ -130,7 +130,7 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
 def test_the_result_is_metrics_json(finished_run: Result) -> None:
     assert finished_run.path is not None
     metrics = json.loads((finished_run.path / "metrics.json").read_text())
-    assert finished_run.metrics == metrics
+    assert finished_run.metrics.model_dump() == metrics
     assert (metrics["method"], metrics["variant"], metrics["seed"]) == ("sd_lora", "paper", 0)
     assert [len(row) for row in metrics["accuracy"]] == [1, 2, 3]
     assert [(task["train"], task["test"]) for task in metrics["tasks"]] == [(24, 12)] * 3
@@ -223,7 +223,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
 ) -> None:
     recipe = small_recipe | {"method": method, "fit": {"epochs": 1, "batch_size": 8, "augment": "shift"}}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    kept = quiet(recipe, whole).metrics["diagnostics"].get("kept")
+    kept = quiet(recipe, whole).diagnostics.get("kept")
     if method.get("prune_past"):
         assert kept is not None
         assert len(kept[1]) < 2, "nothing was pruned: the test would not see a mask that is lost"
@@ -497,7 +497,7 @@ def test_the_newest_checkpoint_alone(small_recipe, tmp_path) -> None:
 
 def test_what_trained_on_the_first_task_alone_is_in_the_table(small_recipe, tmp_path) -> None:
     result = run({**small_recipe, "method": {"name": "aper", "rank": 2}}, out=tmp_path / "run", progress=False)
-    assert result.metrics["cross_entropy"] == "current_task"
+    assert result.cross_entropy == "current_task"
     assert result.cost is not None
     assert result.cost["trainable"] > 0
     assert result.cost["stored_by_kind"].keys() == {"adapters", "head"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -15,23 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica.errors import LoricaError
-from lorica.results import Result
+from lorica.metrics import MEASURES
+from lorica.nested import flatten
+from lorica.results import COSTS, Result
 
 CAPTION = (
     "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
     "Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
 )
-MEASURES = {"acc": "Acc", "aaa": "AAA", "forgetting": "Forgetting", "new_task": "New task"}
-"""The measures in a table (see `lorica.metrics`) and their headings."""
-
-COSTS = {
-    "trainable": "Trained",
-    "stored": "Stored",
-    "flops_per_prediction": "GFLOPs",
-    "forwards_per_prediction": "Passes",
-}
-"""The costs in a table (see `lorica.cost.measure`) and their headings."""
-
 INCIDENTAL = ("seed", "device", "checkpoints", "data.root", "data.cache_gib", "backbone.weights", "evaluate.readout")
 """Keys of a recipe in which runs of one row may differ."""
 
@@ -71,7 +62,8 @@ def compact(number: int | float) -> str:
 class Row:
     """Complete runs that differ in their seeds only, and the spread of each measure over them.
 
-    `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them.
+    `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them; `spreads`
+    has each of `lorica.metrics.MEASURES` by its name.
     """
 
     label: str
@@ -81,10 +73,7 @@ class Row:
     tasks: int
     classes: int
     runs: tuple[Result, ...]
-    acc: Spread
-    aaa: Spread
-    forgetting: Spread
-    new_task: Spread
+    spreads: Mapping[str, Spread]
 
     @property
     def seeds(self) -> int:
@@ -108,7 +97,7 @@ def summarise(
 
     Args:
         by: a further label of a run that keeps runs apart, such as the data set or a setting under study.
-        sort: one of `MEASURES` for the best row first; by default rows keep the order of their first run.
+        sort: one of `lorica.metrics.MEASURES` for the best row first; by default rows keep the order of their first run.
 
     Raises:
         LoricaError: `sort` is not a measure.
@@ -142,11 +131,11 @@ def summarise(
                 tasks=tasks,
                 classes=len(classes),
                 runs=tuple(runs),
-                **{measure: Spread.of([getattr(run, measure) for run in runs]) for measure in MEASURES},
+                spreads={name: Spread.of([getattr(run, name) for run in runs]) for name in MEASURES},
             )
         )
     if sort:
-        rows.sort(key=lambda row: getattr(row, sort).mean, reverse=sort != "forgetting")
+        rows.sort(key=lambda row: row.spreads[sort].mean, reverse=not MEASURES[sort].lower_is_better)
     return rows
 
 
@@ -171,6 +160,7 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
     On a narrow one names and spreads take two lines, and columns stand closer.
     """
     header, *body = _cells(rows)
+    measures = _headings().values()
     narrow = width < _WIDE
     table = Table(
         caption=Text("\n".join([CAPTION, *notes])),
@@ -185,7 +175,7 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
     for heading in header[1:]:
         broken = heading.replace("Forgetting", "Forget-\nting").replace(" ", "\n")
         # on a narrow terminal cells break after ±, and nothing is cut off
-        table.add_column(broken, justify="right", no_wrap=heading not in MEASURES.values(), overflow="fold")
+        table.add_column(broken, justify="right", no_wrap=heading not in measures, overflow="fold")
     for label, *line in body:
         name = label.replace(" (", "\n(").replace(", ", ",\n") if narrow else label
         table.add_row(*map(Text, (name, *line)))
@@ -227,16 +217,17 @@ def to_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
 
 
 def to_csv(rows: Sequence[Row]) -> str:
-    """For other programs: fractions at full precision, and costs as they were measured, flops_per_prediction in FLOPs.
+    """For other programs: every measure at full precision, as fractions, and costs as they were measured,
+    flops_per_prediction in FLOPs.
 
     A field is empty where there is no standard deviation or no cost.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    spreads = [name for measure in MEASURES for name in (measure, f"{measure}_std")]
+    spreads = [column for name in MEASURES for column in (name, f"{name}_std")]
     writer.writerow(["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads, *COSTS])
     for row in rows:
-        values = [value for measure in MEASURES for value in (getattr(row, measure).mean, getattr(row, measure).std)]
+        values = [value for spread in row.spreads.values() for value in (spread.mean, spread.std)]
         values += [row.cost(name) for name in COSTS]
         writer.writerow([row.label, row.method, row.variant, row.extra, row.tasks, row.classes, row.seeds, *values])
     return text.getvalue()
@@ -244,15 +235,21 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–") -> list[list[str]]:
     """The heading and a line for each row: label, seeds, and a cell for each measure and each cost."""
-    return [["Method", "Seeds", *MEASURES.values(), *COSTS.values()]] + [
+    headings = _headings()
+    return [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
         [
             row.label,
             str(row.seeds),
-            *(getattr(row, measure).percent(plus_minus) for measure in MEASURES),
+            *(row.spreads[name].percent(plus_minus) for name in headings),
             *(_cost_cell(name, row.cost(name), missing) for name in COSTS),
         ]
         for row in rows
     ]
+
+
+def _headings() -> dict[str, str]:
+    """The measures that tables for people show, by name."""
+    return {name: measure.heading for name, measure in MEASURES.items() if measure.heading}
 
 
 def _cost_cell(name: str, value: int | float | None, missing: str) -> str:
@@ -263,17 +260,10 @@ def _cost_cell(name: str, value: int | float | None, missing: str) -> str:
     return f"{value:.3g}" if name == "forwards_per_prediction" else compact(value)
 
 
-def _settings(run: Result, incidental: Sequence[str] = INCIDENTAL) -> dict[str, str]:
+def _settings(run: Result) -> dict[str, str]:
     """The recipe's settings by dotted key, in order, without those that a comparison may ignore."""
-
-    def flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
-        for key, value in values.items():
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{key}.")
-            elif f"{prefix}{key}" not in incidental:
-                yield f"{prefix}{key}", str(value)
-
-    return dict(sorted(flat(run.metrics.get("recipe", {}), "")))
+    settings = ((key, str(value)) for key, value in flatten(run.recipe) if key not in INCIDENTAL)
+    return dict(sorted(settings))
 
 
 def _name(run: Result) -> str:

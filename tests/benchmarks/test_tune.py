@@ -67,8 +67,8 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     assert all(b / a == pytest.approx(3, rel=0.1) for a, b in pairwise(rates) if b > 0.011)
     for rate in tried:
         run = read_result(tmp_path / "runs" / "small-tuning" / f"linear_probe-{rate}")
-        assert run.metrics["recipe"]["data"]["evaluate_on"] == "validation"
-        assert run.metrics["seed"] not in (0, 1, 2)
+        assert run.recipe["data"]["evaluate_on"] == "validation"
+        assert run.seed not in (0, 1, 2)
         assert len(run.accuracy) == (3 if rate in finals else 2)
         assert tried[rate] == pytest.approx(fmean(map(fmean, run.accuracy[:2])))
         assert rate not in finals or finals[rate] == pytest.approx(run.aaa)
@@ -80,7 +80,7 @@ def test_rates_are_chosen_on_held_out_data_and_used_by_the_table(
     (tmp_path / "time.json").write_text(json.dumps(times))
     benchmark("results_table", *table, "--tuned", "results/small-tuning.json", "--times", "time.json")
     rates = [
-        read_result(tmp_path / "runs" / "small-tuned" / name).metrics["recipe"]["fit"]["learning_rate"]
+        read_result(tmp_path / "runs" / "small-tuned" / name).recipe["fit"]["learning_rate"]
         for name in ("linear_probe", "prototypes")
     ]
     assert rates == [0.123, 0.01]

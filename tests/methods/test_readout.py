@@ -90,9 +90,9 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
     both = {"evaluate": {"readout": "prototypes"}}
     lorica.run(small_recipe, out=tmp_path / "means", progress=False, stop_after=1, **both)
     read = lorica.run(small_recipe, out=tmp_path / "means", progress=False, resume=True, **both)
-    assert read.metrics["head"]["accuracy"] == plain.accuracy
-    assert read.metrics["head"]["acc"] == plain.acc
-    assert "head" not in plain.metrics
+    assert read.head.accuracy == plain.accuracy
+    assert read.head.acc == plain.acc
+    assert plain.head is None
     learner = lorica.load(tmp_path / "means")
     assert isinstance(learner.method, ClassMeanReadout)
     with pytest.raises(LoricaError, match="sd_lora has no linear classifier to export"):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lorica.results import Result, metrics_of
+from lorica.results import Metrics, Result
 
 MakeRun = Callable[..., Result]
 
@@ -22,12 +23,13 @@ def make_run() -> MakeRun:
         seed: int = 0,
         tasks: int | None = None,
         classes: str = "class",
-        magnitudes: list[list[float]] | None = None,
         path: Path | None = None,
+        recipe: dict[str, Any] | None = None,
+        **diagnostics: Any,
     ) -> Result:
         """A run over `tasks` tasks of two classes; one that has not come to the last is not complete."""
         number = tasks or len(accuracy)
-        content = metrics_of(
+        made = Metrics(
             method=method,
             variant=variant,
             seed=seed,
@@ -36,10 +38,10 @@ def make_run() -> MakeRun:
                 for t in range(number)
             ],
             accuracy=accuracy,
-            diagnostics={"magnitudes": magnitudes} if magnitudes else {},
-            complete=len(accuracy) == number,
+            diagnostics=diagnostics,
+            recipe=recipe or {},
         )
-        return Result(path, content)
+        return Result(path, made)
 
     return make
 

@@ -145,7 +145,7 @@ def test_dropped_directions_are_crosses_and_no_part_of_the_lines(make_run: MakeR
 
 
 def keeping(run: Result, kept: list[list[int]]) -> Result:
-    return Result(run.path, run.metrics | {"diagnostics": {"kept": kept}})
+    return Result(run.path, run.metrics.model_copy(update={"diagnostics": {"kept": kept}}))
 
 
 def test_growth_is_the_mean_number_of_adapters_beside_the_accuracy(make_run: MakeRun) -> None:
