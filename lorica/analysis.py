@@ -37,6 +37,7 @@ from lorica.adapters.attach import merge
 from lorica.adapters.lowrank import LowRankUpdates, project_last
 from lorica.assembly import assemble
 from lorica.backbones.encoder import Encoder
+from lorica.checkpoint import Checkpoints
 from lorica.config import Recipe, read_recipe
 from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
@@ -340,7 +341,9 @@ def _fine_tuning(run: Result) -> tuple[Recipe, tuple[str, ...]]:
 
 def _identity(recipe: Recipe, kinds: Sequence[str]) -> dict[str, Any]:
     """What distances depend on, as plain values."""
-    return {key: value for key, value in recipe.resolved().items() if key != "device"} | {"projections": list(kinds)}
+    return {key: value for key, value in recipe.resolved().items() if key not in ("device", "snapshot_seconds")} | {
+        "projections": list(kinds)
+    }
 
 
 def _name(recipe: Recipe, kinds: Sequence[str]) -> str:
@@ -357,10 +360,9 @@ def _known_distances(file: Path) -> list[Distances]:
 
 
 def _recipe(run: Result) -> Recipe:
-    file = _folder(run) / "recipe.yaml"
-    if not file.is_file():
-        raise LoricaError(f"{run.path}: not the folder of a run (recipe.yaml is missing)")
-    return read_recipe(file)
+    folder = RunFolder(_folder(run))
+    folder.require()
+    return read_recipe(folder.recipe)
 
 
 def _folder(run: Result) -> Path:
@@ -372,10 +374,10 @@ def _folder(run: Result) -> Path:
 def _learned(run: Result, tasks: int) -> Method:
     """The run's method as it was after that many tasks."""
     at_once = find_method(_recipe(run).method.name).learns_all_at_once
-    checkpoint = RunFolder(_folder(run)).checkpoints / f"task_{0 if at_once else tasks - 1:02d}"
-    if not checkpoint.is_dir():
+    folder = RunFolder(_folder(run)).checkpoints
+    if (1 if at_once else tasks) not in Checkpoints(folder).there():
         raise CheckpointError(
-            f"{checkpoint}: the checkpoint after task {tasks} is needed and is not there; restore it, "
+            f"{folder}: the checkpoint after task {tasks} is needed and is not there; restore it, "
             f"learn the run again, or (for the straight line) give another --task, or --task 0"
         )
     method = load(_folder(run), tasks=1 if at_once else tasks).method

@@ -1,170 +1,480 @@
-"""Checkpoints: what a method learned by the end of a task, in a folder that is there whole or not at all.
+"""Checkpoints: what a method learned by the end of each task, every tensor stored once.
 
-    task_03/state.safetensors   the method's own tensors (adapters, heads, magnitudes; a backbone only if it was trained)
-            state.json          what they belong to: method, backbone, tasks; and the record of the run so far
+    checkpoints/journal.jsonl             a line for each task: what it is, what was measured after it, which tensors are new
+                task_0003.safetensors     those that task 3 (from 0) added or replaced
+                task_0003-sums.safetensors    those that only learning on needs, see `Method.needed_to_learn_on`
 
-Nothing is pickled. The JSON holds its own hash, that of the tensor file and the fingerprint of the backbone, so that an
-altered, truncated or foreign checkpoint is refused rather than loaded.
+What a method learned does not change afterwards, but for small parts: a checkpoint is the journal down to its line, and each
+line says which tensors are whole in its file, which are earlier ones extended along an axis, and which are gone. So the
+journal is enough to see what a checkpoint consists of, and storage grows by what is new. A line is the last thing that is
+written for a task; without it, the task has not been learned.
+
+Nothing is pickled. Each line has the hash of its files and is sealed together with all lines before it, so that altered,
+truncated or foreign checkpoints are refused rather than loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
 
 from lorica.errors import CheckpointError
+from lorica.files import append_line, complete_lines, cut, replacing
 from lorica.methods.base import Method
+from lorica.results import Entry
 from lorica.types import Task
 
-FORMAT = 2
-TENSORS, RECORD = "state.safetensors", "state.json"
+FORMAT = 3
+JOURNAL = "journal.jsonl"
+_OURS = re.compile(r"task_\d{4,}(-sums)?\.safetensors")
+
+Keep = Literal["all", "newest", "everything"]
+"""Which checkpoints stay: those of all tasks; the newest alone; or all, each with what learning on from it needs."""
 
 
-def save_checkpoint(folder: Path, method: Method, record: dict[str, Any]) -> None:
-    """Writes the state after the method's latest task; an existing checkpoint of that name is replaced.
+class _Saved(BaseModel):
+    """A file of tensors, and its hash."""
 
-    Args:
-        folder: of this checkpoint; its parent must exist.
-        record: plain values to keep beside the tensors (the accuracy matrix so far, say).
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    file: str
+    sha256: str
+
+
+class _Head(BaseModel):
+    """The first line: what the checkpoints belong to."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[3]
+    method: dict[str, Any]
+    backbone: dict[str, Any]
+
+
+class _Line(BaseModel):
+    """A task, and what changed with it.
+
+    Attributes:
+        structure: see `Method.structure`.
+        base: nothing of earlier lines is a part of this checkpoint.
+        saved: the file of what is new; None where nothing is.
+        whole: tensors that are in that file as they are.
+        extended: tensors of earlier lines, and along which axis what is in that file is added to them.
+        removed: tensors of earlier lines that are gone.
+        sums: what only learning on needs; the file is there for the newest checkpoint, and for others where that was asked for.
+        entry: what was measured.
+        history: size of the history by then, in bytes.
     """
-    temporary = folder.with_name(f".{folder.name}.{uuid4().hex}")
-    replaced = temporary.with_name(f"{temporary.name}.replaced")
-    temporary.mkdir()
-    try:
-        state = {key: tensor.detach().cpu().contiguous() for key, tensor in method.own_state().items()}
-        save_file(state, temporary / TENSORS)
-        head = {
-            "format": FORMAT,
-            "method": method.config.model_dump(mode="json"),
-            "backbone": {
-                "name": method.encoder.name,
-                "tag": method.encoder.tag,
-                "fingerprint": method.encoder.fingerprint,
-            },
-            "tasks": [
-                {"index": task.index, "first_class": task.first_class, "class_names": task.class_names}
-                for task in method.tasks
-            ],
-            "structure": method.structure(),
-            "sha256": _hash(temporary / TENSORS),
-            "record": record,
-        }
-        (temporary / RECORD).write_text(json.dumps(head | {"seal": _seal(head)}, indent=1, allow_nan=False))
-        if folder.exists():
-            os.replace(folder, replaced)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    task: dict[str, Any]
+    structure: dict[str, Any]
+    base: bool
+    saved: _Saved | None
+    whole: list[str]
+    extended: dict[str, int]
+    removed: list[str]
+    sums: _Saved | None
+    entry: Entry
+    history: int
 
 
-def latest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of the last finished task in a run's folder, or None."""
-    return max(_checkpoints(run / "checkpoints").items(), default=(0, None))[1]
+class _Known(NamedTuple):
+    """A tensor as the newest checkpoint has it."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    digest: str
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The contents of a checkpoint's state.json.
+class Checkpoints:
+    """The checkpoints of a run, in their folder. One that writes has the run's folder to itself (`RunFolder.taken`)."""
 
-    Raises:
-        CheckpointError: missing, truncated, altered, or of another format.
-    """
-    try:
-        head = json.loads((folder / RECORD).read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}: no checkpoint here ({RECORD} is missing)") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise CheckpointError(f"{folder / RECORD}: {_damaged(folder)}") from error
-    if not isinstance(head, dict) or head.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{folder / RECORD}: not a checkpoint of format {FORMAT}; it needs another lorica version"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.journal = folder, folder / JOURNAL
+        self._head, self._lines, self._fault = self._read()
+        self._seal = ""
+        self._known: dict[str, _Known] = {}
+
+    # --- what there is ---
+
+    @property
+    def tasks(self) -> int:
+        """How many tasks have been learned, as far as the journal is whole."""
+        return len(self._lines) or len(_format_2(self.folder))
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What was measured after each of them.
+
+        Raises:
+            CheckpointError: the journal is damaged, or of an earlier version, whose runs can be read and not continued.
+        """
+        self._require_whole()
+        if not self._lines and _format_2(self.folder):
+            raise CheckpointError(
+                f"{self.folder}: learned by an earlier version of lorica, which drew its random numbers otherwise; it can be "
+                "loaded and evaluated, but not continued: start anew (--overwrite)"
+            )
+        return [line.entry for line in self._lines]
+
+    @property
+    def learned_tasks(self) -> list[Task]:
+        """The tasks that have been learned, in order."""
+        return [_task(line.task) for line in self._lines]
+
+    @property
+    def history(self) -> int:
+        """Size of the run's history when the latest task had been learned, in bytes."""
+        return self._lines[-1].history if self._lines else 0
+
+    def there(self) -> list[int]:
+        """After which numbers of tasks there is a checkpoint, ascending."""
+        if not self._lines:
+            return [number + 1 for number in sorted(_format_2(self.folder))]
+        exists = {path.name for path in self.folder.glob("task_*.safetensors")}
+        return [
+            number
+            for number in range(1, len(self._lines) + 1)
+            if all(line.saved is None or line.saved.file in exists for line in self._parts(number))
+        ]
+
+    def files(self, tasks: int) -> list[Path]:
+        """The files of tensors that the checkpoint after that many tasks consists of, without the sums."""
+        return [self.folder / line.saved.file for line in self._parts(tasks) if line.saved]
+
+    def _parts(self, tasks: int) -> list[_Line]:
+        lines = self._lines[:tasks]
+        first = max(number for number, line in enumerate(lines) if line.base)
+        return lines[first:]
+
+    # --- writing ---
+
+    def save(self, method: Method, entry: Entry, *, keep: Keep = "all", history: int = 0) -> None:
+        """Adds the checkpoint after the method's latest task. Files that are no longer wanted go once it is safe.
+
+        Raises:
+            LoricaError: the system refuses to write there.
+            ValueError: the entry has a number that JSON lacks.
+        """
+        self.folder.mkdir(exist_ok=True)
+        if self._head is None:
+            self._append(_head_of(method).model_dump())
+            self._head = _head_of(method)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.own_state().items()}
+        sums = {name: state.pop(name) for name in method.needed_to_learn_on()}
+        base = keep == "newest" or not self._lines
+        before = {} if base else self._known
+        known, new, extended = {}, {}, {}
+        for name, tensor in state.items():
+            known[name] = _Known(tensor.shape, tensor.dtype, _digest(tensor))
+            if known[name] == before.get(name):
+                continue
+            axis = _grown_along(before.get(name), tensor)
+            if axis is None:
+                new[name] = tensor
+            else:
+                extended[name] = axis
+                old = before[name].shape[axis]
+                new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
+        task = method.task
+        line = _Line(
+            task={key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task).items()},
+            structure=json.loads(json.dumps(method.structure())),
+            base=base,
+            saved=self._write(f"task_{task.index:04d}.safetensors", new),
+            whole=sorted(new.keys() - extended.keys()),
+            extended=extended,
+            removed=sorted(before.keys() - known.keys()),
+            sums=self._write(f"task_{task.index:04d}-sums.safetensors", sums),
+            entry=entry,
+            history=history,
         )
-    if head.pop("seal", None) != _seal(head):
-        raise CheckpointError(f"{folder / RECORD}: {_damaged(folder)}")
-    return head
+        superseded = self._superseded(keep)
+        self._append(line.model_dump())
+        self._lines.append(line)
+        self._known = known
+        for name in superseded - {saved.file for saved in (line.saved, line.sums) if saved}:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> _Saved | None:
+        if not tensors:
+            return None
+        content = save(dict(tensors))
+        with replacing(self.folder / name) as file:
+            file.write(content)
+        return _Saved(file=name, sha256=hashlib.sha256(content).hexdigest())
+
+    def _superseded(self, keep: Keep) -> set[str]:
+        """Files that the checkpoints there are need, and will not be needed any more once there is another."""
+        if not self._lines:
+            return set()
+        files = {path.name for path in self.files(len(self._lines))} if keep == "newest" else set()
+        sums = self._lines[-1].sums if keep != "everything" else None
+        return files | ({sums.file} if sums else set())
+
+    def _append(self, values: dict[str, Any]) -> None:
+        seal = _sealed(self._seal, values)
+        append_line(self.journal, json.dumps({"seal": seal} | values, allow_nan=False, ensure_ascii=False))
+        self._seal = seal
+
+    def open(self) -> None:
+        """Makes ready to add to what is there: takes away a line that a killed process did not finish, and files without one.
+
+        Raises:
+            CheckpointError: the journal is damaged.
+        """
+        self._require_whole()
+        lines = complete_lines(self.journal)
+        cut(self.journal, sum(len(line) + 1 for line in lines))
+        self._seal = json.loads(lines[-1])["seal"] if lines else ""
+        named = {saved.file for line in self._lines for saved in (line.saved, line.sums) if saved}
+        for path in self.folder.glob("task_*.safetensors"):
+            if _OURS.fullmatch(path.name) and path.name not in named:
+                path.unlink()
+
+    # --- reading ---
+
+    def load(
+        self, method: Method, tasks: int | None = None, *, to_learn: bool = False, into_method: bool = True
+    ) -> None:
+        """Brings a fresh method to where it was after that many tasks (None = all that have been learned).
+
+        The caller's random state is left as it was.
+
+        Args:
+            to_learn: the method is to learn on; what that needs must be there.
+            into_method: False leaves the method as it is: what is there is only made ready to be added to.
+
+        Raises:
+            CheckpointError: everything that does not fit, at once: another method, its options, another backbone, files that
+                are truncated, altered or missing; or there is no such checkpoint.
+        """
+        if not self._lines and (earlier := _format_2(self.folder)):
+            folder = self._chosen({number + 1: path for number, path in earlier.items()}, tasks)
+            _load_format_2(folder, method)
+            return
+        if tasks is None or tasks > len(self._lines):
+            self._require_whole()
+        number = self._chosen({number: number for number in self.there()}, tasks)
+        assert self._head is not None
+        lines, newest = self._parts(number), self._lines[number - 1]
+        problems = _misfits(self.folder, method, self._head.method, self._head.backbone)
+        wanted = {line.saved.file: line.saved for line in lines if line.saved}
+        problems += [
+            f"{self.folder / name}: missing, truncated or altered; restore it, or {self._back(name)}"
+            for name, saved in wanted.items()
+            if _hash(self.folder / name) != saved.sha256
+        ]
+        sums = newest.sums and self.folder / newest.sums.file
+        has_sums = sums is not None and sums.is_file()
+        if newest.sums and has_sums and _hash(self.folder / newest.sums.file) != newest.sums.sha256:
+            problems.append(f"{sums}: truncated or altered; restore it, or {self._back(newest.sums.file)}")
+        elif sums is not None and not has_sums and to_learn:
+            problems.append(
+                f"{sums}: learning on from task {number} needs this file, which is kept for the newest checkpoint alone; "
+                "restore it, or start anew with checkpoints=everything"
+            )
+        if problems:
+            raise CheckpointError(problems)
+        state = self._assembled(lines)
+        if to_learn:
+            self._known = {name: _Known(value.shape, value.dtype, _digest(value)) for name, value in state.items()}
+        if not into_method:
+            return
+        if sums is not None and has_sums:
+            state |= load_file(sums)
+        restore(method, [_task(line.task) for line in self._lines[:number]], newest.structure)
+        own = method.own_state()
+        state |= {name: torch.zeros_like(own[name]) for name in method.needed_to_learn_on() if name not in state}
+        try:
+            method.load_own_state(state)
+        except KeyError as error:
+            raise CheckpointError(f"{self.journal}: {error.args[0]}") from error
+        method.eval()
+
+    def _chosen(self, there: Mapping[int, Any], tasks: int | None) -> Any:
+        if not there:
+            raise CheckpointError(f"{self.folder.parent}: no task has been finished yet; resume the run first")
+        chosen = there.get(max(there) if tasks is None else tasks)
+        if chosen is None:
+            numbers = ", ".join(map(str, sorted(there)))
+            raise CheckpointError(
+                f"{self.folder.parent}: no checkpoint after task {tasks}; there are those after {numbers}; "
+                "give one of them (checkpoints=all keeps every task's)"
+            )
+        return chosen
+
+    def _assembled(self, lines: Iterable[_Line]) -> dict[str, Tensor]:
+        """The tensors that the lines make together."""
+        parts: dict[str, list[tuple[int | None, Tensor]]] = {}
+        for line in lines:
+            for name in line.removed:
+                del parts[name]
+            if line.saved is None:
+                continue
+            with safe_open(self.folder / line.saved.file, framework="pt") as file:
+                for name in line.whole:
+                    parts[name] = [(None, file.get_tensor(name))]
+                for name, axis in line.extended.items():
+                    parts[name].append((axis, file.get_tensor(name)))
+        return {name: _joined(pieces) for name, pieces in parts.items()}
+
+    def _back(self, name: str) -> str:
+        """What to do where a file is no good."""
+        uses = [
+            number
+            for number, line in enumerate(self._lines, start=1)
+            if name in {saved.file for saved in (line.saved, line.sums) if saved}
+        ]
+        return self._back_to(uses[0] - 1 if uses else 0)
+
+    def _back_to(self, tasks: int) -> str:
+        if tasks < 1:
+            return "start anew (--overwrite)"
+        return f"delete the lines of {self.journal} after its first {tasks + 1}, to go back to the end of task {tasks}"
+
+    def _read(self) -> tuple[_Head | None, list[_Line], str | None]:
+        """The journal as far as it is whole, and what is wrong with it beyond."""
+        head, lines, seal = None, [], ""
+        for number, text in enumerate(complete_lines(self.journal), start=1):
+            try:
+                values = json.loads(text)
+                said = values.pop("seal")
+                if head is None and values.get("format") != FORMAT:
+                    return None, [], f"{self.journal}: not of format {FORMAT}; it needs another lorica version"
+                seal = _sealed(seal, values)
+                if said != seal:
+                    raise ValueError("seal")
+                if head is None:
+                    head = _Head.model_validate(values)
+                else:
+                    lines.append(_Line.model_validate(values))
+            except (ValueError, AttributeError, KeyError, TypeError, RecursionError, ValidationError):
+                fault = f"{self.journal}: line {number} is truncated or altered; restore the file, or {self._back_to(number - 2)}"
+                return head, lines, fault
+        return head, lines, None
+
+    def _require_whole(self) -> None:
+        if self._fault:
+            raise CheckpointError(self._fault)
 
 
-def load_checkpoint(folder: Path, method: Method) -> dict[str, Any]:
-    """Brings a fresh method to the state that `save_checkpoint` wrote; returns the record kept beside it.
+def restore(method: Method, tasks: Iterable[Task], structure: Mapping[str, Any]) -> None:
+    """Gives a fresh method the shape that it had; tensors are to be copied in. The caller's random state is left as it was."""
+    with torch.random.fork_rng([]):  # growing draws starting values, which the tensors then replace
+        for task in tasks:
+            method.grow(task)
+        method.restore_structure(structure)
 
-    Raises:
-        CheckpointError: everything that does not fit, at once: another method, its options, another backbone, tensors
-            that are truncated, altered, missing or of another shape.
-    """
-    head = read_record(folder)
-    problems = []
+
+def _head_of(method: Method) -> _Head:
+    encoder = method.encoder
+    backbone = {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint}
+    return _Head(format=FORMAT, method=method.config.model_dump(mode="json"), backbone=backbone)
+
+
+def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
     config = method.config.model_dump(mode="json")
-    problems += [
-        f"{folder}: method.{key} was {head['method'].get(key)!r}, now {config.get(key)!r}"
-        for key in sorted(config.keys() | head["method"].keys())
-        if config.get(key) != head["method"].get(key)
+    problems = [
+        f"{where}: method.{key} was {options.get(key)!r}, now {config.get(key)!r}"
+        for key in sorted(config.keys() | options.keys())
+        if config.get(key) != options.get(key)
     ]
-    if head["backbone"]["fingerprint"] != method.encoder.fingerprint:
+    if backbone["fingerprint"] != method.encoder.fingerprint:
         problems.append(
-            f"{folder}: learned on another backbone: {head['backbone']['name']} ({head['backbone']['tag']}), "
+            f"{where}: learned on another backbone: {backbone['name']} ({backbone['tag']}), "
             f"now {method.encoder.name} ({method.encoder.tag})"
         )
-    tensors = folder / TENSORS
-    if not tensors.is_file() or _hash(tensors) != head["sha256"]:
-        problems.append(f"{tensors}: {_damaged(folder)}")
+    return problems
+
+
+def _task(values: Mapping[str, Any]) -> Task:
+    return Task(values["index"], tuple(values["classes"]), tuple(values["new_classes"]), tuple(values["class_names"]))
+
+
+def _grown_along(before: _Known | None, tensor: Tensor) -> int | None:
+    """The axis along which a tensor is the one before and more; None where it is not."""
+    if before is None or before.dtype != tensor.dtype or len(before.shape) != tensor.dim():
+        return None
+    axes = [axis for axis, (old, new) in enumerate(zip(before.shape, tensor.shape, strict=True)) if old != new]
+    if len(axes) != 1 or before.shape[axes[0]] > tensor.shape[axes[0]]:
+        return None
+    same = _digest(tensor.narrow(axes[0], 0, before.shape[axes[0]]).contiguous()) == before.digest
+    return axes[0] if same else None
+
+
+def _joined(pieces: list[tuple[int | None, Tensor]]) -> Tensor:
+    """A tensor and what was added to it, along an axis each; runs along one axis are joined at once."""
+    (_, value), rest = pieces[0], pieces[1:]
+    while rest:
+        axis = rest[0][0]
+        run = 0
+        while run < len(rest) and rest[run][0] == axis:
+            run += 1
+        assert axis is not None
+        value, rest = torch.cat([value, *(piece for _, piece in rest[:run])], dim=axis), rest[run:]
+    return value
+
+
+def _digest(tensor: Tensor) -> str:
+    """Of a tensor's values; it is contiguous and on the CPU."""
+    return hashlib.sha256(tensor.detach().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _hash(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sealed(before: str, values: Mapping[str, Any]) -> str:
+    return hashlib.sha256((before + json.dumps(values, sort_keys=True)).encode()).hexdigest()
+
+
+# --- format 2: a folder for each task, with all that had been learned by then ---
+
+
+def _format_2(folder: Path) -> dict[int, Path]:
+    """Its checkpoints, by the number of their task from 0."""
+    numbers = {path.parent.name.removeprefix("task_"): path.parent for path in folder.glob("task_*/state.json")}
+    return {int(number): path for number, path in numbers.items() if number.isdigit()}
+
+
+def _load_format_2(folder: Path, method: Method) -> None:
+    file, tensors = folder / "state.json", folder / "state.safetensors"
+    damaged = "missing, truncated or altered; restore it, or start anew (--overwrite)"
+    try:
+        head = json.loads(file.read_bytes())
+        if head.get("format") != 2:
+            raise CheckpointError(f"{file}: not a checkpoint of format 2; it needs another lorica version")
+        whole = head.pop("seal") == _sealed("", head)
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise CheckpointError(f"{file}: {damaged}") from error
+    if not whole:
+        raise CheckpointError(f"{file}: {damaged}")
+    problems = _misfits(folder, method, head["method"], head["backbone"])
+    if _hash(tensors) != head["sha256"]:
+        problems.append(f"{tensors}: {damaged}")
     if problems:
         raise CheckpointError(problems)
-    for task in head["tasks"]:
-        method.grow(Task.of_new_classes(task["index"], task["first_class"], tuple(task["class_names"])))
-    method.restore_structure(head["structure"])
+    tasks = [Task.of_new_classes(task["index"], task["first_class"], task["class_names"]) for task in head["tasks"]]
+    restore(method, tasks, head["structure"])
     try:
         method.load_own_state(load_file(tensors))
     except KeyError as error:
         raise CheckpointError(f"{tensors}: {error.args[0]}") from error
     method.eval()
-    return head["record"]
-
-
-def load_learned(run: Path, method: Method, tasks: int | None = None) -> dict[str, Any]:
-    """`load_checkpoint` by a run's folder and a number of tasks learned (None = all that are finished).
-
-    Raises:
-        CheckpointError: see `load_checkpoint`; or no task has been finished, or none is kept of that number.
-    """
-    kept = _checkpoints(run / "checkpoints")
-    if not kept:
-        raise CheckpointError(f"{run}: no task has been finished yet; resume the run first")
-    folder = kept.get(max(kept) if tasks is None else tasks - 1)
-    if folder is None:
-        there = ", ".join(str(number + 1) for number in sorted(kept))
-        raise CheckpointError(
-            f"{run}: no checkpoint after task {tasks}; there are those after {there}; "
-            "give one of them (checkpoints=all keeps every task's)"
-        )
-    with torch.random.fork_rng([]):  # growing draws starting values, which the tensors then replace
-        return load_checkpoint(folder, method)
-
-
-def _checkpoints(folder: Path) -> dict[int, Path]:
-    """Those in a folder, by the number of their task from 0."""
-    numbers = {path.name.removeprefix("task_"): path for path in folder.glob("task_*")}
-    return {int(number): path for number, path in numbers.items() if number.isdigit()}
-
-
-def _damaged(folder: Path) -> str:
-    number = folder.name.removeprefix("task_")
-    earlier = number.isdigit() and any(each < int(number) for each in _checkpoints(folder.parent))
-    remedy = f"delete {folder} to go back a task" if earlier else "no earlier one is kept; start anew (--overwrite)"
-    return f"missing, truncated or altered; {remedy}"
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(head: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()

@@ -129,8 +129,12 @@ class Recipe(Section):
     fit: FitConfig = FitConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     seed: int = Field(default=0, ge=0, description="of training: starts, shuffling, augmentation")
-    checkpoints: Literal["all", "newest"] = Field(
-        default="all", description="those of all tasks, or of the latest alone, where they are large"
+    checkpoints: Literal["all", "newest", "everything"] = Field(
+        default="all",
+        description="those of all tasks; of the newest alone; or all, each with what learning on from it needs (RanPAC's sums)",
+    )
+    snapshot_seconds: float = Field(
+        default=60.0, ge=0, description="time between snapshots of the task under way, for --resume; 0 = never"
     )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -53,7 +53,7 @@ class Descent:
         draws: the place of this stage, from which all that it draws follows.
         record: takes a row of the history every `RECORD_EVERY` steps and at the end of each epoch, see `row`.
         after_step: called between batches, when the descent can be saved.
-        guarded: entered around each step; what it holds back until then finds a whole step.
+        guarded: entered for as long as `run` takes; signals that it holds back are to be let through by `after_step`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Descent:
             return
         note, total = "", self.steps * self.fit.epochs
         self._reporter.stage(f"{self.method.name}: task {self.method.task.index + 1}", total - self.taken)
-        with self.draws.seeded("steps", self._accelerator.device):
+        with self._guarded(), self.draws.seeded("steps", self._accelerator.device):
             while self.epoch < self.fit.epochs:
                 place = self.draws.at(epoch=self.epoch)
                 batches = self._data.batches(
@@ -115,18 +115,17 @@ class Descent:
                 )
                 for batch in batches:
                     place.at(step=self.step).reseed("step")
-                    with self._guarded():
-                        self.take(batch)
-                        last = self.step + 1 == self.steps
-                        self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
-                        if last or self.taken % RECORD_EVERY == 0:
-                            row = self.row()
-                            note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
-                            if self._record:
-                                self._record(row)
-                        if self._after_step:
-                            self._after_step(self)
+                    self.take(batch)
+                    last = self.step + 1 == self.steps
+                    self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
+                    if last or self.taken % RECORD_EVERY == 0:
+                        row = self.row()
+                        note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
+                        if self._record:
+                            self._record(row)
                     self._reporter.step(note)
+                    if self._after_step:
+                        self._after_step(self)
         self.finish()
 
     def take(self, batch: Batch) -> None:

@@ -123,8 +123,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, made where it is missing; once this returns, the line is on the disk.
+def append_line(path: Path, line: str, *, durable: bool = True) -> None:
+    """Adds a line to a file, made where it is missing; once this returns, the line is on the disk, if it is to be `durable`.
 
     A process that is killed meanwhile leaves a part of the line without its end, which `complete_lines` passes over.
 
@@ -135,9 +135,10 @@ def append_line(path: Path, line: str) -> None:
     try:
         with path.open("ab") as file:
             file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        if new and durable:
             sync_folder(path.parent)
     except OSError as error:
         raise LoricaError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lorica.adapters.attach import merged
 from lorica.backbones import load_backbone
-from lorica.checkpoint import load_learned
+from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
 from lorica.data.samples import ImageArrays, read_image
 from lorica.data.transforms import centre_crop, fit_square
@@ -75,14 +75,12 @@ def load(run: Path | str, *, tasks: int | None = None) -> Learner:
         LoricaError: not a run's folder, no such checkpoint, or one that does not fit.
     """
     folder = RunFolder(run)
-    recipe_file = folder.path / "recipe.yaml"
-    if not recipe_file.is_file():
-        raise LoricaError(f"{folder.path}: not the folder of a run (recipe.yaml is missing)")
-    recipe = read_recipe(recipe_file)
+    folder.require()
+    recipe = read_recipe(folder.recipe)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
         encoder = load_backbone(**recipe.backbone.model_dump())
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
-    load_learned(folder.path, method, tasks)
+    Checkpoints(folder.checkpoints).load(method, tasks)
     return Learner(method, crop_pct=recipe.data.crop_pct)
 
 

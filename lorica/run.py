@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -13,23 +12,27 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from lorica import cost
 from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
 from lorica.backbones import load_backbone
-from lorica.checkpoint import latest_checkpoint, load_learned, read_record, save_checkpoint
+from lorica.checkpoint import Checkpoints
 from lorica.config import IN_MEMORY, Recipe, read_recipe
 from lorica.data.sources import Source
 from lorica.data.stream import Stream
+from lorica.descent import Fit
 from lorica.environment import environment
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, write_json, write_text
+from lorica.interruption import Interruptions
 from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Metrics, Result, read_result
-from lorica.training import Fit, learn_task
+from lorica.results import DEFAULT_VARIANTS, Result, read_result
+from lorica.session import Session
 from lorica.types import Task
+
+_FREE = ("device", "checkpoints", "snapshot_seconds")
+"""Keys of a recipe that may differ when a run is resumed."""
 
 
 def run(
@@ -66,18 +69,20 @@ def run(
     if source is not None:
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
-    if not resume and not overwrite and latest_checkpoint(folder.path) is not None:
+    begun = _has_begun(folder)
+    if begun and not (resume or overwrite):
         raise LoricaError(
             f"{folder.path}: holds a run already; --resume continues it, --overwrite starts it anew, "
             "or choose another folder with --out"
         )
-    record = _resumable(folder, resolved) if resume else None
-    if record and record["complete"]:
-        return read_result(folder.path)
+    if resume and begun:
+        _require_same_recipe(folder, resolved)
+        if result := _finished(folder):
+            return result
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
-    with shown as reporter:
-        return _learn_stream(parts, folder, record is not None, stop_after, reporter)
+    with folder.taken(), Interruptions() as interruptions, shown as reporter:
+        return _learn_stream(parts, folder, resume and _has_begun(folder), stop_after, reporter, interruptions)
 
 
 def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
@@ -136,13 +141,11 @@ def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | N
     Raises:
         LoricaError: not a run's folder, no such checkpoint, or one that does not fit the backbone or the data.
     """
-    path = RunFolder(folder).path
-    file = path / "recipe.yaml"
-    if not file.is_file():
-        raise LoricaError(f"{path}: not the folder of a run (recipe.yaml is missing)")
-    parts = assemble(read_recipe(file), source)
-    load_learned(path, parts.method, tasks)
-    _require_same_classes(path, parts)
+    run_folder = RunFolder(folder)
+    run_folder.require()
+    parts = assemble(read_recipe(run_folder.recipe), source)
+    Checkpoints(run_folder.checkpoints).load(parts.method, tasks)
+    _require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
     with progress_bar() as reporter:
         row, head_row = _tested(parts, learned, reporter)
@@ -150,89 +153,74 @@ def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | N
 
 
 def _learn_stream(
-    parts: Assembly, folder: RunFolder, resumed: bool, stop_after: int | None, reporter: Reporter
+    parts: Assembly,
+    folder: RunFolder,
+    resumed: bool,
+    stop_after: int | None,
+    reporter: Reporter,
+    interruptions: Interruptions,
 ) -> Result:
-    recipe, stream, method, accelerator = parts.recipe, parts.stream, parts.method, parts.accelerator
-    folder.path.mkdir(parents=True, exist_ok=True)
-    rows: list[list[float]] = []
-    head_rows: list[list[float]] = []
-    diagnostics: dict[str, list[Any]] = {}
-    seconds: list[float] = []
-    costs: list[dict[str, Any]] = []
-    if resumed:
-        record = load_learned(folder.path, method)
-        _require_same_classes(folder.path, parts)
-        rows, head_rows, diagnostics = record["accuracy"], record.get("head_accuracy") or [], record["diagnostics"]
-        seconds, costs = record["train_seconds"], record["cost"]
-    else:
-        for old in (folder.metrics, folder.cost):
-            old.unlink(missing_ok=True)
-        for old in (folder.checkpoints, folder.figures):
-            shutil.rmtree(old, ignore_errors=True)
-        write_text(folder.recipe, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=120))
-        encoder = method.encoder
-        write_json(
-            folder.environment,
-            environment()
-            | {
-                "device": str(accelerator.device),
-                "threads": torch.get_num_threads(),
-                "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
-                "data": stream.source.facts,
-            },
-        )
-    fit = Fit(**recipe.fit.model_dump())
-    for task, data in arrivals(stream, method)[len(method.tasks) : stop_after]:
-        start = time.perf_counter()
-        trained = learn_task(method, task, data, fit, seed=recipe.seed, accelerator=accelerator, reporter=reporter)
-        seconds.append(time.perf_counter() - start)
-        for stage in range(len(stream.tasks)) if method.learns_all_at_once else [task.index]:
-            seen = stream.tasks[: stage + 1]
-            row, head_row = _tested(parts, seen, reporter)
-            rows.append(row)
-            head_rows += [head_row] if head_row else []
-        for key, value in method.diagnostics().items():
-            diagnostics.setdefault(key, []).append(value)
-        costs.append(cost.measure(method, trained))
-        complete = len(rows) == len(stream.tasks)
-        record = {
-            "accuracy": rows,
-            "head_accuracy": head_rows or None,
-            "diagnostics": diagnostics,
-            "train_seconds": seconds,
-            "cost": costs,
-            "complete": complete,
-        }
-        metrics = Metrics(
-            method=method.name,
-            variant=getattr(recipe.method, "variant", None),
-            seed=recipe.seed,
-            tasks=[
-                {
-                    "classes": list(each.class_names),
-                    "train": len(stream.train(each)),
-                    "test": len(parts.test_data(each.index)),
-                }
-                for each in stream.tasks
-            ],
-            accuracy=rows,
-            head_accuracy=head_rows or None,
-            cross_entropy=recipe.method.cross_entropy if any(each["trainable"] for each in costs) else None,
-            diagnostics=diagnostics,
-            train_seconds=seconds,
-            complete=complete,
-            recipe=recipe.resolved(),
-        )
-        write_json(folder.metrics, metrics.model_dump())
-        write_json(folder.cost, {"tasks": costs, "train_seconds": seconds})
-        # last: a run that was stopped before this line learns the task again, and writes the files above again
-        (folder.checkpoints / f"task_{task.index:02d}").parent.mkdir(exist_ok=True)
-        save_checkpoint((folder.checkpoints / f"task_{task.index:02d}"), method, record)
-        if recipe.checkpoints == "newest":
-            for older in (folder.checkpoints / f"task_{task.index:02d}").parent.glob("task_*"):
-                if older != (folder.checkpoints / f"task_{task.index:02d}"):
-                    shutil.rmtree(older)
+    """What is left of the stream; the folder is this process's own."""
+    recipe, stream, method = parts.recipe, parts.stream, parts.method
+    if not resumed:
+        _start(parts, folder)
+    session = Session(
+        method,
+        Fit(**recipe.fit.model_dump()),
+        seed=recipe.seed,
+        accelerator=parts.accelerator,
+        folder=folder,
+        keep=recipe.checkpoints,
+        snapshot_seconds=recipe.snapshot_seconds,
+        reporter=reporter,
+        interruptions=interruptions,
+    )
+    session.restore()
+    _require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
+    tasks = [
+        {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
+        for task in stream.tasks
+    ]
+    if session.learned:
+        _write_results(session, recipe, tasks)  # a process that was stopped may not have come to it
+    for task, data in arrivals(stream, method)[session.learned : stop_after]:
+        session.learn(task, data)
+        stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
+        tested = [_tested(parts, stream.tasks[: stage + 1], reporter) for stage in stages]
+        session.close([row for row, _ in tested], [head_row for _, head_row in tested if head_row])
+        _write_results(session, recipe, tasks)
     return read_result(folder.path)
+
+
+def _start(parts: Assembly, folder: RunFolder) -> None:
+    """Clears what an earlier run has left, and writes what is known before anything is learned."""
+    for file in (folder.metrics, folder.cost, folder.history, folder.snapshot):
+        file.unlink(missing_ok=True)
+    for old in (folder.checkpoints, folder.figures):
+        shutil.rmtree(old, ignore_errors=True)
+    resolved, encoder = parts.recipe.resolved(), parts.method.encoder
+    write_text(folder.recipe, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=120))
+    facts = {
+        "device": str(parts.accelerator.device),
+        "threads": torch.get_num_threads(),
+        "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
+        "data": parts.stream.source.facts,
+    }
+    write_json(folder.environment, environment() | facts)
+
+
+def _write_results(session: Session, recipe: Recipe, tasks: list[dict[str, Any]]) -> None:
+    """metrics.json and cost.json, which follow from the session's record."""
+    metrics = session.record.metrics(
+        method=session.method.name,
+        variant=getattr(recipe.method, "variant", None),
+        seed=recipe.seed,
+        tasks=tasks,
+        cross_entropy=recipe.method.cross_entropy,
+        recipe=recipe.resolved(),
+    )
+    write_json(session.folder.metrics, metrics.model_dump())
+    write_json(session.folder.cost, session.record.cost())
 
 
 def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:
@@ -242,9 +230,9 @@ def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple
     return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
 
 
-def _require_same_classes(folder: Path, parts: Assembly) -> None:
+def _require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) -> None:
     """The classes that a checkpoint knows must be the first of the stream, in its order."""
-    learned = [name for task in parts.method.tasks for name in task.class_names]
+    learned = [name for task in tasks for name in task.new_names]
     now = list(parts.stream.class_names[: len(learned)])
     if learned != now:
         raise CheckpointError(
@@ -253,28 +241,33 @@ def _require_same_classes(folder: Path, parts: Assembly) -> None:
         )
 
 
-def _resumable(folder: RunFolder, recipe: Recipe) -> dict[str, Any] | None:
-    """The record of the folder's latest checkpoint, or None where nothing has been started or finished yet.
+def _has_begun(folder: RunFolder) -> bool:
+    return bool(Checkpoints(folder.checkpoints).tasks) or folder.snapshot.exists()
+
+
+def _finished(folder: RunFolder) -> Result | None:
+    """The result of a run that has learned everything, if the folder has it and the checkpoints agree."""
+    if not folder.metrics.exists():
+        return None
+    result = read_result(folder.path)
+    return result if result.complete and len(result.train_seconds) == Checkpoints(folder.checkpoints).tasks else None
+
+
+def _require_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
+    """A run goes on with the recipe that it began with.
 
     Raises:
         LoricaError: the folder's run had another recipe; every key that differs.
     """
-    newest = latest_checkpoint(folder.path)
-    if newest is None:
-        return None
-    file = folder.recipe
+    folder.require()
     old, new = (
-        dict(flatten(read_recipe(file).resolved())),
-        dict(flatten(recipe.resolved())),
-    )  # with the defaults of newer keys
-    differing = sorted(
-        key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in ("device", "checkpoints")
-    )
+        dict(flatten(each.resolved())) for each in (read_recipe(folder.recipe), recipe)
+    )  # defaults of newer keys too
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in _FREE)
     if differing:
         raise LoricaError(
             [
-                f"{file}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"
+                f"{folder.recipe}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"
                 for key in differing
             ]
         )
-    return read_record(newest)["record"]

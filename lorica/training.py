@@ -27,7 +27,7 @@ class Watch:
         record: takes the rows of the history.
         after_step: called between the batches of every stage.
         descended: called with the main stage when it has ended, before `end_task`.
-        guarded: entered around each step.
+        guarded: entered for the length of every stage.
     """
 
     record: Callable[[dict[str, Any]], None] | None = None

@@ -1,24 +1,31 @@
-"""Checkpoints: what they hold, that they come back bit for bit, and which ones are refused."""
+"""Checkpoints: what they hold, that they come back bit for bit, that nothing is stored twice, and which ones are refused."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lorica.backbones.timm_vit import TimmViT
-from lorica.checkpoint import latest_checkpoint, load_checkpoint, load_learned, read_record, save_checkpoint
+from lorica.checkpoint import Checkpoints
 from lorica.errors import CheckpointError
 from lorica.methods import Method, find_method
+from lorica.results import Entry
 from lorica.types import Task
 
 MakeEncoder = Callable[..., TimmViT]
-TASKS = (Task.of_new_classes(0, 0, ("wren", "lark")), Task.of_new_classes(1, 2, ("kite",)))
+TASKS = (
+    Task.of_new_classes(0, 0, ("wren", "lark")),
+    Task.of_new_classes(1, 2, ("kite",)),
+    Task.of_new_classes(2, 3, ("rook", "dove")),
+)
 
 
 def method(encoder: TimmViT, name: str = "sd_lora", **options: Any) -> Method:
@@ -28,87 +35,160 @@ def method(encoder: TimmViT, name: str = "sd_lora", **options: Any) -> Method:
         return kind(kind.Config(name=name, **options), encoder)
 
 
-def learned(encoder: TimmViT, name: str = "sd_lora", tasks: tuple[Task, ...] = TASKS, **options: Any) -> Method:
-    """A method that went through these tasks; random numbers stand for what it learned."""
-    made = method(encoder, name, **options)
-    generator = torch.Generator().manual_seed(1)
-    for task in tasks:
-        made.grow(task)
+def entry(task: int) -> Entry:
+    return Entry(rows=[[1 / 3] * (task + 1)], train_seconds=0.1 + task, cost={"trainable": 7})
+
+
+def learn(made: Method, task: Task, seed: int = 1) -> None:
+    """Random numbers stand for what a task trains."""
+    made.grow(task)
+    generator = torch.Generator().manual_seed(seed + task.index)
     with torch.no_grad():
-        for tensor in made.own_state().values():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator))
-    return made.eval()
+        for parameter in made.trainable():
+            parameter.copy_(torch.rand(parameter.shape, generator=generator))
+
+
+def saved_run(
+    folder: Path, encoder: TimmViT, name: str = "sd_lora", tasks: tuple[Task, ...] = TASKS, **more: Any
+) -> list[dict[str, torch.Tensor]]:
+    """Saves a checkpoint after each task; returns the state that each had."""
+    keep, options = more.pop("keep", "all"), more
+    made, store, states = method(encoder, name, **options), Checkpoints(folder), []
+    for task in tasks:
+        learn(made, task)
+        store.save(made.eval(), entry(task.index), keep=keep)
+        states.append({key: value.clone() for key, value in made.own_state().items()})
+    return states
 
 
 @pytest.fixture
-def saved(tiny_encoder: MakeEncoder, tmp_path: Path) -> Path:
-    folder = tmp_path / "checkpoints" / "task_01"
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "checkpoints"
+
+
+@pytest.fixture
+def saved(folder: Path, tiny_encoder: MakeEncoder) -> Path:
     folder.parent.mkdir()
-    save_checkpoint(folder, learned(tiny_encoder()), {"accuracy": [[1.0], [0.5, 0.75]]})
+    saved_run(folder, tiny_encoder())
     return folder
 
 
-@pytest.mark.parametrize("name", ["sd_lora", "lora", "prototypes", "full_finetune", "ease", "ran_pac"])
-def test_what_was_learned_comes_back_bit_for_bit(name: str, tiny_encoder: MakeEncoder, tmp_path: Path) -> None:
-    before = learned(tiny_encoder(), name)
-    save_checkpoint(tmp_path / "task_01", before, {"note": [1, None]})
-    after = method(tiny_encoder(), name)
-    assert load_checkpoint(tmp_path / "task_01", after) == {"note": [1, None]}
-    assert after.tasks == before.tasks
-    assert after.own_state().keys() == before.own_state().keys()
-    for key, tensor in before.own_state().items():
-        assert torch.equal(tensor, after.own_state()[key]), key
+# ---- what comes back
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["sd_lora", "lora", "prototypes", "full_finetune", "ease", "ran_pac", "cl_lora", "l2p", "coda_prompt", "inf_lora"],
+)
+@pytest.mark.parametrize("keep", ["all", "everything"])
+def test_every_checkpoint_comes_back_bit_for_bit(name: str, keep: str, folder: Path, tiny_encoder: MakeEncoder) -> None:
+    folder.parent.mkdir()
+    options = {"width": 32} if name == "ran_pac" else {}
+    states = saved_run(folder, tiny_encoder(), name, keep=keep, **options)
+    assert Checkpoints(folder).there() == [1, 2, 3]
+    assert [each.rows for each in Checkpoints(folder).entries] == [entry(task).rows for task in range(3)]
+    for number, state in enumerate(states, start=1):
+        made = method(tiny_encoder(), name, **options)
+        Checkpoints(folder).load(made, number)
+        assert made.tasks == list(TASKS[:number])
+        held = made.own_state()
+        assert held.keys() == state.keys()
+        left_out = set() if keep == "everything" or number == 3 else set(made.needed_to_learn_on())
+        for key in state.keys() - left_out:
+            assert torch.equal(state[key], held[key]), key
+        assert not any(held[key].any() for key in left_out)
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(before.predict(images), after.predict(images))
+    assert made.predict(images).shape == (3, 5)
 
 
-def test_a_frozen_backbone_is_not_stored_and_a_trained_one_is(saved: Path, tiny_encoder: MakeEncoder) -> None:
-    assert not [key for key in load_file(saved / "state.safetensors") if key.startswith("encoder.")]
-    save_checkpoint(saved, learned(tiny_encoder(), "full_finetune"), {})
-    stored = {key for key in load_file(saved / "state.safetensors") if key.startswith("encoder.")}
-    assert stored == {f"encoder.{key}" for key in tiny_encoder().state_dict()}
+def test_a_run_that_is_taken_up_again_goes_on_adding(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    (folder.parent / "whole").mkdir(parents=True)
+    saved_run(folder.parent / "whole", tiny_encoder())
+    saved_run(folder, tiny_encoder(), tasks=TASKS[:2])
+    with (folder / "journal.jsonl").open("ab") as journal:
+        journal.write(b'{"seal": "half a li')
+    (folder / "task_0002.safetensors").write_bytes(b"of a killed process")
+    (folder / "task_notes.safetensors").write_bytes(b"a user's")
+    store, made = Checkpoints(folder), method(tiny_encoder())
+    store.open()
+    assert not (folder / "task_0002.safetensors").exists()
+    store.load(made, to_learn=True)
+    learn(made, TASKS[2])
+    store.save(made.eval(), entry(2))
+    assert (folder / "journal.jsonl").read_bytes() == (folder.parent / "whole" / "journal.jsonl").read_bytes()
+    for file in ("task_0000", "task_0001", "task_0002"):
+        one, other = (load_file(place / f"{file}.safetensors") for place in (folder, folder.parent / "whole"))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert (folder / "task_notes.safetensors").read_bytes() == b"a user's"
 
 
-def test_a_checkpoint_is_safetensors_and_json_and_nothing_else_is_left(saved: Path) -> None:
-    assert sorted(file.name for file in saved.iterdir()) == ["state.json", "state.safetensors"]
-    assert [folder.name for folder in saved.parent.iterdir()] == ["task_01"]
-
-
-def test_saving_again_replaces(saved: Path, tiny_encoder: MakeEncoder) -> None:
-    save_checkpoint(saved, learned(tiny_encoder()), {"again": True})
-    assert read_record(saved)["record"] == {"again": True}
-    assert [folder.name for folder in saved.parent.iterdir()] == ["task_01"]
-
-
-def test_a_record_that_json_lacks_leaves_the_old_checkpoint(saved: Path, tiny_encoder: MakeEncoder) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        save_checkpoint(saved, learned(tiny_encoder()), {"loss": float("nan")})
-    assert read_record(saved)["record"] == {"accuracy": [[1.0], [0.5, 0.75]]}
-    assert [folder.name for folder in saved.parent.iterdir()] == ["task_01"]
-
-
-def test_the_latest_is_the_highest_number(tmp_path: Path) -> None:
-    assert latest_checkpoint(tmp_path) is None
-    for name in ("task_09", "task_100", "task_99", ".task_101.cut"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    latest = latest_checkpoint(tmp_path)
-    assert latest is not None
-    assert latest.name == "task_100"
+def test_a_folder_that_was_copied_elsewhere_loads(saved: Path, tiny_encoder: MakeEncoder, tmp_path: Path) -> None:
+    shutil.copytree(saved, tmp_path / "elsewhere")
+    shutil.rmtree(saved)
+    Checkpoints(tmp_path / "elsewhere").load(method(tiny_encoder()), 2)
 
 
 def test_loading_leaves_the_callers_random_state(saved: Path, tiny_encoder: MakeEncoder) -> None:
     fresh = method(tiny_encoder())
     before = torch.get_rng_state()
-    load_learned(saved.parents[1], fresh)
+    Checkpoints(saved).load(fresh)
     assert torch.equal(before, torch.get_rng_state())
+
+
+# ---- what is stored
+
+
+def test_a_frozen_backbone_is_not_stored_and_a_trained_one_is(saved: Path, tiny_encoder: MakeEncoder) -> None:
+    assert not [key for key in load_file(saved / "task_0000.safetensors") if key.startswith("encoder.")]
+    other = saved.parent / "other"
+    saved_run(other, tiny_encoder(), "full_finetune")
+    stored = {key for key in load_file(other / "task_0000.safetensors") if key.startswith("encoder.")}
+    assert stored == {f"encoder.{key}" for key in tiny_encoder().state_dict()}
+
+
+@pytest.mark.parametrize("name", ["sd_lora", "prototypes", "coda_prompt", "dual_prompt"])
+def test_storage_grows_by_what_is_new(name: str, folder: Path, tiny_encoder: MakeEncoder) -> None:
+    """Forty tasks: what each adds is as large as what the others add, to within its list of magnitudes."""
+    folder.parent.mkdir()
+    tasks = tuple(Task.of_new_classes(t, 2 * t, (f"a{t}", f"b{t}")) for t in range(40))
+    options = {"general_blocks": (0,), "blocks": (1,)} if name == "dual_prompt" else {}
+    saved_run(folder, tiny_encoder(), name, tasks=tasks, **options)
+    sizes = [
+        sum(tensor.numel() for tensor in load_file(folder / f"task_{t:04d}.safetensors").values()) for t in range(1, 40)
+    ]
+    assert max(sizes) - min(sizes) <= 40
+    lines = (folder / "journal.jsonl").read_bytes().splitlines()
+    lengths = [len(line) - len(json.dumps(json.loads(line)["entry"])) for line in lines[2:]]
+    assert max(lengths) - min(lengths) < 100
+
+
+def test_sums_that_only_learning_on_needs_do_not_multiply(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    folder.parent.mkdir()
+    saved_run(folder, tiny_encoder(), "ran_pac", width=32)
+    assert [file.name for file in folder.glob("*-sums.*")] == ["task_0002-sums.safetensors"]
+    made = method(tiny_encoder(), "ran_pac", width=32)
+    with pytest.raises(CheckpointError, match=r"learning on from task 2 needs this file, which is kept for the newest"):
+        Checkpoints(folder).load(made, 2, to_learn=True)
+    assert made.tasks == []
+    Checkpoints(folder).load(made, 3, to_learn=True)
+    everything = folder.parent / "everything"
+    saved_run(everything, tiny_encoder(), "ran_pac", width=32, keep="everything")
+    assert len(list(everything.glob("*-sums.*"))) == 3
+    Checkpoints(everything).load(method(tiny_encoder(), "ran_pac", width=32), 1, to_learn=True)
+
+
+def test_a_number_that_json_lacks_is_no_entry() -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        Entry(rows=[[float("nan")]], train_seconds=1.0)
 
 
 # ---- refused
 
 
-def refused(folder: Path, into: Method) -> list[str]:
+def refused(folder: Path, into: Method, tasks: int | None = None) -> list[str]:
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(folder, into)
+        Checkpoints(folder).load(into, tasks)
     assert into.tasks == []
     return list(caught.value.problems)
 
@@ -125,59 +205,144 @@ def test_every_option_of_the_method_that_differs_is_listed(saved: Path, tiny_enc
         f"{saved}: method.rank was 10, now 4",
         f"{saved}: method.variant was 'paper', now 'released_code'",
     ]
-    assert f"{saved}: method.name was 'sd_lora', now 'prototypes'" in refused(
-        saved, method(tiny_encoder(), "prototypes")
-    )
+    other = method(tiny_encoder(), "prototypes")
+    assert f"{saved}: method.name was 'sd_lora', now 'prototypes'" in refused(saved, other)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_damaged_tensors_are_refused(damage: str, saved: Path, tiny_encoder: MakeEncoder) -> None:
-    file = saved / "state.safetensors"
+@pytest.mark.parametrize("task", [0, 2])
+def test_damaged_tensors_are_refused(damage: str, task: int, saved: Path, tiny_encoder: MakeEncoder) -> None:
+    file = saved / f"task_{task:04d}.safetensors"
     content = bytearray(file.read_bytes())
     if damage == "missing":
         file.unlink()
-    elif damage == "truncated":
-        file.write_bytes(content[:-100])
+        expected = "no checkpoint after task 3" if task else "no task has been finished yet"
+        assert expected in refused(saved, method(tiny_encoder()), 3)[0]
     else:
-        content[-1] ^= 1
-        file.write_bytes(content)
-    alone = f"{file}: missing, truncated or altered; no earlier one is kept; start anew (--overwrite)"
-    assert refused(saved, method(tiny_encoder())) == [alone]
-    (saved.parent / "task_00").mkdir()
-    expected = f"{file}: missing, truncated or altered; delete {saved} to go back a task"
-    assert refused(saved, method(tiny_encoder())) == [expected]
-    # and together with what else is wrong
-    assert len(refused(saved, method(tiny_encoder(seed=1), rank=4))) == 3
+        if damage == "altered":
+            content[-1] ^= 1
+        file.write_bytes(content[:-100] if damage == "truncated" else content)
+        back = "start anew (--overwrite)"
+        if task:
+            back = f"delete the lines of {saved / 'journal.jsonl'} after its first 3, to go back to the end of task 2"
+        problem = f"{file}: missing, truncated or altered; restore it, or {back}"
+        assert refused(saved, method(tiny_encoder())) == [problem]
+        # and together with what else is wrong
+        assert len(refused(saved, method(tiny_encoder(seed=1), rank=4))) == 3
+    if task:  # the remedy, and earlier checkpoints, are as good as ever
+        Checkpoints(saved).load(method(tiny_encoder()), 2)
+        journal = saved / "journal.jsonl"
+        journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:3]))
+        store, made = Checkpoints(saved), method(tiny_encoder())
+        store.open()
+        store.load(made, to_learn=True)
+        assert len(made.tasks) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[:-9],
+        lambda line: line.replace(b"kite", b"crow"),
+        lambda line: b"{}",
+        lambda line: b"[]",
+        lambda line: b"[" * 100_000,
+        lambda line: b"\xff",
+    ],
+)
+def test_a_damaged_line_is_refused_and_earlier_ones_are_not(
+    damage: Callable[[bytes], bytes], saved: Path, tiny_encoder: MakeEncoder
+) -> None:
+    journal = saved / "journal.jsonl"
+    lines = journal.read_bytes().splitlines()
+    journal.write_bytes(b"\n".join([*lines[:2], damage(lines[2]), lines[3], b""]))
+    remedy = f"delete the lines of {journal} after its first 2, to go back to the end of task 1"
+    problem = f"{journal}: line 3 is truncated or altered; restore the file, or {remedy}"
+    assert refused(saved, method(tiny_encoder())) == [problem]
+    assert refused(saved, method(tiny_encoder()), 2) == [problem]
+    with pytest.raises(CheckpointError, match="line 3 is truncated or altered"):
+        Checkpoints(saved).open()
+    Checkpoints(saved).load(method(tiny_encoder()), 1)
+
+
+def test_a_line_of_another_run_is_refused(saved: Path, tiny_encoder: MakeEncoder) -> None:
+    """Each line is sealed together with those before it."""
+    other = saved.parent / "other"
+    saved_run(other, tiny_encoder(), rank=4)
+    lines = (saved / "journal.jsonl").read_bytes().splitlines()
+    foreign = (other / "journal.jsonl").read_bytes().splitlines()
+    (saved / "journal.jsonl").write_bytes(b"\n".join([*lines[:3], foreign[3], b""]))
+    assert "line 4 is truncated or altered" in refused(saved, method(tiny_encoder()))[0]
+
+
+def test_another_format_is_refused(saved: Path, tiny_encoder: MakeEncoder) -> None:
+    file = saved / "journal.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([json.dumps(json.loads(lines[0]) | {"format": 99}).encode(), *lines[1:], b""]))
+    assert refused(saved, method(tiny_encoder())) == [f"{file}: not of format 3; it needs another lorica version"]
+
+
+def test_no_checkpoint(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    assert refused(folder, method(tiny_encoder())) == [
+        f"{folder.parent}: no task has been finished yet; resume the run first"
+    ]
+
+
+# ---- format 2
+
+
+@pytest.fixture
+def old(folder: Path, tiny_encoder: MakeEncoder) -> Path:
+    """What lorica wrote before the journal: a folder for each task, with all that had been learned by then."""
+    made = method(tiny_encoder())
+    for task in TASKS[:2]:
+        learn(made, task)
+        place = folder / f"task_{task.index:02d}"
+        place.mkdir(parents=True)
+        save_file({key: value.contiguous() for key, value in made.own_state().items()}, place / "state.safetensors")
+        head = {
+            "format": 2,
+            "method": made.config.model_dump(mode="json"),
+            "backbone": {"name": "tiny", "tag": "tiny.random0", "fingerprint": made.encoder.fingerprint},
+            "tasks": [
+                {"index": t.index, "first_class": t.classes[0], "class_names": list(t.class_names)} for t in made.tasks
+            ],
+            "structure": {},
+            "sha256": hashlib.sha256((place / "state.safetensors").read_bytes()).hexdigest(),
+            "record": {"accuracy": [[1.0]], "complete": False},
+        }
+        seal = hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+        (place / "state.json").write_text(json.dumps(head | {"seal": seal}))
+    return folder
+
+
+def test_a_folder_of_format_2_still_loads(old: Path, tiny_encoder: MakeEncoder) -> None:
+    assert Checkpoints(old).there() == [1, 2]
+    for number in (1, 2):
+        made = method(tiny_encoder())
+        Checkpoints(old).load(made, number)
+        state = load_file(old / f"task_0{number - 1}" / "state.safetensors")
+        assert made.tasks == list(TASKS[:number])
+        assert all(torch.equal(value, state[key]) for key, value in made.own_state().items())
+    assert refused(old, method(tiny_encoder(), rank=4)) == [f"{old / 'task_01'}: method.rank was 10, now 4"]
+
+
+def test_a_run_of_format_2_is_not_continued(old: Path) -> None:
+    assert Checkpoints(old).tasks == 2
+    with pytest.raises(
+        CheckpointError, match="drew its random numbers otherwise; it can be loaded and evaluated, but not"
+    ):
+        _ = Checkpoints(old).entries
 
 
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-9], lambda text: text.replace("wren", "crow"), lambda text: "{}"]
 )
-def test_a_damaged_record_is_refused(damage: Callable[[str], str], saved: Path, tiny_encoder: MakeEncoder) -> None:
-    file = saved / "state.json"
+def test_a_damaged_checkpoint_of_format_2_is_refused(
+    damage: Callable[[str], str], old: Path, tiny_encoder: MakeEncoder
+) -> None:
+    file = old / "task_01" / "state.json"
     file.write_text(damage(file.read_text()))
-    [problem] = refused(saved, method(tiny_encoder()))
+    [problem] = refused(old, method(tiny_encoder()))
     assert problem.startswith(f"{file}: ")
     assert "altered" in problem or "not a checkpoint of format 2" in problem
-
-
-def test_another_format_is_refused(saved: Path, tiny_encoder: MakeEncoder) -> None:
-    file = saved / "state.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
-    [problem] = refused(saved, method(tiny_encoder()))
-    assert problem == f"{file}: not a checkpoint of format 2; it needs another lorica version"
-
-
-def test_no_checkpoint(tmp_path: Path, tiny_encoder: MakeEncoder) -> None:
-    with pytest.raises(CheckpointError, match="no task has been finished yet; resume the run first"):
-        load_learned(tmp_path, method(tiny_encoder()))
-    with pytest.raises(CheckpointError, match=r"task_03: no checkpoint here \(state.json is missing\)"):
-        load_checkpoint(tmp_path / "task_03", method(tiny_encoder()))
-
-
-def test_a_checkpoint_that_is_not_kept(saved: Path, tiny_encoder: MakeEncoder) -> None:
-    expected = (
-        r"no checkpoint after task 1; there are those after 2; give one of them \(checkpoints=all keeps every task's\)"
-    )
-    with pytest.raises(CheckpointError, match=expected):
-        load_learned(saved.parent.parent, method(tiny_encoder()), tasks=1)

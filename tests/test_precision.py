@@ -28,5 +28,5 @@ def test_bfloat16_learns_and_keeps_its_state_in_full_precision(six_classes, tmp_
         progress=False,
     )
     assert result.acc > 1 / 3  # chance is 1/6
-    state = load_file(tmp_path / "run" / "checkpoints" / "task_01" / "state.safetensors")
+    state = load_file(tmp_path / "run" / "checkpoints" / "task_0001.safetensors")
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
 
+from lorica.backbones import load_backbone
+from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
 from lorica.data.sources import Source, arrays
 from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeError, TrainingError
 from lorica.learner import load
+from lorica.methods import build_method
 from lorica.results import Result
 from lorica.run import check, default_folder, evaluate, run
 
@@ -86,8 +88,27 @@ def quiet(recipe: Any, out: Path, **more: Any) -> Result:
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    files = sorted((folder / "checkpoints").glob("*/state.safetensors"))
-    return {f"{file.parent.name}.{key}": tensor for file in files for key, tensor in load_file(file).items()}
+    """All tensors of all checkpoints."""
+    recipe = read_recipe(folder / "recipe.yaml")
+    held = Checkpoints(folder / "checkpoints")
+    tensors = {}
+    for number in held.there():
+        method = build_method(
+            recipe.method, load_backbone(**recipe.backbone.model_dump()), readout=recipe.evaluate.readout
+        )
+        held.load(method, number)
+        tensors |= {f"task_{number - 1:02d}.{key}": tensor.clone() for key, tensor in method.own_state().items()}
+    return tensors
+
+
+def checkpoint_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:
@@ -113,11 +134,12 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
         "checkpoints",
         "cost.json",
         "environment.json",
+        "history.jsonl",
         "metrics.json",
         "recipe.yaml",
     ]
-    assert [entry.name for entry in sorted((folder / "checkpoints").iterdir())] == ["task_00", "task_01", "task_02"]
-    assert {file.name for file in folder.glob("checkpoints/*/*")} == {"state.json", "state.safetensors"}
+    assert checkpoint_files(folder) == ["journal.jsonl", *(f"task_000{task}.safetensors" for task in range(3))]
+    assert {path.stat().st_mode & 0o777 for path in (folder / "checkpoints").iterdir()} == {0o666 & ~umask()}
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == read_recipe(small_recipe).resolved()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["device"] == "cpu"
@@ -153,7 +175,7 @@ def test_joint_is_one_model_asked_about_a_growing_set_of_classes(small_recipe: R
     assert result.complete
     # with more classes to choose from, an accuracy cannot rise
     assert result.accuracy[0][0] >= result.accuracy[1][0] >= result.accuracy[2][0]
-    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["task_00"]
+    assert checkpoint_files(tmp_path) == ["journal.jsonl", "task_0000.safetensors"]
     assert evaluate(tmp_path)[0] == result.accuracy[-1]
     assert quiet(small_recipe, tmp_path, method="joint", resume=True) == result
 
@@ -251,7 +273,7 @@ def test_a_run_that_was_stopped_within_a_task_can_be_resumed(how: str, small_rec
         where = "stopped: the loss became nan at task 2, epoch 1, step 2, learning rate 0.01; "
         assert str(caught.value).startswith(where)
         assert str(caught.value).endswith("start anew with a lower fit.learning_rate")
-    assert [folder.name for folder in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["task_00"]
+    assert checkpoint_files(tmp_path / "stopped") == ["journal.jsonl", "task_0000.safetensors"]
     assert not metrics_of(tmp_path / "stopped")["complete"]
     quiet(recipe, tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
@@ -326,7 +348,8 @@ def test_other_classes_than_the_ones_learned_are_refused(
     other = arrays((images, labels), (images, labels), ["a", "b", "c", "d", "e", "f"])
     with pytest.raises(CheckpointError, match=r"learned the classes .*cyan.*; the data now gives .*; restore the data"):
         evaluate(tmp_path, source=other)
-    shutil.rmtree(tmp_path / "checkpoints" / "task_02")
+    journal = tmp_path / "checkpoints" / "journal.jsonl"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(CheckpointError, match="learned the classes"):
         quiet(small_recipe, tmp_path, source=other, method="prototypes", resume=True)
 
@@ -385,7 +408,8 @@ def test_a_method_in_a_file_of_ones_own(small_recipe: Recipe, tmp_path: Path, mo
     result = quiet(small_recipe, Path("run"), method="half_lora.py")
     assert result.label == "half_lora"
     assert result.accuracy[0][0] > 0.9
-    first, last = (load_file(tmp_path / f"run/checkpoints/task_0{t}/state.safetensors") for t in (0, 2))
+    tensors = tensors_of(tmp_path / "run")
+    first, last = ({k[8:]: v for k, v in tensors.items() if k.startswith(f"task_0{t}.")} for t in (0, 2))
     changed = {key for key in first if not torch.equal(first[key], last[key])}
     assert changed
     assert all("up" in key for key in changed)
@@ -489,10 +513,15 @@ def test_a_run_older_than_a_key_is_resumed_with_its_default(small_recipe, tmp_pa
 
 def test_the_newest_checkpoint_alone(small_recipe, tmp_path) -> None:
     run(small_recipe, out=tmp_path / "run", progress=False, checkpoints="newest", stop_after=2)
-    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["task_01"]
+    assert checkpoint_files(tmp_path / "run") == ["journal.jsonl", "task_0001.safetensors"]
     resumed = run(small_recipe, out=tmp_path / "run", progress=False, resume=True)  # and all from now on
     assert resumed.accuracy == run(small_recipe, out=tmp_path / "other", progress=False).accuracy
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"task_01", "task_02"}
+    assert Checkpoints(tmp_path / "run" / "checkpoints").there() == [2, 3]
+    newest = run(small_recipe, out=tmp_path / "newest", progress=False, checkpoints="newest")
+    assert newest.accuracy == resumed.accuracy
+    assert Checkpoints(tmp_path / "newest" / "checkpoints").there() == [3]
+    with pytest.raises(CheckpointError, match="no checkpoint after task 2; there are those after 3; give one of them"):
+        load(tmp_path / "newest", tasks=2)
 
 
 def test_what_trained_on_the_first_task_alone_is_in_the_table(small_recipe, tmp_path) -> None:

@@ -19,6 +19,7 @@ A method never imports another method, the loop, the data or the recipe.
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class Method(nn.Module, ABC):
         return None
 
     def structure(self) -> dict[str, Any]:
-        """Plain values, beside the tasks, that the shape of the state depends on."""
+        """Plain values, beside the tasks, that the shape of the state depends on, and what else a method counts in a task."""
         return {}
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
@@ -234,19 +235,41 @@ class Method(nn.Module, ABC):
         Raises:
             KeyError: tensors missing, left over, or of another shape; the message lists them.
         """
-        own = self.own_state()
-        problems = [f"{key} is missing" for key in own.keys() - state.keys()]
-        problems += [f"{key} is unknown" for key in state.keys() - own.keys()]
-        problems += [
-            f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-            for key in own.keys() & state.keys()
-            if own[key].shape != state[key].shape
-        ]
-        if problems:
-            raise KeyError("; ".join(sorted(problems)))
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(state[key])
+        _copy_in(self.own_state(), state)
+
+    def needed_to_learn_on(self) -> tuple[str, ...]:
+        """Names of large tensors of `own_state` that predictions do not need, but learning on does (sums over all that was
+        learned, say). They change with every task, so that runs keep those of the newest task alone unless asked."""
+        return ()
+
+    def running_state(self) -> dict[str, Tensor]:
+        """The tensors that a task under way has: those of `own_state`, what is dropped at its end, and buffers that no
+        checkpoint holds."""
+        tensors = itertools.chain(self.named_parameters(), self.named_buffers())
+        return {key: value for key, value in tensors if self.trains_encoder or key.partition(".")[0] != "encoder"}
+
+    def load_running_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copies the tensors of a task under way in. The method must have been grown for that task, too.
+
+        Raises:
+            KeyError: as `load_own_state`.
+        """
+        _copy_in(self.running_state(), state)
+
+
+def _copy_in(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    problems = [f"{key} is missing" for key in own.keys() - state.keys()]
+    problems += [f"{key} is unknown" for key in state.keys() - own.keys()]
+    problems += [
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if own[key].shape != state[key].shape
+    ]
+    if problems:
+        raise KeyError("; ".join(sorted(problems)))
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
 
 
 def shapes_of(method: Method, parameters: list[nn.Parameter]) -> dict[str, torch.Size]:

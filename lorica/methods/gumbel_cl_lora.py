@@ -208,7 +208,8 @@ class GumbelCLLoRA(LinearHeadMethod):
         }
 
     def structure(self) -> dict[str, Any]:
-        return {"kept": self.kept, "stored": self.stored}
+        return {"kept": self.kept, "stored": self.stored, "step": self.step, "steps": self.steps}
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
         self._keep(structure["kept"], structure["stored"])
+        self.step, self.steps = structure.get("step", 0), structure.get("steps", 1)

@@ -29,8 +29,8 @@ The paper's defaults otherwise: M = 10,000; SGD with momentum 0.9 at 0.01, falli
 of 48, 20 epochs). Its tuning depends on the dataset: adapter for CIFAR-100 and CUB, scale_and_shift for ImageNet-R,
 ImageNet-A and VTAB, deep_prompts for OmniBenchmark and Cars.
 
-Between tasks M^2 numbers of float64 are held and stored in each checkpoint: 800 MB for M = 10,000, whatever the number of
-tasks (`checkpoints: newest` keeps one of them). While a task ends there are, beside its H in float32, two more of that size
+Between tasks M^2 numbers of float64 are held and stored with the newest checkpoint: 800 MB for M = 10,000, whatever the number
+of tasks (with each of them, so that learning can go on from any, only if `checkpoints: everything`). While a task ends there are, beside its H in float32, two more of that size
 for (4), or for lambda some matrices with as many rows and columns as M or as images in the 80 %, whichever is less. The
 time of (3) and (4) grows with M^2 and M^3, that of lambda with the cube of the smaller of M and those 80 %
 (`benchmarks/ridge_time.py`).
@@ -87,6 +87,10 @@ class RanPAC(FirstTaskMethod):
     def grow(self, task: Task) -> None:
         super().grow(task)
         self.regression.grow(len(task.class_names))
+
+    def needed_to_learn_on(self) -> tuple[str, ...]:
+        """G and Q."""
+        return ("regression.gram", "regression.targets")
 
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """f(x)."""

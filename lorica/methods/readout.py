@@ -80,6 +80,9 @@ class ClassMeanReadout(Method):
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
         self.learner.restore_structure(structure)
 
+    def needed_to_learn_on(self) -> tuple[str, ...]:
+        return tuple(f"learner.{name}" for name in self.learner.needed_to_learn_on())
+
     def own_state(self) -> dict[str, Tensor]:
         own = {f"learner.{name}": value for name, value in self.learner.own_state().items()}
         return own | {"means.prototypes": self.means.prototypes}

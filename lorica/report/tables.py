@@ -23,7 +23,16 @@ CAPTION = (
     "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
     "Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
 )
-INCIDENTAL = ("seed", "device", "checkpoints", "data.root", "data.cache_gib", "backbone.weights", "evaluate.readout")
+INCIDENTAL = (
+    "seed",
+    "device",
+    "checkpoints",
+    "snapshot_seconds",
+    "data.root",
+    "data.cache_gib",
+    "backbone.weights",
+    "evaluate.readout",
+)
 """Keys of a recipe in which runs of one row may differ."""
 
 _WIDE = 112

@@ -1,0 +1,160 @@
+"""A method and its record, task after task: learn, test, measure, save, and take up again where a process was stopped.
+
+    session = Session(method, fit, seed=0, accelerator=accelerator, folder=folder)
+    session.restore()
+    for task, data in arrivals[session.learned :]:
+        session.learn(task, data)
+        session.close(rows)
+
+`lorica.run` drives it over a fixed stream. The order in which files are written makes a task learned or not learned, never
+half: its tensors, then its line in the journal; all else in the folder follows from the journal.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from lorica import cost, snapshot
+from lorica.checkpoint import Checkpoints, Keep
+from lorica.descent import Descent, Fit
+from lorica.errors import CheckpointError
+from lorica.files import RunFolder, append_line, cut
+from lorica.interruption import Interruptions
+from lorica.methods.base import Data, Method
+from lorica.progress import Reporter, Silent
+from lorica.results import Entry, Record
+from lorica.training import Watch, learn_task
+from lorica.types import Task
+
+
+class Session:
+    """One method that learns one task after another.
+
+    Args:
+        folder: where checkpoints, snapshots and history go; this process has it to itself (`RunFolder.taken`).
+        keep: see `lorica.checkpoint.Keep`.
+        snapshot_seconds: time between snapshots of the task under way; 0 = never.
+        interruptions: a signal that they hold back finds a snapshot written.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        fit: Fit,
+        *,
+        seed: int,
+        accelerator: Accelerator,
+        folder: RunFolder,
+        keep: Keep = "all",
+        snapshot_seconds: float = 60.0,
+        reporter: Reporter | None = None,
+        interruptions: Interruptions | None = None,
+    ) -> None:
+        self.method, self.fit, self.seed, self.accelerator, self.folder = method, fit, seed, accelerator, folder
+        self.keep: Keep = keep
+        self.snapshot_seconds = snapshot_seconds
+        self.reporter, self.interruptions = reporter or Silent(), interruptions or Interruptions()
+        self.checkpoints = Checkpoints(folder.checkpoints)
+        self.record = Record()
+        self._resumed: snapshot.Snapshot | None = None
+        self._trained: dict[str, torch.Size] = {}
+        self._train_seconds = 0.0
+        self._snapshot_at = 0.0
+
+    @property
+    def learned(self) -> int:
+        """How many tasks have been learned and saved (one, for all tasks that a method learns at once)."""
+        return len(self.record.entries)
+
+    def restore(self) -> None:
+        """Takes up what the folder holds: the newest checkpoint, and the snapshot of the task after it, if there is one.
+
+        Raises:
+            CheckpointError: what is there is damaged, or of another method or backbone.
+        """
+        self.checkpoints.open()
+        self.record = Record(self.checkpoints.entries)
+        found = snapshot.read(self.folder.snapshot)
+        if found and found.is_of(self.learned, self.seed, self.method.encoder.fingerprint):
+            self._resumed = found
+        else:
+            self.folder.snapshot.unlink(missing_ok=True)
+        if self.learned:
+            self.checkpoints.load(self.method, to_learn=True, into_method=not self._resumed)
+        cut(self.folder.history, self._resumed.history if self._resumed else self.checkpoints.history)
+
+    def learn(self, task: Task, data: Data) -> None:
+        """Lets the method learn a task, from where its snapshot stands if there is one.
+
+        Raises:
+            TrainingError: a loss that is not finite.
+            CheckpointError: the snapshot does not fit the data.
+        """
+        started = self._snapshot_at = time.monotonic()
+        found, self._resumed = self._resumed, None
+        if found:
+            if found.facts["descent"]["steps"] != data.number_of_batches(self.fit.batch_size):
+                raise CheckpointError(
+                    f"{self.folder.snapshot}: taken in an epoch of {found.facts['descent']['steps']} batches, and the data now "
+                    f"gives {data.number_of_batches(self.fit.batch_size)}; restore the data as it was, or delete this file to "
+                    "begin the task anew"
+                )
+            try:
+                found.copy_into(self.method, [*self.checkpoints.learned_tasks, task])
+            except KeyError as error:
+                raise CheckpointError(
+                    f"{self.folder.snapshot}: {error.args[0]}; delete it to begin the task anew"
+                ) from error
+        self._trained = learn_task(
+            self.method,
+            task,
+            data,
+            self.fit,
+            seed=self.seed,
+            accelerator=self.accelerator,
+            reporter=self.reporter,
+            watch=Watch(self._write_row, self._between_steps, self._descended, self.interruptions.held),
+            resumed=found.descent if found else None,
+        )
+        self._train_seconds = time.monotonic() - started
+
+    def close(self, rows: list[list[float]], head_rows: list[list[float]] | None = None) -> None:
+        """Saves what was learned last, with what was measured after it: rows of the accuracy matrix."""
+        entry = Entry(
+            rows=rows,
+            head_rows=head_rows or [],
+            diagnostics=self.method.diagnostics(),
+            train_seconds=self._train_seconds,
+            cost=cost.measure(self.method, self._trained),
+        )
+        self.checkpoints.save(self.method, entry, keep=self.keep, history=self._history_size())
+        self.record.entries.append(entry)
+        self.folder.snapshot.unlink(missing_ok=True)
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        append_line(self.folder.history, json.dumps(row, allow_nan=False), durable=False)
+
+    def _history_size(self) -> int:
+        return self.folder.history.stat().st_size if self.folder.history.exists() else 0
+
+    def _between_steps(self, descent: Descent) -> None:
+        wanted = self.interruptions.waiting is not None
+        if descent.draws.stage == 0 and self.snapshot_seconds and (wanted or self._is_due()):
+            self._take(descent)
+        self.interruptions.release()
+
+    def _descended(self, descent: Descent) -> None:
+        if self.snapshot_seconds and (self._is_due() or self.folder.snapshot.exists()):
+            self._take(descent)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._snapshot_at >= self.snapshot_seconds
+
+    def _take(self, descent: Descent) -> None:
+        snapshot.take(self.folder.snapshot, descent, seed=self.seed, history=self._history_size())
+        self._snapshot_at = time.monotonic()
