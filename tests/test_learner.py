@@ -81,7 +81,12 @@ def test_an_earlier_task_knows_the_first_classes_only(finished_run: Result, imag
 def test_the_merged_model_is_a_plain_timm_model(
     method: str, small_recipe: dict[str, Any], images: list[np.ndarray], finished_run: Result, tmp_path: Path
 ) -> None:
-    result = finished_run if method == "sd_lora" else run(small_recipe, out=tmp_path, progress=False, method=method)
+    gentle = {"fit.learning_rate": 1e-4}  # a wrecked backbone would amplify rounding
+    result = (
+        finished_run
+        if method == "sd_lora"
+        else run(small_recipe, out=tmp_path, progress=False, method=method, **gentle)
+    )
     assert result.path is not None
     learner = load(result.path)
     model = learner.merged_model().eval()

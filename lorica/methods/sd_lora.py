@@ -204,6 +204,7 @@ class SDLoRAKD(SDLoRA):
             self.start_seed.copy_(torch.randint(2**62, ()))
         super().grow(task)
         self.kept.append(task.index)
+        self.residual = None  # that of another task
         if self.start == "previous" and len(self.kept) > 1:
             with torch.no_grad():
                 self.magnitudes[-1] = self.magnitudes[-2]  # the function does not move: the copy takes over

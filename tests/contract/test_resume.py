@@ -1,0 +1,173 @@
+"""A method that is stopped at any step of a task, and taken up by another process, ends as if it had never been stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from lorica.data.stream import Stream
+from lorica.descent import Descent, Fit
+from lorica.files import RunFolder
+from lorica.methods import ClassMeanReadout, Method, find_method, method_names
+from lorica.session import Session
+
+FIT = Fit(
+    epochs=2,
+    batch_size=8,
+    optimizer="adam",
+    learning_rate=0.01,
+    momentum=0.9,
+    weight_decay=0.01,
+    schedule="cosine",
+    augment="shift",
+)
+STEPS = 6  # two epochs of 24 images
+OPTIONS = {
+    ("inf_lora", "paper"): {"total_tasks": 30},
+    ("inf_lora", "released_code"): {"total_tasks": 30},
+    "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
+    "hide_prompt": {"alignment_epochs": 2},
+    "ran_pac": {"width": 64},
+    ("sd_lora_kd", "absorbing"): {"refit_epochs": 1, "tolerance": 0.9},
+}
+
+
+class StoppedHere(Exception):
+    """Stands for the end of a process."""
+
+
+class Stopping(Session):
+    """Writes a snapshot after every step, and ends after a number of them in one task."""
+
+    stop: tuple[int, int] | None = None
+
+    def _between_steps(self, descent: Descent) -> None:
+        super()._between_steps(descent)
+        if self.stop == (descent.draws.task, descent.taken) and descent.draws.stage == 0:
+            raise StoppedHere
+
+
+def session_in(folder: Path, method: Method, stop: tuple[int, int] | None = None) -> Stopping:
+    run = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    made = Stopping(
+        method, FIT, seed=3, accelerator=Accelerator(cpu=True), folder=run, snapshot_seconds=1e-9 if stop else 1e9
+    )
+    made.stop = stop
+    made.restore()
+    return made
+
+
+def learn(session: Session, stream: Stream) -> None:
+    arrivals = [(task, stream.train(task)) for task in stream.tasks]
+    for task, data in arrivals[session.learned :]:
+        session.learn(task, data)
+        session.close([[0.5] * (task.index + 1)])
+
+
+@pytest.fixture(
+    params=[(name, variant) for name in method_names() for variant in find_method(name).variants()],
+    ids=lambda param: "-".join(filter(None, param)),
+)
+def build(request: pytest.FixtureRequest, tiny_encoder: Callable[..., Any]) -> Callable[[], Method]:
+    name, variant = request.param
+    cls = find_method(name)
+    options: dict[str, Any] = {"variant": variant} if variant else {}
+    options |= OPTIONS.get(name, OPTIONS.get((name, variant), {}))
+    options |= {"rank": 2} if "rank" in cls.Config.model_fields else {}
+    return lambda: cls(cls.Config(name=name, **options), tiny_encoder())
+
+
+def assert_same(one: Session, other: Session) -> None:
+    left, right = one.method.own_state(), other.method.own_state()
+    assert left.keys() == right.keys()
+    assert [key for key in left if not torch.equal(left[key], right[key])] == []
+    assert json.dumps(one.method.structure()) == json.dumps(other.method.structure())
+    assert one.record.diagnostics == other.record.diagnostics
+    assert one.record.costs == other.record.costs
+    lines = [each.folder.history.read_bytes() if each.folder.history.exists() else b"" for each in (one, other)]
+    assert lines[0] == lines[1]
+
+
+def test_a_task_goes_on_from_any_step(build: Callable[[], Method], six_classes, tmp_path: Path) -> None:
+    stream = Stream(six_classes, tasks=3, image_size=32)
+    whole = session_in(tmp_path / "whole", build())
+    learn(whole, stream)
+    for task, step in ((0, 2), (1, 3), (1, STEPS), (2, 5)):  # within an epoch, between two, and at the end
+        folder = tmp_path / f"{task}-{step}"
+        try:
+            learn(session_in(folder, build(), (task, step)), stream)
+        except StoppedHere:
+            assert RunFolder(folder).snapshot.exists()
+        resumed = session_in(folder, build())
+        learn(resumed, stream)
+        assert_same(whole, resumed)
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            path.name for path in whole.folder.path.iterdir()
+        )
+
+
+def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, six_classes, tmp_path: Path) -> None:
+    cls = find_method("sd_lora")
+
+    def build() -> Method:
+        return ClassMeanReadout(cls(cls.Config(name="sd_lora", rank=2), tiny_encoder()))
+
+    stream = Stream(six_classes, tasks=3, image_size=32)
+    whole = session_in(tmp_path / "whole", build())
+    learn(whole, stream)
+    with pytest.raises(StoppedHere):
+        learn(session_in(tmp_path / "stopped", build(), (1, 4)), stream)
+    resumed = session_in(tmp_path / "stopped", build())
+    learn(resumed, stream)
+    assert_same(whole, resumed)
+
+
+def test_begin_task_is_not_called_again(tiny_encoder, six_classes, tmp_path: Path) -> None:
+    cls = find_method("inf_lora")
+    calls: list[int] = []
+
+    class Counting(cls):  # type: ignore[misc, valid-type]
+        def begin_task(self, context) -> None:
+            calls.append(context.task.index)
+            super().begin_task(context)
+
+    def build() -> Method:
+        return Counting(cls.Config(name="inf_lora", rank=2), tiny_encoder())
+
+    stream = Stream(six_classes, tasks=3, image_size=32)
+    with pytest.raises(StoppedHere):
+        learn(session_in(tmp_path / "stopped", build(), (1, 1)), stream)
+    learn(session_in(tmp_path / "stopped", build()), stream)
+    assert calls == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-7], lambda content: b"", lambda content: content[:-1] + b"\x01"]
+)
+def test_a_damaged_snapshot_is_as_good_as_none(
+    damage: Callable[[bytes], bytes], tiny_encoder, six_classes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cls = find_method("sd_lora")
+
+    def build() -> Method:
+        return cls(cls.Config(name="sd_lora", rank=2), tiny_encoder())
+
+    stream = Stream(six_classes, tasks=3, image_size=32)
+    whole = session_in(tmp_path / "whole", build())
+    learn(whole, stream)
+    with pytest.raises(StoppedHere):
+        learn(session_in(tmp_path / "stopped", build(), (1, 4)), stream)
+    file = tmp_path / "stopped" / "snapshot.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    resumed = session_in(tmp_path / "stopped", build())
+    assert "truncated or altered; the task begins anew" in caplog.text
+    assert not file.exists()
+    learn(resumed, stream)
+    assert_same(whole, resumed)
