@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +19,7 @@ from lorica.config import packaged_recipes, read_recipe
 from lorica.data.sources import SOURCE_DESCRIPTIONS
 from lorica.errors import LoricaError
 from lorica.files import write_json
+from lorica.interruption import Terminated
 from lorica.methods import find_method, method_names
 from lorica.progress import progress_bar
 from lorica.report import figures, tables, theorem_figure
@@ -74,7 +76,7 @@ def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="folder of the run; default runs/RECIPE/METHOD")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="continue after the last finished task")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue where the run was stopped")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a folder that holds a run")] = False,
     stop_after: Annotated[int | None, typer.Option(min=1, help="leave the run after that many tasks")] = None,
 ) -> None:
@@ -219,10 +221,15 @@ def main() -> None:
         for problem in error.problems:
             errors.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except SystemExit as leaving:
-        if leaving.code == _INTERRUPTED:
-            errors.print("\ninterrupted; finished tasks are kept, and --resume continues a run after the last one")
-        raise
+    except (SystemExit, KeyboardInterrupt) as leaving:
+        code = leaving.code if isinstance(leaving, SystemExit) else _INTERRUPTED
+        if code == _INTERRUPTED or isinstance(leaving, Terminated):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
+            why = leaving.signal.name if isinstance(leaving, Terminated) else "interrupted"
+            errors.print(
+                f"\n{why}: finished tasks are kept, and of the one under way its last snapshot; --resume continues"
+            )
+        raise SystemExit(code) from None
 
 
 def _first_line(item: object) -> str:

@@ -1,0 +1,141 @@
+"""Runs whose process is killed at random moments, in an epoch, between stages, while a file is written, while testing: they end
+with the same bits as an uninterrupted one. And what SIGTERM, SIGHUP and Ctrl-C leave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+METHODS: dict[str, dict[str, Any]] = {
+    "sd_lora": {},
+    "gumbel_cl_lora": {},
+    "hide_prompt": {"alignment_epochs": 3},  # two stages, and two more at the end of a task
+    "cl_lora": {"variant": "released_code"},  # two steps a batch
+    "ran_pac": {"width": 64},
+    "joint": {},
+}
+DRIVER = Path(__file__).with_name("kill_driver.py")
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def recipe(request: pytest.FixtureRequest, small_recipe: dict[str, Any], tmp_path: Path) -> Path:
+    """One with more steps, and snapshots so often that most kills find one."""
+    method = request.param
+    values = small_recipe | {
+        "method": {"name": method, **METHODS[method]},
+        "fit": {"epochs": 8, "batch_size": 6, "augment": "shift", "learning_rate": 0.01},
+        "snapshot_seconds": 0.05,
+    }
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def lorica(*arguments: str, **more: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lorica", *arguments]
+    return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **more)
+
+
+def uninterrupted(recipe: Path, out: Path) -> tuple[dict[str, Any], float]:
+    """What a run leaves that nobody stops, and how long its process takes without its start."""
+    program = (
+        "import sys, time, torch; from lorica.run import run; torch.set_num_threads(1); start = time.perf_counter()\n"
+        "run(sys.argv[1], out=sys.argv[2], progress=False); print(time.perf_counter() - start)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(recipe), str(out)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return bits(out), float(done.stdout)
+
+
+def bits(folder: Path) -> dict[str, Any]:
+    """All that a run leaves, without the times it took."""
+    left: dict[str, Any] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name == "checkpoints/journal.jsonl":
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            for line in lines[1:]:
+                del line["entry"]["train_seconds"], line["seal"]
+            left[name] = lines
+        elif name in ("metrics.json", "cost.json"):
+            left[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "train_seconds"}
+        elif name != "environment.json":
+            left[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return left
+
+
+def killed(recipe: Path, out: Path, span: float, seed: int) -> int:
+    """Runs the recipe to its end through as many kills as it takes; returns how many."""
+    command = [sys.executable, str(DRIVER), str(recipe), str(out), str(span), str(seed)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["code"] == 0, done.stderr
+    return said["kills"]
+
+
+@pytest.mark.parametrize("recipe", ["sd_lora", "hide_prompt"], indirect=True)
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(recipe: Path, tmp_path: Path) -> None:
+    expected, seconds = uninterrupted(recipe, tmp_path / "whole")
+    assert killed(recipe, tmp_path / "killed", 0.7 * seconds, seed=0) >= 1
+    assert bits(tmp_path / "killed") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", METHODS, indirect=True)
+def test_forty_kills_of_each_method(recipe: Path, tmp_path: Path) -> None:
+    expected, seconds = uninterrupted(recipe, tmp_path / "whole")
+    kills, rounds = 0, 0
+    while kills < 40:
+        kills += killed(recipe, tmp_path / f"killed-{rounds}", 0.6 * seconds, seed=rounds)
+        assert bits(tmp_path / f"killed-{rounds}") == expected
+        shutil.rmtree(tmp_path / f"killed-{rounds}")
+        rounds += 1
+    print(f"{recipe.parent.name}: {kills} kills in {rounds} runs")  # noqa: T201
+
+
+@pytest.mark.parametrize("recipe", ["sd_lora"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_a_snapshot_and_says_so(number: signal.Signals, recipe: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(recipe.read_text())
+    values["fit"]["epochs"], values["snapshot_seconds"] = 400, 600
+    recipe.write_text(yaml.safe_dump(values))
+    out = tmp_path / "run"
+    process = lorica("run", str(recipe), "--out", str(out))
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "history.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not (out / "snapshot.safetensors").exists()
+        process.send_signal(number)
+        if number == signal.SIGINT:
+            process.send_signal(number)  # as quiet as the first
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
+    said = re.sub(r"\s+", " ", said)
+    assert "finished tasks are kept, and of the one under way its last snapshot; --resume continues" in said
+    if number != signal.SIGINT:
+        assert number.name in said
+        assert (out / "snapshot.safetensors").exists()
+    assert not (out / ".lorica.lock").exists()
