@@ -15,8 +15,7 @@ from lorica.config import IN_MEMORY, Recipe
 from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
 from lorica.errors import LoricaError, RecipeError
-from lorica.methods import LinearHeadMethod, Method, build_method, find_method
-from lorica.methods.base import SINGLE_FIRST, FirstTaskMethod
+from lorica.methods import ClassMeanReadout, Method, build_method, find_method
 from lorica.randomness import Draws
 from lorica.types import Task
 
@@ -79,25 +78,9 @@ def build_stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
 def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
     """Why this method cannot learn this stream, or not be read as the recipe says."""
     method = find_method(recipe.method.name)
-    own_logits = method.compares_within_task and recipe.method.cross_entropy == "current_task"
-    alone = [task for task in stream.tasks if len(task.class_names) == 1]
-    if alone and own_logits and not method.learns_all_at_once:
-        instead = "method.cross_entropy=all_seen, or " if issubclass(method, LinearHeadMethod) else ""
-        yield (
-            f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
-            f"alone is always 0; use {instead}larger tasks"
-        )
-    total = getattr(recipe.method, "total_tasks", None)
-    if total is not None and total < len(stream.tasks):
-        yield f"method.total_tasks: the stream has {len(stream.tasks)} tasks, which is more than {total}"
-    if recipe.evaluate.readout == "prototypes" and method.features is Method.features:
-        yield (
-            f"evaluate.readout: {method.name} predicts by class means already, or has no space that all classes share; "
-            "use evaluate.readout=head"
-        )
-    tunes = issubclass(method, FirstTaskMethod) and getattr(recipe.method, "tuning", None) != "none"
-    if tunes and len(stream.tasks[0].class_names) == 1:
-        yield f"stream: {SINGLE_FIRST}"
+    yield from method.misfits(recipe.method, [task for task, _ in arrivals(stream, method)])
+    if recipe.evaluate.readout == "prototypes":
+        yield from ClassMeanReadout.cannot_read(method)
 
 
 def require_device(recipe: Recipe) -> None:
@@ -119,7 +102,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def arrivals(stream: Stream, method: Method) -> list[tuple[Task, Any]]:
+def arrivals(stream: Stream, method: Method | type[Method]) -> list[tuple[Task, Any]]:
     """What the method is given to learn, one after another: the stream's tasks, or everything as one task."""
     if method.learns_all_at_once:
         everything = tuple(name for task in stream.tasks for name in task.class_names)

@@ -15,7 +15,8 @@ from lorica.data.sources import Source
 from lorica.data.stream import Stream
 from lorica.evaluation import accuracy_row
 from lorica.methods import find_method
-from lorica.methods.base import LinearHeadMethod, MethodConfig
+from lorica.methods.base import MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 
 MakeEncoder = Callable[..., TimmViT]
 

@@ -33,7 +33,7 @@ import torch
 
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates
-from lorica.methods.base import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadMethod
 
 
 class HalfLoRA(LinearHeadMethod):

@@ -14,7 +14,8 @@ from lorica.backbones.timm_vit import TimmViT
 from lorica.data.sources import Source
 from lorica.data.stream import Stream
 from lorica.errors import TrainingError
-from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
+from lorica.methods.base import Context, MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.randomness import Draws
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task

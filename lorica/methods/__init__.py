@@ -14,7 +14,8 @@ from typing import Literal
 
 from lorica.backbones.encoder import Encoder
 from lorica.errors import RecipeError
-from lorica.methods.base import Context, LinearHeadMethod, LowRankConfig, Method, MethodConfig
+from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.methods.readout import ClassMeanReadout
 
 __all__ = [

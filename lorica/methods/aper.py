@@ -43,7 +43,8 @@ from torch import Tensor
 
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans
-from lorica.methods.base import Context, FirstTaskConfig, FirstTaskMethod
+from lorica.methods.base import Context
+from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
 from lorica.types import Inputs, Task
 
 

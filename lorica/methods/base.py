@@ -21,20 +21,16 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from lorica.adapters.tuning import Bottlenecks, Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
-from lorica.errors import RecipeError
-from lorica.heads import CosineHead, GrowingLinear
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
 
@@ -141,7 +137,6 @@ class Method(nn.Module, ABC):
         trains_encoder: its checkpoints include the encoder's weights.
         learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
         dropped: names of submodules that a learned task no longer needs; its checkpoints leave them out.
-        compares_within_task: its loss compares the classes of one task with each other, so that one class is too few.
     """
 
     name: ClassVar[str]
@@ -149,7 +144,6 @@ class Method(nn.Module, ABC):
     trains_encoder: ClassVar[bool] = False
     learns_all_at_once: ClassVar[bool] = False
     dropped: ClassVar[tuple[str, ...]] = ()
-    compares_within_task: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -168,6 +162,19 @@ class Method(nn.Module, ABC):
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         """Values of the recipe's `fit` section that suit this method better than the library's; the user's win."""
         return {}
+
+    @classmethod
+    def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
+        """Why a method with that config cannot learn these tasks, in the form in which errors name a recipe's keys.
+
+        Asked before anything is learned. Overriding methods yield from this first.
+
+        Args:
+            tasks: all that the method will be given, in order.
+        """
+        total = getattr(config, "total_tasks", None)
+        if total is not None and total < len(tasks):
+            yield f"method.total_tasks: the stream has {len(tasks)} tasks, which is more than {total}"
 
     @property
     def task(self) -> Task:
@@ -272,107 +279,17 @@ def _copy_in(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
             tensor.copy_(state[key])
 
 
+def lone_classes(tasks: Sequence[Task], remedy: str) -> Iterator[str]:
+    """What `misfits` says of tasks with a single class, whose loss over their own logits is always 0."""
+    alone = [task for task in tasks if len(task.classes) == 1]
+    if alone:
+        yield (
+            f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
+            f"alone is always 0; use {remedy}"
+        )
+
+
 def shapes_of(method: Method, parameters: list[nn.Parameter]) -> dict[str, torch.Size]:
     """Names and shapes of some of a method's parameters."""
     wanted = {id(parameter) for parameter in parameters}
     return {name: each.shape for name, each in method.named_parameters() if id(each) in wanted}
-
-
-class LinearHeadMethod(Method):
-    """The common ground of most methods: features, a linear head with a block of rows per task, cross-entropy.
-
-    A subclass says how the features adapt (`grow`), what they are if not the encoder's (`features`), and what trains
-    (`trainable`).
-    """
-
-    compares_within_task = True
-
-    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
-        super().__init__(config, encoder)
-        self.head = GrowingLinear(encoder.width, device=self.device)
-
-    def grow(self, task: Task) -> None:
-        super().grow(task)
-        self.head.grow(len(task.class_names))
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """The head's share of `trainable`: the new rows, or all rows when all of them enter the loss."""
-        return self.head.newest() if self.config.cross_entropy == "current_task" else list(self.head.parameters())
-
-    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        yield {"cross_entropy": self.cross_entropy(self.predict(batch.inputs), batch.labels)}
-
-    def cross_entropy(self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
-        """Over the logits of the task's own classes, or of all seen so far, as the recipe says."""
-        first = 0 if self.config.cross_entropy == "all_seen" else self.task.first_class
-        return F.cross_entropy(logits[:, first:], labels - first)
-
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        return self.encoder.features(inputs)
-
-    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
-        return self.head(self.features(inputs))
-
-    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
-        return self.head.stacked()
-
-
-class FirstTaskConfig(MethodConfig):
-    """What every method that adapts to the first task can be told; each says which values of `tuning` it takes."""
-
-    cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
-    tuning: str = Field(default="adapter", description="what adapts the backbone to the first task")
-    rank: int = Field(default=64, ge=1, description="of tuning adapter: hidden units in each block")
-    length: int = Field(default=5, ge=1, description="of deep_prompts and shallow_prompts: tokens of a prompt")
-
-
-class FirstTaskMethod(Method):
-    """The common ground of methods that adapt to the first task alone: a module in the frozen encoder, trained with a cosine
-    head over that task's classes, which goes with the next task. From then on nothing descends.
-
-    The recipe says which module (`method.tuning`), a subclass what is remembered (`end_task`) and how it predicts. The optimiser
-    defaults to that of RanPAC, and of APER's adapter on CIFAR-100.
-    """
-
-    dropped = ("head",)
-    config: FirstTaskConfig
-    head: CosineHead
-
-    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
-        super().__init__(config, encoder)
-        self.tuning: Tuning | None = None
-        if self.config.tuning == "adapter":
-            Bottlenecks.require_place(encoder)
-
-    @classmethod
-    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
-        return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
-
-    def grow(self, task: Task) -> None:
-        super().grow(task)
-        if task.index == 0:
-            own = self.config
-            self.tuning = start_tuning(own.tuning, self.encoder, rank=own.rank, length=own.length)
-            if self.tuning is None:
-                return
-            if len(task.class_names) == 1:
-                raise RecipeError(f"stream: {SINGLE_FIRST}")
-            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
-        elif "head" in self._modules:
-            del self.head
-
-    def trainable(self) -> list[nn.Parameter]:
-        if self.tuning is None or self.task.index > 0:
-            return []
-        return [*self.tuning.parameters(), *self.head.parameters()]
-
-    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """Cross-entropy of the cosine head, on the first task."""
-        yield {"cross_entropy": F.cross_entropy(self.head(self.tuned(batch.inputs)), batch.labels)}
-
-    def tuned(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """Features of the encoder with the module in it."""
-        return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
-
-
-SINGLE_FIRST = "the first task has a single class, and what it trains is trained to tell its classes apart; use a larger first task"

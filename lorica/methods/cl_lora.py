@@ -58,7 +58,7 @@ from lorica.adapters.attach import attach
 from lorica.backbones.encoder import Encoder, Site
 from lorica.errors import BackboneError
 from lorica.heads import ClassMeans, CosineHead
-from lorica.methods.base import Context, LowRankConfig, Method
+from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig, lone_classes
 from lorica.types import Batch, Inputs, Task
 
 ROWS_TOGETHER = 32
@@ -176,7 +176,6 @@ class CLLoRA(Method):
 
     name = "cl_lora"
     Config = CLLoRAConfig
-    compares_within_task = True
     dropped = ("head",)  # a learned task no longer needs it
     config: CLLoRAConfig
     head: CosineHead
@@ -209,6 +208,11 @@ class CLLoRA(Method):
         self.means = ClassMeans(encoder.width, device=self.device)
         self.teaching: dict[Site, Tensor] = {}  # the teacher's U, while the shared half runs with them
         attach(encoder, list(self.lower), self.increment)  # merging concerns this half; the branches stay branches
+
+    @classmethod
+    def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
+        yield from super().misfits(config, tasks)
+        yield from lone_classes(tasks, "larger tasks")
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:

@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
-from lorica.methods.base import LinearHeadMethod, MethodConfig
+from lorica.methods.base import MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
 

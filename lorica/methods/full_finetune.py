@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from lorica.methods.base import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadMethod
 
 
 class FullFinetune(LinearHeadMethod):

@@ -42,7 +42,8 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, LinearHeadMethod, LowRankConfig
+from lorica.methods.base import Context, LowRankConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Task
 
 

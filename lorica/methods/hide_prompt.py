@@ -69,7 +69,8 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear
-from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
+from lorica.methods.base import Context, MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
 

@@ -55,7 +55,8 @@ from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, LinearHeadMethod, MethodConfig
+from lorica.methods.base import Context, MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Task
 
 HALFWAY = 5  # tasks after which the default schedule is half of its way

@@ -48,7 +48,8 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
-from lorica.methods.base import LinearHeadMethod, MethodConfig
+from lorica.methods.base import MethodConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
 VARIANTS: dict[str, dict[str, Any]] = {

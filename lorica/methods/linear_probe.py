@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorica.methods.base import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Inputs
 
 

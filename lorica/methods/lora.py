@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LinearHeadMethod, LowRankConfig
+from lorica.methods.base import LowRankConfig
+from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Task
 
 

@@ -58,7 +58,8 @@ from torch import Tensor
 
 from lorica.backbones.encoder import Encoder
 from lorica.heads import RidgeHead, choose_ridge
-from lorica.methods.base import Context, FirstTaskConfig, FirstTaskMethod
+from lorica.methods.base import Context
+from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
 from lorica.types import Inputs, Task
 
 FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to

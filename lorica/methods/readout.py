@@ -40,6 +40,15 @@ class ClassMeanReadout(Method):
             learner.learns_all_at_once,
         )
 
+    @staticmethod
+    def cannot_read(method: type[Method]) -> Iterator[str]:
+        """Why a method has no features that class means could be taken of."""
+        if method.features is Method.features:
+            yield (
+                f"evaluate.readout: {method.name} predicts by class means already, or has no space that all classes share; "
+                "use evaluate.readout=head"
+            )
+
     def grow(self, task: Task) -> None:
         self.learner.grow(task)
         if task.index == 0:

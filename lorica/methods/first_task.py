@@ -1,0 +1,84 @@
+"""The family of methods that adapt to the first task alone, and only remember from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from lorica.adapters.tuning import Bottlenecks, Tuning, start_tuning
+from lorica.backbones.encoder import Encoder
+from lorica.errors import RecipeError
+from lorica.heads import CosineHead
+from lorica.methods.base import Method, MethodConfig
+from lorica.types import Batch, Inputs, Task
+
+SINGLE_FIRST = "the first task has a single class, and what it trains is trained to tell its classes apart; use a larger first task"
+
+
+class FirstTaskConfig(MethodConfig):
+    """What every method that adapts to the first task can be told; each says which values of `tuning` it takes."""
+
+    cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
+    tuning: str = Field(default="adapter", description="what adapts the backbone to the first task")
+    rank: int = Field(default=64, ge=1, description="of tuning adapter: hidden units in each block")
+    length: int = Field(default=5, ge=1, description="of deep_prompts and shallow_prompts: tokens of a prompt")
+
+
+class FirstTaskMethod(Method):
+    """The common ground of methods that adapt to the first task alone: a module in the frozen encoder, trained with a cosine
+    head over that task's classes, which goes with the next task. From then on nothing descends.
+
+    The recipe says which module (`method.tuning`), a subclass what is remembered (`end_task`) and how it predicts. The optimiser
+    defaults to that of RanPAC, and of APER's adapter on CIFAR-100.
+    """
+
+    dropped = ("head",)
+    config: FirstTaskConfig
+    head: CosineHead
+
+    def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.tuning: Tuning | None = None
+        if self.config.tuning == "adapter":
+            Bottlenecks.require_place(encoder)
+
+    @classmethod
+    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
+        return {"optimizer": "sgd", "learning_rate": 0.01, "weight_decay": 5e-4, "schedule": "cosine"}
+
+    @classmethod
+    def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
+        yield from super().misfits(config, tasks)
+        if getattr(config, "tuning", None) != "none" and len(tasks[0].classes) == 1:
+            yield f"stream: {SINGLE_FIRST}"
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        if task.index == 0:
+            own = self.config
+            self.tuning = start_tuning(own.tuning, self.encoder, rank=own.rank, length=own.length)
+            if self.tuning is None:
+                return
+            if len(task.class_names) == 1:
+                raise RecipeError(f"stream: {SINGLE_FIRST}")
+            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
+        elif "head" in self._modules:
+            del self.head
+
+    def trainable(self) -> list[nn.Parameter]:
+        if self.tuning is None or self.task.index > 0:
+            return []
+        return [*self.tuning.parameters(), *self.head.parameters()]
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """Cross-entropy of the cosine head, on the first task."""
+        yield {"cross_entropy": F.cross_entropy(self.head(self.tuned(batch.inputs)), batch.labels)}
+
+    def tuned(self, inputs: Inputs) -> Float[Tensor, "n features"]:
+        """Features of the encoder with the module in it."""
+        return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
