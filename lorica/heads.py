@@ -11,6 +11,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 
 from lorica.errors import TrainingError
+from lorica.linalg import double, float64_device
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
@@ -91,7 +92,7 @@ class ClassMeans(nn.Module):
             TrainingError: features that are not finite; no image would be nearer to such a mean than to any other.
         """
         _require_finite("class means", features)
-        features, labels = features.cpu().double(), labels.cpu()  # not every accelerator has double precision
+        features, labels = double(features), labels.to(float64_device(labels.device))
         for label in labels.unique():
             self.prototypes[label] = features[labels == label].mean(dim=0).to(self.prototypes)
 
@@ -123,7 +124,7 @@ class RidgeHead(nn.Module):
 
     def __init__(self, width: int, *, device: torch.device) -> None:
         super().__init__()
-        precise = _precise(device)
+        precise = float64_device(device)
         self.register_buffer("gram", torch.zeros(width, width, dtype=torch.double, device=precise))
         self.register_buffer("targets", torch.zeros(width, 0, dtype=torch.double, device=precise))
         self.register_buffer("weight", torch.zeros(width, 0, device=device))
@@ -194,7 +195,7 @@ def ridge_errors(
         h' W = (h' H' U) (S + ridge I)^-1 (U' Y),      H H' = U S U'      with fewer samples than features
         h' W = (h' U) (S + ridge I)^-1 (U' H' Y),      H' H = U S U'      otherwise
     """
-    device = _precise(features.device)
+    device = float64_device(features.device)
     fitted, one_hot = features[:fit], F.one_hot(labels).to(device).double()
     width = features.shape[1]
     if fit < width:
@@ -216,11 +217,6 @@ def ridge_errors(
 def _require_finite(where: str, features: Tensor) -> None:
     if not features.isfinite().all():
         raise TrainingError(f"{where}: features are not finite; {_REMEDY}")
-
-
-def _precise(device: torch.device) -> torch.device:
-    """Where float64 is."""
-    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _add_product(total: Float64[Tensor, "a b"], left: Tensor, right: Tensor) -> None:

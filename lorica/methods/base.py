@@ -34,6 +34,8 @@ from lorica.backbones.encoder import Encoder
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
 
+Variants = Mapping[str, Mapping[str, Any]]
+
 
 class MethodConfig(BaseModel):
     """The `method` section of a recipe; a method's own `Config` adds its keys."""
@@ -46,10 +48,14 @@ class MethodConfig(BaseModel):
         description="which logits enter the loss: those of the task's own classes, or of all seen so far",
     )
 
-    def of_variant(self, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The settings of the config's variant, those that the config gives itself in place of them."""
-        own = settings[getattr(self, "variant")]  # noqa: B009 (configs without variants have no such field)
-        return {key: own[key] if getattr(self, key) is None else getattr(self, key) for key in own}
+    by_variant: ClassVar[Variants] = {}
+    """For each variant what it decides, by name: keys of this config, where the recipe leaves them out, and what is no key."""
+
+    def of_variant(self) -> dict[str, Any]:
+        """What `by_variant` has for this config's variant, with the keys that this config gives in place of it."""
+        own = self.by_variant[getattr(self, "variant")]  # noqa: B009 (configs without variants have no such field)
+        given = {key: getattr(self, key, None) for key in own}
+        return {key: own[key] if given[key] is None else given[key] for key in own}
 
 
 class LowRankConfig(MethodConfig):

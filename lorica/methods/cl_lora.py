@@ -58,18 +58,13 @@ from lorica.adapters.attach import attach
 from lorica.backbones.encoder import Encoder, Site
 from lorica.errors import BackboneError
 from lorica.heads import ClassMeans, CosineHead
-from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig, lone_classes
+from lorica.linalg import random_orthonormal_rows
+from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig, Variants, lone_classes
 from lorica.types import Batch, Inputs, Task
 
 ROWS_TOGETHER = 32
 """Branches share a batch while it has no more rows than this. One image and 20 branches on a CPU core: 18 ms for 34 ms one by
 one on lorica_tiny, 327 ms for 377 ms on DeiT-Ti; from some 32 rows on nothing is gained, and larger batches lose."""
-
-
-def orthonormal_rows(rank: int, width: int, *, uniform: bool) -> Float[Tensor, "r inp"]:
-    """Q' of the QR decomposition of a random width x rank matrix, Gaussian or uniform in [0, 1]."""
-    start = torch.rand(width, rank) if uniform else torch.randn(width, rank)
-    return torch.linalg.qr(start).Q.T.contiguous()
 
 
 def mean_one(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -161,6 +156,16 @@ class CLLoRAConfig(LowRankConfig):
         default=None, description="what is pushed apart between tasks"
     )
     orthogonality_weight: float = Field(default=1e-4, ge=0, description="l2")
+    by_variant: ClassVar[Variants] = {
+        "paper": {
+            "reassignment": "gradients", "orthogonality": "factors",
+            "two_steps": False, "head_is_distilled": False, "uniform_start": False,
+        },
+        "released_code": {
+            "reassignment": "rows", "orthogonality": "block_weights",
+            "two_steps": True, "head_is_distilled": True, "uniform_start": True,
+        },
+    }  # fmt: skip
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> CLLoRAConfig:
@@ -179,15 +184,13 @@ class CLLoRA(Method):
     dropped = ("head",)  # a learned task no longer needs it
     config: CLLoRAConfig
     head: CosineHead
-    settings: ClassVar[dict[str, dict[str, str]]] = {
-        "paper": {"reassignment": "gradients", "orthogonality": "factors"},
-        "released_code": {"reassignment": "rows", "orthogonality": "block_weights"},
-    }
 
     def __init__(self, config: CLLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.paper = config.variant == "paper"
-        chosen = config.of_variant(self.settings)
+        chosen = config.of_variant()
+        self.two_steps: bool = chosen["two_steps"]  # KD has a step of its own
+        self.head_is_distilled: bool = chosen["head_is_distilled"]
+        self.uniform_start: bool = chosen["uniform_start"]
         self.reassignment, self.orthogonality = chosen["reassignment"], chosen["orthogonality"]
         if self.orthogonality == "block_weights" and not config.block_weights:
             self.orthogonality = "none"
@@ -220,16 +223,16 @@ class CLLoRA(Method):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        rank, uniform = self.config.rank, not self.paper
+        rank, uniform = self.config.rank, self.uniform_start
         with torch.no_grad():
             for site, shared in self.lower.items():
                 if task.index == 0:
-                    shared.down.copy_(orthonormal_rows(rank, site.in_features, uniform=uniform))
+                    shared.down.copy_(random_orthonormal_rows(rank, site.in_features, uniform=uniform))
                 shared.teacher.copy_(shared.up)
         for site, specific in self.upper.items():
             weight = torch.rand(()) + 0.5  # drawn in any case, so that an ablation starts and shuffles alike
             weight = weight if self.config.block_weights else torch.ones(())
-            specific.start(orthonormal_rows(rank, site.in_features, uniform=uniform), weight, earlier=task.index)
+            specific.start(random_orthonormal_rows(rank, site.in_features, uniform=uniform), weight, earlier=task.index)
         self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
         self.means.grow(len(task.class_names))
 
@@ -279,12 +282,12 @@ class CLLoRA(Method):
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         embedded, later = self.encoder.embed(batch.inputs), self.task.index > 0
         distils = later and self.config.distillation
-        if distils and not self.paper:
+        if distils and self.two_steps:
             yield {"distillation": self.distil(embedded, self.trunk(embedded))}
         tokens = self.trunk(embedded)  # after that step, with the weights that it left
         features = self.branches(tokens, self.task.index, self.task.index + 1)[0]
         terms = {"cross_entropy": F.cross_entropy(self.head(features), batch.labels - self.task.first_class)}
-        if distils and self.paper:
+        if distils and not self.two_steps:
             terms["distillation"] = self.distil(embedded, tokens)
         if later and self.orthogonality != "none":
             terms["orthogonality"] = self.config.orthogonality_weight * self.overlap()
@@ -296,7 +299,9 @@ class CLLoRA(Method):
         """l1 KD of (4), from what enters and what leaves the shared half; its gradient is the reassigned one."""
         by_gradients = self.reassignment == "gradients"
         teaching = {site: each.teacher.detach().requires_grad_(by_gradients) for site, each in self.lower.items()}
-        head = {name: value.detach() if self.paper else value for name, value in self.head.named_parameters()}
+        head = {
+            name: value if self.head_is_distilled else value.detach() for name, value in self.head.named_parameters()
+        }
         taught, learned = (
             functional_call(self.head, head, (self.encoder.pool(each),)) / self.config.temperature
             for each in (self.trunk(embedded, teaching), tokens)
@@ -305,7 +310,7 @@ class CLLoRA(Method):
         if self.reassignment == "none":
             return loss
         ups, teachers = [each.up for each in self.lower.values()], list(teaching.values())
-        others = [] if self.paper else list(self.head.parameters())
+        others = list(self.head.parameters()) if self.head_is_distilled else []
         gradients = torch.autograd.grad(loss, [*ups, *others, *(teachers if by_gradients else [])], retain_graph=True)
         own, theirs = gradients[: len(ups)], gradients[len(ups) + len(others) :]
         importance = (

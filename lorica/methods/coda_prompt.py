@@ -50,21 +50,10 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.errors import BackboneError, RecipeError
-from lorica.methods.base import MethodConfig
+from lorica.linalg import orthonormal_continuation
+from lorica.methods.base import MethodConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
-
-
-def orthonormal_rows(earlier: Float[Tensor, "blocks m size"], number: int) -> Float[Tensor, "blocks new size"]:
-    """New random rows for each block, orthonormal among themselves and orthogonal to the earlier ones.
-
-    Where these leave no room, the oldest of them do not count; there must be room for the new ones alone.
-    """
-    blocks, m, size = earlier.shape
-    rows = torch.cat([earlier[:, max(0, m + number - size) :], torch.randn(blocks, number, size)], dim=1)
-    basis, triangle = torch.linalg.qr(rows.double().mT)  # the first columns span the earlier rows, dependent or not
-    signs = torch.where(triangle.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)  # else they would follow from the algorithm
-    return (basis * signs[:, None])[:, :, -number:].mT.float().contiguous()
 
 
 def overlap(rows: Float[Tensor, "blocks m size"]) -> Float[Tensor, ""]:
@@ -85,6 +74,10 @@ class CODAPromptConfig(MethodConfig):
     length: int = Field(default=4, ge=1, description="rows of keys, and of values, that a block attends to")
     blocks: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1, description="blocks with prompts, from 0")
     orthogonality_weight: float | None = Field(default=None, ge=0, description="mu; paper: 0.1, released_code: 0")
+    by_variant: ClassVar[Variants] = {
+        "paper": {"orthogonality_weight": 0.1},
+        "released_code": {"orthogonality_weight": 0.0},
+    }
 
     @model_validator(mode="after")
     def _fits_together(self) -> CODAPromptConfig:
@@ -121,10 +114,6 @@ class CODAPrompt(LinearHeadMethod):
     name = "coda_prompt"
     Config = CODAPromptConfig
     config: CODAPromptConfig
-    settings: ClassVar[dict[str, dict[str, float]]] = {
-        "paper": {"orthogonality_weight": 0.1},
-        "released_code": {"orthogonality_weight": 0.0},
-    }
 
     def __init__(self, config: CODAPromptConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -134,7 +123,7 @@ class CODAPrompt(LinearHeadMethod):
                 f"method.components: the new rows of a task are orthonormal, and {encoder.name} has {encoder.width} "
                 f"dimensions; {config.of_a_task} components for each task are too many"
             )
-        self.orthogonality_weight: float = config.of_variant(self.settings)["orthogonality_weight"]
+        self.orthogonality_weight: float = config.of_variant()["orthogonality_weight"]
         self.prompts, self.keys, self.attentions = nn.ParameterList(), nn.ParameterList(), nn.ParameterList()
 
     @classmethod
@@ -156,7 +145,7 @@ class CODAPrompt(LinearHeadMethod):
         ):
             none = torch.empty(len(self.blocks), 0, math.prod(shape))
             earlier = torch.cat([none, *(each.detach().cpu().flatten(2) for each in rows)], dim=1)
-            fresh = orthonormal_rows(earlier, self.config.of_a_task).unflatten(2, shape)
+            fresh = orthonormal_continuation(earlier, self.config.of_a_task).unflatten(2, shape)
             rows.append(nn.Parameter(fresh.to(self.device)))
 
     def trainable(self) -> list[nn.Parameter]:

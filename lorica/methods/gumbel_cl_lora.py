@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, LowRankConfig
+from lorica.methods.base import Context, LowRankConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Task
 
@@ -73,6 +73,20 @@ class GumbelCLLoRAConfig(LowRankConfig):
     prune_past: bool | None = Field(default=None, description="earlier directions can be pruned too")
     carry: bool | None = Field(default=None, description="magnitudes and logits are carried across tasks")
     keep_pruned: bool = Field(default=False, description="keep pruned factors in the checkpoints")
+    by_variant: ClassVar[Variants] = {
+        "default": {
+            "entropy_weight": 1e-3, "gate_current": True, "prune_past": False, "carry": True,
+            "by_fraction": True, "norm": frobenius_norm, "initial_magnitude": 1.0, "threshold": 0.0,
+        },
+        "readme": {
+            "entropy_weight": 1e-2, "gate_current": True, "prune_past": False, "carry": False,
+            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 0.0,
+        },
+        "summary": {
+            "entropy_weight": 1e-3, "gate_current": False, "prune_past": True, "carry": False,
+            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 1e-6,
+        },
+    }  # fmt: skip
 
 
 class GumbelCLLoRA(LinearHeadMethod):
@@ -82,20 +96,14 @@ class GumbelCLLoRA(LinearHeadMethod):
     Config = GumbelCLLoRAConfig
     config: GumbelCLLoRAConfig
     temperature: Tensor
-    settings: ClassVar[dict[str, dict[str, Any]]] = {
-        "default": {"entropy_weight": 1e-3, "gate_current": True, "prune_past": False, "carry": True},
-        "readme": {"entropy_weight": 1e-2, "gate_current": True, "prune_past": False, "carry": False},
-        "summary": {"entropy_weight": 1e-3, "gate_current": False, "prune_past": True, "carry": False},
-    }
 
     def __init__(self, config: GumbelCLLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        chosen = config.of_variant(self.settings)
+        chosen = config.of_variant()
         self.entropy_weight, self.gate_current = chosen["entropy_weight"], chosen["gate_current"]
         self.prune_past, self.carry = chosen["prune_past"], chosen["carry"]
-        default = config.variant == "default"
-        self.by_fraction, self.norm = default, frobenius_norm if default else norm_product
-        self.initial_magnitude, self.threshold = 1.0 if default else 0.8, 1e-6 if config.variant == "summary" else 0.0
+        self.by_fraction, self.norm = chosen["by_fraction"], chosen["norm"]
+        self.initial_magnitude, self.threshold = chosen["initial_magnitude"], chosen["threshold"]
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)
         self.stored: list[int] = []  # tasks whose directions are in memory, in the order of `magnitudes` and `logits`

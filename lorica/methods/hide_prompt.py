@@ -58,7 +58,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,7 +69,8 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear
-from lorica.methods.base import Context, MethodConfig
+from lorica.linalg import double
+from lorica.methods.base import Context, MethodConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
@@ -104,6 +105,7 @@ class HiDePromptConfig(MethodConfig):
         default=False,
         description="mix prefixes up as the released code does; replication only, predictions then depend on the batch",
     )
+    by_variant: ClassVar[Variants] = {"paper": {"normalised": True}, "released_code": {"normalised": False}}
 
 
 def contrast(
@@ -155,7 +157,7 @@ class Gaussians(nn.Module):
 
     def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
         """Sets the Gaussians of every class that occurs in `labels`."""
-        features, labels = features.cpu().double(), labels.cpu()  # not every accelerator has double precision
+        features, labels = double(features).cpu(), labels.cpu()  # k-means runs there
         for label in labels.unique().tolist():
             rows = features[labels == label]
             cluster = clusters(rows, self.slots)
@@ -295,7 +297,7 @@ class HiDePrompt(LinearHeadMethod):
         features = self.prompted(batch.inputs, self.mixture()[None])
         terms = {"cross_entropy": self.cross_entropy(self.head(features), batch.labels)}
         if weight := self.config.contrast_weight:
-            normalised = self.config.variant == "paper"
+            normalised = self.config.of_variant()["normalised"]
             terms["contrast"] = weight * contrast(self.prompted_features.centroids(), features, normalised=normalised)
         yield terms
 

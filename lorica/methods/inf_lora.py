@@ -46,7 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Float64
@@ -55,7 +55,8 @@ from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, MethodConfig
+from lorica.linalg import double
+from lorica.methods.base import Context, MethodConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Task
 
@@ -72,6 +73,11 @@ class InfLoRAConfig(MethodConfig):
     )
     total_tasks: int | None = Field(default=None, ge=1, description="T, of the variants paper and released_code")
     subspace: Literal["both", "data", "free", "none"] = Field(default="both", description="what D is made from")
+    by_variant: ClassVar[Variants] = {
+        "default": {"squared": False},
+        "paper": {"squared": False},
+        "released_code": {"squared": True},
+    }
 
     @model_validator(mode="after")
     def _schedule_is_complete(self) -> InfLoRAConfig:
@@ -85,11 +91,6 @@ class InfLoRAConfig(MethodConfig):
         if self.variant == "default" and self.total_tasks is not None:
             raise ValueError("total_tasks: variant default does not use it; leave it out, or use variant: paper")
         return self
-
-
-def double(tensor: Tensor) -> Tensor:
-    """In float64, on the tensor's device if that has it."""
-    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
 
 
 def leading(moment: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n n"]]:
@@ -181,6 +182,7 @@ class InfLoRA(LinearHeadMethod):
 
     def __init__(self, config: InfLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
+        self.squared: bool = config.of_variant()["squared"]  # C C in place of C, and one direction fewer at first
         keys = {f"block{site.block}": site for site in encoder.select(("k",))}
         self.inputs = {block: site.linear for block, site in keys.items()}  # the linear layers whose inputs are H
         self.adapters, self.bases = nn.ModuleDict(), nn.ModuleDict()
@@ -224,7 +226,7 @@ class InfLoRA(LinearHeadMethod):
         """(3)."""
         if self.config.subspace in ("data", "none"):
             return
-        moments, released = self.second_moments(context), self.config.variant == "released_code"
+        moments, released = self.second_moments(context), self.squared
         for block, _, memory in self.parts():
             memory.protect(moments[block], self.energy_share(self.task.index), less_at_first=released)
 
@@ -254,7 +256,7 @@ class InfLoRA(LinearHeadMethod):
             for hook in hooks:
                 hook.remove()
         moments = {block: total / tokens[block] for block, total in sums.items()}
-        return {b: c @ c for b, c in moments.items()} if self.config.variant == "released_code" else moments
+        return {b: c @ c for b, c in moments.items()} if self.squared else moments
 
     def diagnostics(self) -> dict[str, Any]:
         """Number of protected directions in each block, and epsilon_t."""

@@ -38,7 +38,7 @@ Decided, or done otherwise than in released code:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -48,14 +48,9 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
-from lorica.methods.base import MethodConfig
+from lorica.methods.base import MethodConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "paper": {"pool_size": 10, "selected": 4, "start": (0.0, 0.01), "gradient_clip": 1.0},
-    "prefix": {"pool_size": 30, "selected": 5, "start": (0.0, 1.0), "gradient_clip": 0.0},
-}
 
 
 class L2PConfig(MethodConfig):
@@ -79,10 +74,14 @@ class L2PConfig(MethodConfig):
         default=False,
         description="one choice for a whole batch; replication only, predictions then depend on the batch",
     )
+    by_variant: ClassVar[Variants] = {
+        "paper": {"as_tokens": True, "pool_size": 10, "selected": 4, "start": (0.0, 0.01), "gradient_clip": 1.0},
+        "prefix": {"as_tokens": False, "pool_size": 30, "selected": 5, "start": (0.0, 1.0), "gradient_clip": 0.0},
+    }
 
     @model_validator(mode="after")
     def _is_possible(self) -> L2PConfig:
-        chosen = self.of_variant(VARIANTS)
+        chosen = self.of_variant()
         if chosen["selected"] > chosen["pool_size"]:
             raise ValueError(
                 f"selected {chosen['selected']}: expected no more than pool_size, {chosen['pool_size']}; "
@@ -107,10 +106,11 @@ class L2P(LinearHeadMethod):
 
     def __init__(self, config: L2PConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        chosen = config.of_variant(VARIANTS)
+        chosen = config.of_variant()
         self.selected, self.start, self.gradient_clip = chosen["selected"], chosen["start"], chosen["gradient_clip"]
         size, shape = chosen["pool_size"], (config.length, encoder.width)
-        if config.variant == "prefix":
+        self.as_tokens: bool = chosen["as_tokens"]
+        if not self.as_tokens:
             self.blocks = encoder.prefix_blocks(config.blocks, key="method.blocks")
             shape = (len(self.blocks), 2, *shape)
         self.prompts = nn.Parameter(torch.zeros(size, *shape, device=self.device))
@@ -142,7 +142,7 @@ class L2P(LinearHeadMethod):
     def prompted(self, inputs: Inputs, chosen: Int[Tensor, "n selected"]) -> Float[Tensor, "n features"]:
         """What the head reads when each input has these prompts."""
         prompts = self.prompts[chosen]
-        if self.config.variant == "paper":
+        if self.as_tokens:
             tokens = self.encoder.tokens(inputs, prompt=prompts.flatten(1, 2))
             return self.encoder.average(tokens[:, : self.selected * self.config.length])
         rows = prompts.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # keys with keys, values with values

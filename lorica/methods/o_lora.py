@@ -31,7 +31,7 @@ change within a stream (0 for the first task, then 0.5, then 5).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +42,7 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, no_norm
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LowRankConfig
+from lorica.methods.base import LowRankConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Batch, Task
 
@@ -70,6 +70,10 @@ class OLoRAConfig(LowRankConfig):
     orthogonality_weight: float = Field(default=0.5, ge=0, description="lambda_1")
     norm_weight: float = Field(default=0.0, ge=0, description="lambda_2")
     scale: float | None = Field(default=None, gt=0, description="s; paper: 1, released_code: 32 / rank")
+    by_variant: ClassVar[Variants] = {
+        "paper": {"penalty": "squared", "scale": 1.0},
+        "released_code": {"penalty": "l1", "scale": None},
+    }
 
 
 class OLoRA(LinearHeadMethod):
@@ -81,14 +85,9 @@ class OLoRA(LinearHeadMethod):
 
     def __init__(self, config: OLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        chosen = config.of_variant(
-            {
-                "paper": {"penalty": "squared", "scale": 1.0},
-                "released_code": {"penalty": "l1", "scale": 32 / config.rank},
-            }
-        )
+        chosen = config.of_variant()
         self.penalty: Literal["l1", "squared"] = chosen["penalty"]
-        self.scale: float = chosen["scale"]
+        self.scale: float = 32 / config.rank if chosen["scale"] is None else chosen["scale"]
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)
         attach(encoder, sites, self.increment)

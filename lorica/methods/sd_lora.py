@@ -63,9 +63,12 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product, project_last
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, LowRankConfig
+from lorica.methods.base import Context, LowRankConfig, Variants
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Task
+
+_PAPER: dict[str, Any] = {"exact": True, "initial_magnitude": 1.0, "reset_magnitudes": False}
+_RELEASED_CODE: dict[str, Any] = {"exact": False, "initial_magnitude": 0.8, "reset_magnitudes": True}
 
 
 class MagnitudeConfig(LowRankConfig):
@@ -80,6 +83,7 @@ class SDLoRAConfig(MagnitudeConfig):
     """Options of SD-LoRA."""
 
     variant: Literal["paper", "released_code"] = "paper"
+    by_variant: ClassVar[Variants] = {"paper": _PAPER, "released_code": _RELEASED_CODE}
 
 
 class SDLoRA(LinearHeadMethod):
@@ -91,9 +95,10 @@ class SDLoRA(LinearHeadMethod):
 
     def __init__(self, config: SDLoRAConfig | SDLoRAKDConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.paper = config.variant != "released_code"
-        self.initial_magnitude = 1.0 if self.paper else 0.8
-        self.resets = not self.paper if config.reset_magnitudes is None else config.reset_magnitudes
+        self.chosen = config.of_variant()
+        self.exact: bool = self.chosen["exact"]  # Eq. 4 to the letter
+        self.initial_magnitude: float = self.chosen["initial_magnitude"]
+        self.resets: bool = self.chosen["reset_magnitudes"]
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)
         self.magnitudes = nn.Parameter(torch.empty(0, device=self.device))  # alpha_1 … alpha_t
@@ -107,15 +112,15 @@ class SDLoRA(LinearHeadMethod):
         """The sum over tasks in Eq. 4, for one projection."""
         directions = self.directions[site]
         current = self.magnitudes[-1]
-        if self.paper:
+        if self.exact:
             current = current / frobenius_norm(directions.up, directions.down)
         return directions(self.magnitudes[:-1], current)
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        norm = frobenius_norm if self.paper else norm_product
+        norm = frobenius_norm if self.exact else norm_product
         rank, start = self.rank_of(task), self.start_of(task)
-        self.directions.grow(rank, zero_up=not self.paper, norm=norm, generator=start)
+        self.directions.grow(rank, zero_up=not self.exact, norm=norm, generator=start)
         carried = self.magnitudes.detach()
         if self.resets:
             carried = torch.full_like(carried, self.initial_magnitude)
@@ -162,7 +167,7 @@ class SDLoRARR(SDLoRA):
     config: SDLoRARRConfig
 
     def rank_of(self, task: Task) -> int:
-        number = task.index + 1 if self.paper else task.index
+        number = task.index + 1 if self.exact else task.index
         passed = sum(number >= start for start in self.config.reduced_from)
         return (self.config.rank, *self.config.reduced_ranks)[passed]
 
@@ -178,6 +183,10 @@ class SDLoRAKDConfig(MagnitudeConfig):
     refit_epochs: int | None = Field(default=None, ge=0, description="descent on magnitudes and head after absorbing")
     squared_residual: bool = Field(default=False, description="compare the square of the residual with the tolerance")
     literal_update: bool = Field(default=False, description="add a_k and not alpha_t a_k, as Eq. 8 is printed")
+    by_variant: ClassVar[Variants] = {
+        "paper": {**_PAPER, "tolerance": 9e-4, "start": "fresh", "refit_epochs": 0},
+        "absorbing": {**_PAPER, "tolerance": 0.6, "start": "previous", "refit_epochs": 2},
+    }
 
 
 class SDLoRAKD(SDLoRA):
@@ -187,15 +196,11 @@ class SDLoRAKD(SDLoRA):
     Config = SDLoRAKDConfig
     config: SDLoRAKDConfig
     start_seed: Tensor
-    settings: ClassVar[dict[str, dict[str, Any]]] = {
-        "paper": {"tolerance": 9e-4, "start": "fresh", "refit_epochs": 0},
-        "absorbing": {"tolerance": 0.6, "start": "previous", "refit_epochs": 2},
-    }
 
     def __init__(self, config: SDLoRAKDConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        chosen = config.of_variant(self.settings)
-        self.tolerance, self.start, self.refit_epochs = chosen["tolerance"], chosen["start"], chosen["refit_epochs"]
+        self.tolerance, self.start = self.chosen["tolerance"], self.chosen["start"]
+        self.refit_epochs: int = self.chosen["refit_epochs"]
         self.kept: list[int] = []  # tasks whose directions are there
         self.residual: float | None = None
         self.register_buffer("start_seed", torch.zeros((), dtype=torch.long))

@@ -11,7 +11,8 @@ from lorica.config import read_recipe
 from lorica.cost import measure
 from lorica.data.stream import Stream
 from lorica.errors import BackboneError, RecipeError
-from lorica.methods.coda_prompt import CODAPrompt, CODAPromptConfig, orthonormal_rows, overlap
+from lorica.linalg import orthonormal_continuation
+from lorica.methods.coda_prompt import CODAPrompt, CODAPromptConfig, overlap
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
@@ -171,7 +172,7 @@ def test_new_rows_are_orthonormal_to_each_other_and_to_trained_ones(tiny_encoder
 def test_starts_where_earlier_rows_depend_on_each_other_or_are_zero() -> None:
     earlier = torch.randn(2, 4, WIDTH)
     earlier[:, 1], earlier[:, 2] = -2 * earlier[:, 0], 0
-    rows = orthonormal_rows(earlier, 5)
+    rows = orthonormal_continuation(earlier, 5)
     torch.testing.assert_close(rows @ rows.mT, torch.eye(5).expand(2, 5, 5), atol=1e-5, rtol=0)
     assert (rows @ earlier.mT).abs().max() < 1e-4
 
@@ -180,7 +181,7 @@ def test_starts_where_earlier_rows_depend_on_each_other_or_are_zero() -> None:
 def test_starts_where_there_is_no_room(earlier, kept) -> None:
     """32 dimensions: beside 5 new rows there is room for 27."""
     old = torch.randn(2, earlier, WIDTH)
-    rows = orthonormal_rows(old, 5)
+    rows = orthonormal_continuation(old, 5)
     torch.testing.assert_close(rows @ rows.mT, torch.eye(5).expand(2, 5, 5), atol=1e-5, rtol=0)
     assert (rows @ old[:, -kept:].mT).abs().max() < 1e-4
     if earlier > kept:
@@ -191,14 +192,14 @@ def test_starts_follow_the_seed_and_differ() -> None:
     drawn = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        drawn.append(orthonormal_rows(torch.empty(1, 0, 8), 8))
+        drawn.append(orthonormal_continuation(torch.empty(1, 0, 8), 8))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.allclose(drawn[0], drawn[2])
 
 
 def test_starts_have_no_preferred_sign() -> None:
     torch.manual_seed(0)
-    first = torch.stack([orthonormal_rows(torch.empty(1, 0, 8), 2)[0, 0, 0] for _ in range(200)])
+    first = torch.stack([orthonormal_continuation(torch.empty(1, 0, 8), 2)[0, 0, 0] for _ in range(200)])
     assert 60 < (first > 0).sum() < 140
 
 

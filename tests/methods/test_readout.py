@@ -13,9 +13,10 @@ import lorica
 from lorica.cost import measure
 from lorica.data.stream import Stream
 from lorica.errors import LoricaError
-from lorica.methods import ClassMeanReadout, Method, build_method, find_method, method_names
+from lorica.methods import ClassMeanReadout, Context, Method, build_method, find_method, method_names
 from lorica.run import check, evaluate
 from lorica.training import Fit, learn_task
+from lorica.types import Batch, Task
 
 SMALL = {
     "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
@@ -106,3 +107,71 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
 def test_methods_that_read_no_single_feature_are_refused(name, six_classes) -> None:
     with pytest.raises(LoricaError, match=f"evaluate.readout: {name} predicts by class means already, or has no space"):
         check("digits", source=six_classes, method=name, stream={"tasks": 3}, **{"evaluate.readout": "prototypes"})
+
+
+# ---- every hook reaches the method
+
+ANSWERED_BY_THE_READ_OUT = {
+    "predict": "by class means: that is what it is for",
+    "classifier": "none: a cosine with means is not linear",
+    "load_own_state": "copies into what own_state names, the method's tensors among them",
+    "running_state": "all tensors below it, the method's among them",
+    "load_running_state": "copies into what running_state names",
+    "task": "from the list of tasks that both share",
+    "device": "of the encoder that both share",
+    "variants": "asked of the method's class",
+    "fit_defaults": "asked of the method's class",
+    "misfits": "asked of the method's class",
+}
+
+
+def test_every_hook_is_forwarded_or_answered_on_purpose() -> None:
+    """Also one that is added to the contract tomorrow."""
+    hooks = {
+        name
+        for name, value in vars(Method).items()
+        if not name.startswith("_")
+        and not isinstance(value, type)
+        and (callable(value) or isinstance(value, property | classmethod))
+    }
+    forwarded = {name for name in vars(ClassMeanReadout) if name in hooks}
+    assert ANSWERED_BY_THE_READ_OUT.keys() <= hooks
+    assert hooks - forwarded - ANSWERED_BY_THE_READ_OUT.keys() == set()
+
+
+def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
+    called: list[str] = []
+    cls = find_method("linear_probe")
+
+    class Noting(cls):  # type: ignore[misc, valid-type]
+        def __getattribute__(self, name: str):
+            called.append(name)
+            return super().__getattribute__(name)
+
+    method = ClassMeanReadout(Noting(cls.Config(name="linear_probe"), tiny_encoder()))
+    task = Task.of_new_classes(0, 0, ("a", "b"))
+    images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
+    context = Context(task, lambda: iter([Batch(images, labels)]), 1, 1, lambda *_, **__: None)
+    calls = {
+        "grow": lambda: method.grow(task),
+        "begin_task": lambda: method.begin_task(context),
+        "trainable": method.trainable,
+        "losses": lambda: list(method.losses(Batch(images, labels))),
+        "edit_gradients": method.edit_gradients,
+        "end_task": lambda: method.end_task(context),
+        "features": lambda: method.features(images),
+        "diagnostics": method.diagnostics,
+        "structure": method.structure,
+        "restore_structure": lambda: method.restore_structure({}),
+        "own_state": method.own_state,
+        "needed_to_learn_on": method.needed_to_learn_on,
+    }
+    assert (
+        calls.keys()
+        == {name for name in vars(ClassMeanReadout) if name in vars(Method) and not name.startswith("_")}
+        - ANSWERED_BY_THE_READ_OUT.keys()
+    )
+    for name, call in calls.items():
+        called.clear()
+        call()
+        assert name in called

@@ -1,0 +1,35 @@
+"""Small linear algebra that several rooms share: where float64 can live, and random orthonormal rows."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where the device lacks float64."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def double(tensor: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """In float64, on the tensor's device if that has it."""
+    return tensor.to(float64_device(tensor.device)).double()
+
+
+def random_orthonormal_rows(rank: int, width: int, *, uniform: bool = False) -> Float[Tensor, "rank width"]:
+    """Q' of the QR decomposition of a random width x rank matrix, Gaussian or uniform in [0, 1]; drawn on the CPU."""
+    start = torch.rand(width, rank) if uniform else torch.randn(width, rank)
+    return torch.linalg.qr(start).Q.T.contiguous()
+
+
+def orthonormal_continuation(earlier: Float[Tensor, "blocks m size"], number: int) -> Float[Tensor, "blocks new size"]:
+    """New random rows for each block, orthonormal among themselves and orthogonal to the earlier ones; drawn on the CPU.
+
+    Where these leave no room, the oldest of them do not count; there must be room for the new ones alone.
+    """
+    blocks, m, size = earlier.shape
+    rows = torch.cat([earlier[:, max(0, m + number - size) :], torch.randn(blocks, number, size)], dim=1)
+    basis, triangle = torch.linalg.qr(double(rows).mT)  # the first columns span the earlier rows, dependent or not
+    signs = torch.where(triangle.diagonal(dim1=1, dim2=2) < 0, -1.0, 1.0)  # else they would follow from the algorithm
+    return (basis * signs[:, None])[:, :, -number:].mT.float().contiguous()
