@@ -142,6 +142,8 @@ class Method(nn.Module, ABC):
         Config: its section of the recipe.
         trains_encoder: its checkpoints include the encoder's weights.
         learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
+        rewritten: names of submodules and tensors below the method that a later task writes again without training them in its
+            main stage; all other state of a learned task keeps its bits, which the contract suite checks.
         dropped: names of submodules that a learned task no longer needs; its checkpoints leave them out.
     """
 
@@ -149,6 +151,7 @@ class Method(nn.Module, ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     trains_encoder: ClassVar[bool] = False
     learns_all_at_once: ClassVar[bool] = False
+    rewritten: ClassVar[tuple[str, ...]] = ()
     dropped: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:

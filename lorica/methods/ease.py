@@ -74,6 +74,7 @@ class EASE(Method):
     """An adapter for each task, class means in every space."""
 
     name = "ease"
+    rewritten = ("means",)  # completed anew: (2)
     Config = EASEConfig
     dropped = ("head",)  # a learned task no longer needs it
     config: EASEConfig

@@ -93,6 +93,7 @@ class GumbelCLLoRA(LinearHeadMethod):
     """Directions behind a sparse gate; those that it closes on are pruned."""
 
     name = "gumbel_cl_lora"
+    rewritten = ("temperature",)
     Config = GumbelCLLoRAConfig
     config: GumbelCLLoRAConfig
     temperature: Tensor

@@ -246,6 +246,7 @@ class HiDePrompt(LinearHeadMethod):
     """A prompt per task, chosen by a classifier on frozen features; heads aligned on remembered Gaussians."""
 
     name = "hide_prompt"
+    rewritten = ("head", "identity")  # aligned once more at the end of a task
     Config = HiDePromptConfig
     config: HiDePromptConfig
     identity: TaskIdentity  # from the first task on

@@ -177,6 +177,7 @@ class InfLoRA(LinearHeadMethod):
     """Updates of k and v that do not touch what earlier tasks used."""
 
     name = "inf_lora"
+    rewritten = ("bases",)  # (3); the complement in place of the basis
     Config = InfLoRAConfig
     config: InfLoRAConfig
 

@@ -76,6 +76,7 @@ class RanPAC(FirstTaskMethod):
     """Adapted on the first task, then ridge regression on random features."""
 
     name = "ran_pac"
+    rewritten = ("regression",)  # sums, and what is solved from them
     Config = RanPACConfig
     config: RanPACConfig
     projection: Tensor  # W
