@@ -180,7 +180,7 @@ def sd_lora_step(method: SDLoRA, images: Tensor, labels: Tensor, accelerator: Ac
     parameters = method.trainable()
     for parameter in parameters:
         parameter.requires_grad_(True)
-    batch = Batch(images, labels + method.task.first_class)
+    batch = Batch(images, labels + method.task.classes[0])
     descend = _descent(parameters, accelerator)
 
     def step() -> None:

@@ -230,17 +230,20 @@ class Checkpoints:
         append_line(self.journal, json.dumps({"seal": seal} | values, allow_nan=False, ensure_ascii=False))
         self._seal = seal
 
-    def open(self) -> None:
-        """Makes ready to add to what is there: takes away a line that a killed process did not finish, and files without one.
+    def open(self, keep: Keep = "all") -> None:
+        """Makes ready to add to what is there: takes away a line that a killed process did not finish, files without one, and
+        files that it did not come to remove.
 
         Raises:
             CheckpointError: the journal is damaged.
         """
         self._require_whole()
-        lines = complete_lines(self.journal)
-        cut(self.journal, sum(len(line) + 1 for line in lines))
-        self._seal = json.loads(lines[-1])["seal"] if lines else ""
-        named = {saved.file for line in self._lines for saved in (line.saved, line.sums) if saved}
+        whole = complete_lines(self.journal)
+        cut(self.journal, sum(len(line) + 1 for line in whole))
+        self._seal = json.loads(whole[-1])["seal"] if whole else ""
+        lines = self._parts(len(self._lines)) if self._lines and keep == "newest" else self._lines
+        named = {line.saved.file for line in lines if line.saved}
+        named |= {line.sums.file for line in (lines if keep == "everything" else lines[-1:]) if line.sums}
         for path in self.folder.glob("task_*.safetensors"):
             if _OURS.fullmatch(path.name) and path.name not in named:
                 path.unlink()
@@ -473,8 +476,12 @@ def _load_format_2(folder: Path, method: Method) -> None:
         raise CheckpointError(problems)
     tasks = [Task.of_new_classes(task["index"], task["first_class"], task["class_names"]) for task in head["tasks"]]
     restore(method, tasks, head["structure"])
+    state = load_file(tensors)
+    for name, own in method.own_state().items():  # how many samples a class mean is of was not known then
+        if name.endswith("counts"):
+            state.setdefault(name, torch.zeros_like(own))
     try:
-        method.load_own_state(load_file(tensors))
+        method.load_own_state(state)
     except KeyError as error:
         raise CheckpointError(f"{tensors}: {error.args[0]}") from error
     method.eval()

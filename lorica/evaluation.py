@@ -11,7 +11,7 @@ from jaxtyping import Float
 from lorica.adapters.attach import merged
 from lorica.methods.base import Data, Method
 from lorica.progress import Reporter, Silent
-from lorica.types import Task
+from lorica.types import Task, seen_classes
 
 
 @torch.inference_mode()
@@ -33,7 +33,7 @@ def accuracy_row(
         test_data: gives the test data of a task by its index.
     """
     reporter = reporter or Silent()
-    seen = tasks[-1].stop_class
+    seen = seen_classes(tasks)
     splits = [test_data(task.index) for task in tasks]
     reporter.stage(f"{method.name}: testing", sum(split.number_of_batches(batch_size) for split in splits))
     row = []

@@ -47,11 +47,22 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.snapshot = self.path / "snapshot.safetensors"
         self.figures = self.path / "figures"
+        self._lock = self.path / ".lorica.lock"
 
     def require(self) -> None:
         """LoricaError unless a run has begun in the folder."""
         if not self.recipe.is_file():
             raise LoricaError(f"{self.path}: not the folder of a run ({self.recipe.name} is missing)")
+
+    def tidy(self) -> None:
+        """Clears what a killed process left half-written, if one did.
+
+        Raises:
+            LoricaError: as `taken`.
+        """
+        if self._lock.exists():
+            with self.taken():
+                pass
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -62,7 +73,7 @@ class RunFolder:
         Raises:
             LoricaError: another process has it (which), a file is in the way, or there is no permission.
         """
-        file = self.path / ".lorica.lock"
+        file = self._lock
         lock = FileLock(file, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,8 @@ for one task."""
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -38,14 +40,36 @@ class GrowingLinear(nn.Module):
         self.biases = nn.ParameterList()
 
     def grow(self, classes: int) -> None:
-        """Adds a block of rows: weights uniform in +-sqrt(3 / width), biases zero."""
+        """Adds a block of rows, if it has any: weights uniform in +-sqrt(3 / width), biases zero."""
+        if not classes:
+            return
         weight = torch.empty(classes, self.width).uniform_(-1, 1) * math.sqrt(3 / self.width)
         self.weights.append(nn.Parameter(weight.to(self.device)))
         self.biases.append(nn.Parameter(torch.zeros(classes, device=self.device)))
 
-    def newest(self) -> list[nn.Parameter]:
-        """Weight and bias of the block added last."""
-        return [self.weights[-1], self.biases[-1]]
+    def isolate(self, classes: Collection[int]) -> None:
+        """Divides blocks so that none has rows of these classes beside rows of others."""
+        weights, biases, start = [], [], 0
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            inside = [number in classes for number in range(start, start + len(bias))]
+            start += len(bias)
+            sizes = [len(list(run)) for _, run in groupby(inside)]
+            if len(sizes) == 1:  # the very same parameter
+                weights.append(weight)
+                biases.append(bias)
+            else:
+                weights += [nn.Parameter(part.clone()) for part in weight.detach().split(sizes)]
+                biases += [nn.Parameter(part.clone()) for part in bias.detach().split(sizes)]
+        if len(weights) > len(self.weights):
+            self.weights, self.biases = nn.ParameterList(weights), nn.ParameterList(biases)
+
+    def rows_of(self, classes: Collection[int]) -> list[nn.Parameter]:
+        """Weights and biases of the blocks that these classes have to themselves (`isolate`)."""
+        found, start = [], 0
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            found += [weight, bias] if start in classes else []
+            start += len(bias)
+        return found
 
     def stacked(self) -> tuple[Float[Tensor, "classes features"], Float[Tensor, " classes"]]:
         """Weight and bias over all classes seen."""
@@ -73,20 +97,28 @@ class CosineHead(nn.Module):
 
 
 class ClassMeans(nn.Module):
-    """Nearest class mean by cosine similarity: `prototypes` holds the mean feature of each class, [classes, width]."""
+    """Nearest class mean by cosine similarity.
+
+    Attributes:
+        prototypes: the mean feature of each class, [classes, width].
+        counts: how many samples it is the mean of, [classes].
+    """
 
     prototypes: Tensor
+    counts: Tensor
 
     def __init__(self, width: int, *, device: torch.device) -> None:
         super().__init__()
         self.register_buffer("prototypes", torch.zeros(0, width, device=device))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long, device=device))
 
     def grow(self, classes: int) -> None:
-        """Makes room for that many classes; their means are zero until `set_means`."""
+        """Makes room for that many classes; their means are zero until `add`."""
         self.prototypes = torch.cat([self.prototypes, self.prototypes.new_zeros(classes, self.prototypes.shape[1])])
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(classes)])
 
-    def set_means(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
-        """Sets the prototype of every class that occurs in `labels` to the mean of its raw features.
+    def add(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Makes the prototype of every class that occurs in `labels` the mean of all its raw features so far.
 
         Raises:
             TrainingError: features that are not finite; no image would be nearer to such a mean than to any other.
@@ -94,7 +126,12 @@ class ClassMeans(nn.Module):
         _require_finite("class means", features)
         features, labels = double(features), labels.to(float64_device(labels.device))
         for label in labels.unique():
-            self.prototypes[label] = features[labels == label].mean(dim=0).to(self.prototypes)
+            own, before = features[labels == label], int(self.counts[label])
+            mean = own.mean(dim=0)
+            if before:
+                mean = (before * double(self.prototypes[label]).to(mean) + len(own) * mean) / (before + len(own))
+            self.prototypes[label] = mean.to(self.prototypes)
+            self.counts[label] = before + len(own)
 
     def forward(
         self, features: Float[Tensor, "n features"], classes: slice = slice(None)

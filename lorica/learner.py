@@ -26,7 +26,7 @@ class Learner:
 
     def __init__(self, method: Method, *, crop_pct: float) -> None:
         self.method = method
-        self.class_names = tuple(name for task in method.tasks for name in task.class_names)
+        self.class_names = tuple(name for task in method.tasks for name in task.new_names)
         self._canvas = round(method.encoder.reading()["image_size"] / crop_pct)
 
     @torch.inference_mode()

@@ -78,6 +78,7 @@ def run(
     if resume and begun:
         _require_same_recipe(folder, resolved)
         if result := _finished(folder):
+            folder.tidy()
             return result
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
@@ -219,8 +220,8 @@ def _write_results(session: Session, recipe: Recipe, tasks: list[dict[str, Any]]
         cross_entropy=recipe.method.cross_entropy,
         recipe=recipe.resolved(),
     )
-    write_json(session.folder.metrics, metrics.model_dump())
     write_json(session.folder.cost, session.record.cost())
+    write_json(session.folder.metrics, metrics.model_dump())  # last: once it says that the run is complete, it is
 
 
 def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:

@@ -77,7 +77,7 @@ class Session:
         Raises:
             CheckpointError: what is there is damaged, or of another method or backbone.
         """
-        self.checkpoints.open()
+        self.checkpoints.open(self.keep)
         self.record = Record(self.checkpoints.entries)
         found = snapshot.read(self.folder.snapshot)
         if found and found.is_of(self.learned, self.seed, self.method.encoder.fingerprint):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -72,12 +72,19 @@ class Task:
         return tuple(name for number, name in named if number in self.new_classes)
 
     @property
-    def first_class(self) -> int:
-        return self.classes[0]
+    def columns(self) -> slice | list[int]:
+        """What picks the task's classes out of a dimension that has all classes."""
+        first, last = self.classes[0], self.classes[-1]
+        return slice(first, last + 1) if last - first + 1 == len(self.classes) else list(self.classes)
 
-    @property
-    def stop_class(self) -> int:
-        return self.classes[-1] + 1
+    def positions(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Where in `classes` each of these labels is."""
+        return torch.searchsorted(torch.tensor(self.classes, device=labels.device), labels)
+
+
+def seen_classes(tasks: Iterable[Task]) -> int:
+    """How many classes there are in these tasks, from the first one on."""
+    return sum(len(task.new_classes) for task in tasks)
 
 
 @dataclass(frozen=True)

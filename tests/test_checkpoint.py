@@ -178,6 +178,22 @@ def test_sums_that_only_learning_on_needs_do_not_multiply(folder: Path, tiny_enc
     Checkpoints(everything).load(method(tiny_encoder(), "ran_pac", width=32), 1, to_learn=True)
 
 
+def test_what_a_killed_process_did_not_come_to_remove_goes_when_the_run_is_taken_up(
+    folder: Path, tiny_encoder: MakeEncoder
+) -> None:
+    folder.parent.mkdir()
+    saved_run(folder, tiny_encoder(), "ran_pac", width=32, keep="everything")
+    for keep, sums, files in (("everything", 3, 3), ("all", 1, 3), ("newest", 1, 3)):
+        Checkpoints(folder).open(keep)  # type: ignore[arg-type]
+        assert len(list(folder.glob("*-sums.*"))) == sums
+        assert len(list(folder.glob("task_????.safetensors"))) == files
+    newest = folder.parent / "newest"
+    saved_run(newest, tiny_encoder(), keep="newest")
+    (newest / "task_0000.safetensors").write_bytes(b"of an earlier task")
+    Checkpoints(newest).open("newest")
+    assert [file.name for file in newest.glob("*.safetensors")] == ["task_0002.safetensors"]
+
+
 def test_a_number_that_json_lacks_is_no_entry() -> None:
     with pytest.raises(ValueError, match="finite number"):
         Entry(rows=[[float("nan")]], train_seconds=1.0)

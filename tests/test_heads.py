@@ -20,17 +20,47 @@ def test_linear_head_grows_by_blocks_and_keeps_old_rows() -> None:
     head.grow(3)
     assert head(torch.randn(5, 4)).shape == (5, 5)
     assert torch.equal(head.weights[0], old)
-    assert [tuple(p.shape) for p in head.newest()] == [(3, 4), (3,)]
+    assert [tuple(p.shape) for p in head.rows_of((2, 3, 4))] == [(3, 4), (3,)]
+    head.grow(0)
+    assert len(head.weights) == 2
     assert head.weights[1].abs().max() <= (3 / 4) ** 0.5
     x = torch.randn(2, 4)
     torch.testing.assert_close(head(x)[:, 2:], x @ head.weights[1].T + head.biases[1])
+
+
+def test_blocks_are_divided_where_some_of_their_classes_return() -> None:
+    head = GrowingLinear(4, device=CPU)
+    head.grow(3)
+    head.grow(2)
+    weight, bias = (each.detach().clone() for each in head.stacked())
+    last = head.weights[1]
+    head.isolate((1, 3, 4))
+    assert [len(block) for block in head.biases] == [1, 1, 1, 2]
+    assert head.weights[3] is last  # what needs no division is left alone
+    assert torch.equal(head.stacked()[0], weight)
+    assert torch.equal(head.stacked()[1], bias)
+    assert [id(p) for p in head.rows_of((1, 3, 4))] == [
+        id(p) for p in (head.weights[1], head.biases[1], head.weights[3], head.biases[3])
+    ]
+
+
+def test_more_samples_of_a_class_count_like_the_first_ones() -> None:
+    features, labels = torch.randn(20, 3), torch.arange(20) % 2
+    at_once, in_parts = (ClassMeans(3, device=CPU) for _ in range(2))
+    for means in (at_once, in_parts):
+        means.grow(2)
+    at_once.add(features, labels)
+    for part in range(0, 20, 5):
+        in_parts.add(features[part : part + 5], labels[part : part + 5])
+    torch.testing.assert_close(in_parts.prototypes, at_once.prototypes)
+    assert in_parts.counts.tolist() == at_once.counts.tolist() == [10, 10]
 
 
 def test_class_means_average_raw_features_and_compare_by_cosine() -> None:
     means = ClassMeans(2, device=CPU)
     means.grow(2)
     features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 5.0]])
-    means.set_means(features, torch.tensor([0, 0, 1]))
+    means.add(features, torch.tensor([0, 0, 1]))
     torch.testing.assert_close(means.prototypes, torch.tensor([[1.5, 0.5], [0.0, 5.0]]))
     # cos((1, 1), (1.5, .5)) = 2 / (sqrt(2) sqrt(2.5));  cos((1, 1), (0, 5)) = 1 / sqrt(2)
     scores = means(torch.tensor([[1.0, 1.0]]))
@@ -40,7 +70,7 @@ def test_class_means_average_raw_features_and_compare_by_cosine() -> None:
 def test_rescaling_a_prototype_changes_no_score() -> None:
     means = ClassMeans(3, device=CPU)
     means.grow(2)
-    means.set_means(torch.randn(8, 3), torch.arange(8) % 2)
+    means.add(torch.randn(8, 3), torch.arange(8) % 2)
     x = torch.randn(4, 3)
     before = means(x)
     means.prototypes[1] *= 100
@@ -188,7 +218,7 @@ def test_class_means_that_are_not_finite_are_refused() -> None:
     means = ClassMeans(2, device=CPU)
     means.grow(2)
     with pytest.raises(TrainingError, match=r"class means: features are not finite; start anew"):
-        means.set_means(torch.tensor([[1.0, 0.0], [torch.nan, 1.0]]), torch.tensor([0, 1]))
+        means.add(torch.tensor([[1.0, 0.0], [torch.nan, 1.0]]), torch.tensor([0, 1]))
     assert not means.prototypes.any()
 
 

@@ -285,6 +285,21 @@ def test_resuming_a_finished_run_changes_nothing(finished_run: Result, small_rec
     assert quiet(small_recipe, tmp_path / "run", resume=True).metrics == finished_run.metrics
 
 
+@pytest.mark.parametrize("lost", ["metrics.json", "cost.json", "both"])
+def test_what_follows_from_the_checkpoints_is_written_again(
+    lost: str, finished_run: Result, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    assert finished_run.path is not None
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    for name in ("metrics.json", "cost.json") if lost == "both" else (lost,):
+        (tmp_path / "run" / name).unlink()
+    if lost == "cost.json":  # a process that was killed meanwhile had not yet said that the run is complete
+        (tmp_path / "run" / "metrics.json").unlink()
+    assert quiet(small_recipe, tmp_path / "run", resume=True).metrics == finished_run.metrics
+    cost = json.loads((tmp_path / "run" / "cost.json").read_text())
+    assert cost == json.loads((finished_run.path / "cost.json").read_text())
+
+
 def test_resuming_where_nothing_is_starts(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
     assert quiet(small_recipe, tmp_path / "new", resume=True).accuracy == finished_run.accuracy
 

@@ -191,13 +191,13 @@ class Stream:
         problems = [
             f"stream.tasks: task {task.index + 1} ({', '.join(task.class_names)}) has no {use} images"
             for task in self.tasks
-            if present.isdisjoint(range(task.first_class, task.stop_class))
+            if present.isdisjoint(task.classes)
         ]
         if problems:
             raise DataError(problems)
 
     def _split(self, cache: ImageCache, indices: Int[Tensor, " m"], labels: Int[Tensor, " n"], task: Task) -> Split:
-        of_task = (labels[indices] >= task.first_class) & (labels[indices] < task.stop_class)
+        of_task = torch.isin(labels[indices], torch.tensor(task.classes))
         return Split(cache, indices[of_task], labels[indices[of_task]], self._image_size)
 
 

@@ -67,11 +67,11 @@ class APER(FirstTaskMethod):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        self.means.grow(len(task.class_names))
+        self.means.grow(len(task.new_classes))
 
     def end_task(self, context: Context) -> None:
         """(3)."""
-        self.means.set_means(*context.gathered(self.both_halves))
+        self.means.add(*context.gathered(self.both_halves))
 
     def both_halves(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """(2)."""

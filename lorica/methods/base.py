@@ -125,13 +125,17 @@ class Context:
     descend: Descend
 
     def gathered(
-        self, features: Callable[[Inputs], Tensor]
-    ) -> tuple[Float[Tensor, "images ..."], Int[Tensor, " images"]]:
-        """What `features` makes of all inputs of `batches`, and their labels; without gradients, in float32 whatever the
-        precision of the run."""
+        self, features: Callable[[Inputs], Tensor], *, of_new_classes: bool = False
+    ) -> tuple[Float[Tensor, "samples ..."], Int[Tensor, " samples"]]:
+        """What `features` makes of all inputs of `batches` (or of those whose class is new), and their labels; without
+        gradients, in float32 whatever the precision of the run."""
         with torch.no_grad():
             pairs = [(features(batch.inputs), batch.labels) for batch in self.batches()]
-        return torch.cat([part for part, _ in pairs]), torch.cat([labels for _, labels in pairs])
+        found, labels = torch.cat([part for part, _ in pairs]), torch.cat([labels for _, labels in pairs])
+        if not of_new_classes or len(self.task.new_classes) == len(self.task.classes):
+            return found, labels
+        new = torch.isin(labels, torch.tensor(self.task.new_classes, device=labels.device))
+        return found[new], labels[new]
 
 
 class Method(nn.Module, ABC):
@@ -296,6 +300,13 @@ def lone_classes(tasks: Sequence[Task], remedy: str) -> Iterator[str]:
             f"method.cross_entropy: task {alone[0].index + 1} has a single class, and a loss over its own logits "
             f"alone is always 0; use {remedy}"
         )
+
+
+def only_old_classes(tasks: Sequence[Task], why: str) -> Iterator[str]:
+    """What `misfits` says of tasks without a new class."""
+    old = [task for task in tasks if not task.new_classes]
+    if old:
+        yield f"stream: task {old[0].index + 1} has no new class, and {why}; use a method that takes more of old classes"
 
 
 def shapes_of(method: Method, parameters: list[nn.Parameter]) -> dict[str, torch.Size]:

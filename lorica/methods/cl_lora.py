@@ -36,6 +36,9 @@ Not reproduced: CE computed before the first step and differentiated after it (c
 which is not adapted (only ORTH sees them: 6 floats a task on ViT-B/16); T passes where one serves; prototypes of every class
 in every space, of which one is used; copies of all adapters after each task. An all-zero teacher has weights 1, not NaN.
 
+A class that returns in a later task helps to train that task's branch; its prototype stays in its own space. A task without a new
+class is refused, since nothing would be scored in its branch.
+
 Neither source adapts old prototypes as the shared half moves: KD is all that protects them. The paper's note names no
 optimiser; both variants default to what the code's ImageNet-R setting uses.
 """
@@ -59,7 +62,7 @@ from lorica.backbones.encoder import Encoder, Site
 from lorica.errors import BackboneError
 from lorica.heads import ClassMeans, CosineHead
 from lorica.linalg import random_orthonormal_rows
-from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig, Variants, lone_classes
+from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig, Variants, lone_classes, only_old_classes
 from lorica.types import Batch, Inputs, Task
 
 ROWS_TOGETHER = 32
@@ -216,6 +219,7 @@ class CLLoRA(Method):
     def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
         yield from super().misfits(config, tasks)
         yield from lone_classes(tasks, "larger tasks")
+        yield from only_old_classes(tasks, "cl_lora has a space for each task, in which it tells the new classes apart")
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
@@ -233,8 +237,8 @@ class CLLoRA(Method):
             weight = torch.rand(()) + 0.5  # drawn in any case, so that an ablation starts and shuffles alike
             weight = weight if self.config.block_weights else torch.ones(())
             specific.start(random_orthonormal_rows(rank, site.in_features, uniform=uniform), weight, earlier=task.index)
-        self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
-        self.means.grow(len(task.class_names))
+        self.head = CosineHead(self.encoder.width, len(task.classes), device=self.device)
+        self.means.grow(len(task.new_classes))
 
     def trainable(self) -> list[nn.Parameter]:
         shared, specific = [each.up for each in self.lower.values()], list(self.upper.values())
@@ -286,7 +290,7 @@ class CLLoRA(Method):
             yield {"distillation": self.distil(embedded, self.trunk(embedded))}
         tokens = self.trunk(embedded)  # after that step, with the weights that it left
         features = self.branches(tokens, self.task.index, self.task.index + 1)[0]
-        terms = {"cross_entropy": F.cross_entropy(self.head(features), batch.labels - self.task.first_class)}
+        terms = {"cross_entropy": F.cross_entropy(self.head(features), self.task.positions(batch.labels))}
         if distils and not self.two_steps:
             terms["distillation"] = self.distil(embedded, tokens)
         if later and self.orthogonality != "none":
@@ -339,7 +343,7 @@ class CLLoRA(Method):
             tokens = self.trunk(self.encoder.embed(inputs))
             return self.branches(tokens, self.task.index, self.task.index + 1)[0]
 
-        self.means.set_means(*context.gathered(features))
+        self.means.add(*context.gathered(features, of_new_classes=True))
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         tokens, scores = self.trunk(self.encoder.embed(inputs)), []
@@ -347,7 +351,7 @@ class CLLoRA(Method):
         for first in range(0, len(self.tasks), together):
             tasks = self.tasks[first : first + together]
             for task, features in zip(tasks, self.branches(tokens, first, first + len(tasks)), strict=True):
-                scores.append(self.means(features, slice(task.first_class, task.stop_class)))
+                scores.append(self.means(features, slice(task.new_classes[0], task.new_classes[-1] + 1)))
         return torch.cat(scores, dim=1)
 
     def diagnostics(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ While task t is learned, its adapters train with a cosine head, sigma learned fr
 
     loss = cross-entropy of sigma cos(phi_t(x), w_c) over the classes c of task t alone                            (1)
 
-(a task of one class has nothing to tell apart: its loss is 0 and its space that of the backbone).
+(a class that returns trains along, and keeps its prototypes; a task without a new class is refused; a task of one class has nothing to tell apart: its loss is 0 and its space that of the backbone).
 
 Then P_c,i, the mean of phi_i over the training images of class c, is measured for the new classes in all spaces i <= t.
 A class o of an earlier task tau cannot be measured in the later spaces i = tau + 1 … t. There its prototype is put
@@ -39,7 +39,7 @@ The optimiser defaults to that code's for ImageNet-R (there with batches of 16, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -51,8 +51,8 @@ from torch import Tensor, nn
 from lorica.adapters.tuning import Bottlenecks
 from lorica.backbones.encoder import Encoder
 from lorica.heads import ClassMeans, CosineHead
-from lorica.methods.base import Context, Method, MethodConfig
-from lorica.types import Batch, Inputs, Task
+from lorica.methods.base import Context, Method, MethodConfig, only_old_classes
+from lorica.types import Batch, Inputs, Task, seen_classes
 
 
 class EASEConfig(MethodConfig):
@@ -87,6 +87,11 @@ class EASE(Method):
         self.plain_means = ClassMeans(encoder.width, device=self.device)  # empty without backbone_weight
 
     @classmethod
+    def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
+        yield from super().misfits(config, tasks)
+        yield from only_old_classes(tasks, "ease makes a space for each task from the classes that are new in it")
+
+    @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-3, "schedule": "cosine"}
 
@@ -95,17 +100,17 @@ class EASE(Method):
         config, width = self.config, self.encoder.width
         adapters = Bottlenecks(self.encoder, config.rank, scale=config.scale, dropout=config.dropout)
         self.adapters.append(adapters)
-        self.head = CosineHead(width, len(task.class_names), device=self.device)
+        self.head = CosineHead(width, len(task.classes), device=self.device)
         self.means.append(ClassMeans(width, device=self.device))
         for means in self.class_means():
-            means.grow(task.stop_class - len(means.prototypes))
+            means.grow(seen_classes(self.tasks) - len(means.prototypes))
 
     def trainable(self) -> list[nn.Parameter]:
         return [*self.adapters[-1].parameters(), *self.head.parameters()]
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         features = cast(Bottlenecks, self.adapters[-1]).features(self.encoder, batch.inputs)
-        yield {"cross_entropy": F.cross_entropy(self.head(features), batch.labels - self.task.first_class)}
+        yield {"cross_entropy": F.cross_entropy(self.head(features), self.task.positions(batch.labels))}
 
     # --- the spaces: one for each task, then the plain backbone's if it has a weight ---
 
@@ -120,10 +125,10 @@ class EASE(Method):
 
     def weights(self) -> Float[Tensor, "spaces classes"]:
         """Of the cosines in (3)."""
-        shape = (len(self.class_means()), self.task.stop_class)
+        shape = (len(self.class_means()), seen_classes(self.tasks))
         weights = torch.full(shape, self.config.others_weight / max(1, self.task.index), device=self.device)
         for task in self.tasks:
-            weights[task.index, task.first_class : task.stop_class] = 1
+            weights[task.index, list(task.new_classes)] = 1
         weights[len(self.tasks) :] = self.config.backbone_weight
         return weights
 
@@ -132,17 +137,19 @@ class EASE(Method):
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
         """Measures the new classes in every space, and completes the old ones."""
-        features, labels = context.gathered(lambda inputs: torch.stack(self.in_spaces(inputs), dim=1))
+        features, labels = context.gathered(
+            lambda inputs: torch.stack(self.in_spaces(inputs), dim=1), of_new_classes=True
+        )
         for means, own in zip(self.class_means(), features.unbind(1), strict=True):
-            means.set_means(own, labels)
+            means.add(own, labels)
         for space in self.tasks if self.config.recalculate else [self.task]:
             self.complete(space)
 
     def complete(self, space: Task) -> None:
         """(2) for the classes older than this task, in its space."""
-        prototypes, known = self.class_means()[space.index].prototypes, slice(space.first_class, None)
+        prototypes, known = self.class_means()[space.index].prototypes, slice(space.new_classes[0], None)
         for task in self.tasks[: space.index]:
-            shared, old = self.class_means()[task.index], slice(task.first_class, task.stop_class)
+            shared, old = self.class_means()[task.index], slice(task.new_classes[0], task.new_classes[-1] + 1)
             weights = (shared(shared.prototypes[old], known) / self.config.temperature).softmax(dim=1)
             prototypes[old] = weights @ prototypes[known]
 

@@ -64,9 +64,9 @@ class FirstTaskMethod(Method):
             self.tuning = start_tuning(own.tuning, self.encoder, rank=own.rank, length=own.length)
             if self.tuning is None:
                 return
-            if len(task.class_names) == 1:
+            if len(task.classes) == 1:
                 raise RecipeError(f"stream: {SINGLE_FIRST}")
-            self.head = CosineHead(self.encoder.width, len(task.class_names), device=self.device)
+            self.head = CosineHead(self.encoder.width, len(task.classes), device=self.device)
         elif "head" in self._modules:
             del self.head
 

@@ -50,13 +50,15 @@ Done otherwise than there:
     checkpoint; the draws of an epoch are made batch by batch, from the same distribution, and TAP's rate falls with
     each of them (the code: with each epoch);
   * heads start as in the rest of this library, W1 and W2 as torch's linear layers (the code: truncated normal, 0.02).
+A class that returns in a later task trains along there, but is remembered and found as before; a task without a new class is
+refused, since no input would find its prompt.
 Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -70,10 +72,10 @@ from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear
 from lorica.linalg import double
-from lorica.methods.base import Context, MethodConfig, Variants
+from lorica.methods.base import Context, MethodConfig, Variants, only_old_classes
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.randomness import Draws
-from lorica.types import Batch, Inputs, Task
+from lorica.types import Batch, Inputs, Task, seen_classes
 
 TEMPERATURE = 0.8  # of (3)
 JITTER = 1e-4  # added to each variance
@@ -263,6 +265,13 @@ class HiDePrompt(LinearHeadMethod):
         self.prompted_features = Gaussians(encoder.width, slots, full=full, device=self.device)
 
     @classmethod
+    def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
+        yield from super().misfits(config, tasks)
+        yield from only_old_classes(
+            tasks, "hide_prompt has a prompt for each task, found by the classes that are new in it"
+        )
+
+    @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "adam", "learning_rate": 0.03 * 24 / 256, "weight_decay": 0.0, "schedule": "cosine"}
 
@@ -272,7 +281,8 @@ class HiDePrompt(LinearHeadMethod):
             self.identity = TaskIdentity(self.encoder.width, device=self.device)
         self.prompts.grow(copy=True)
         for part in (self.identity.head, self.frozen_features, self.prompted_features):
-            part.grow(len(task.class_names))
+            part.grow(len(task.new_classes))
+        self.identity.head.isolate(task.classes)
 
     # --- within-task prediction ---
 
@@ -307,7 +317,7 @@ class HiDePrompt(LinearHeadMethod):
     def identity_parameters(self) -> list[nn.Parameter]:
         """What trains in (4): old rows of its head only where they are in the loss."""
         identity, masked = self.identity, self.config.cross_entropy == "current_task"
-        rows = identity.head.newest() if masked else identity.head.parameters()
+        rows = identity.head.rows_of(self.task.classes) if masked else identity.head.parameters()
         return [*identity.residual.parameters(), *identity.norm.parameters(), *rows]
 
     def identity_losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
@@ -326,8 +336,9 @@ class HiDePrompt(LinearHeadMethod):
         context.descend(parameters, epochs, losses=self.identity_losses, learning_rate=rate, schedule="constant")
         self.remember(context)
         if self.task.index > 0 and self.config.alignment_epochs:
-            self.align(context, self.head, PseudoFeatures(self.prompted_features, self.task.first_class, times=5))
-            self.align(context, self.identity, PseudoFeatures(self.frozen_features, self.task.first_class, times=1))
+            old = seen_classes(self.tasks[:-1])
+            self.align(context, self.head, PseudoFeatures(self.prompted_features, old, times=5))
+            self.align(context, self.identity, PseudoFeatures(self.frozen_features, old, times=1))
 
     @torch.no_grad()
     def remember(self, context: Context) -> None:
@@ -337,6 +348,9 @@ class HiDePrompt(LinearHeadMethod):
             for b in context.batches()
         ]
         frozen, prompted, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        if len(self.task.new_classes) < len(self.task.classes):
+            new = torch.isin(labels, torch.tensor(self.task.new_classes, device=labels.device))
+            frozen, prompted, labels = frozen[new], prompted[new], labels[new]
         self.frozen_features.fit(frozen, labels)
         self.prompted_features.fit(prompted, labels)
 
@@ -353,7 +367,7 @@ class HiDePrompt(LinearHeadMethod):
 
     def identify(self, inputs: Inputs) -> Int[Tensor, " n"]:
         """tau of (6): a task for each input."""
-        task_of = torch.tensor([task.index for task in self.tasks for _ in task.class_names], device=self.device)
+        task_of = torch.tensor([task.index for task in self.tasks for _ in task.new_classes], device=self.device)
         return task_of[self.identity(query(self.encoder, inputs)).argmax(dim=1)]
 
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:

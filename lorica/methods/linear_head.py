@@ -33,19 +33,25 @@ class LinearHeadMethod(Method):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        self.head.grow(len(task.class_names))
+        self.head.grow(len(task.new_classes))
+        self.head.isolate(task.classes)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The head's share of `trainable`: the new rows, or all rows when all of them enter the loss."""
-        return self.head.newest() if self.config.cross_entropy == "current_task" else list(self.head.parameters())
+        """The head's share of `trainable`: the rows of the task's classes, or all rows when all of them enter the loss."""
+        return (
+            self.head.rows_of(self.task.classes)
+            if self.config.cross_entropy == "current_task"
+            else list(self.head.parameters())
+        )
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         yield {"cross_entropy": self.cross_entropy(self.predict(batch.inputs), batch.labels)}
 
     def cross_entropy(self, logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:
         """Over the logits of the task's own classes, or of all seen so far, as the recipe says."""
-        first = 0 if self.config.cross_entropy == "all_seen" else self.task.first_class
-        return F.cross_entropy(logits[:, first:], labels - first)
+        if self.config.cross_entropy == "all_seen":
+            return F.cross_entropy(logits, labels)
+        return F.cross_entropy(logits[:, self.task.columns], self.task.positions(labels))
 
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs)

@@ -2,7 +2,7 @@
 
 After each task, one pass over its training images without augmentation gives the mean feature of every new class; an
 image belongs to the class whose mean has the largest cosine with its own feature. Nothing trains and nothing is forgotten.
-Raw features are averaged and the mean is normalised, not the reverse.
+Raw features are averaged and the mean is normalised, not the reverse. More images of a class that is known count like its first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Prototypes(Method):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        self.means.grow(len(task.class_names))
+        self.means.grow(len(task.new_classes))
 
     def trainable(self) -> list[nn.Parameter]:
         return []
@@ -38,7 +38,7 @@ class Prototypes(Method):
         return iter(())
 
     def end_task(self, context: Context) -> None:
-        self.means.set_means(*context.gathered(self.encoder.features))
+        self.means.add(*context.gathered(self.encoder.features))
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.encoder.features(inputs))

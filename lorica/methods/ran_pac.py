@@ -88,7 +88,7 @@ class RanPAC(FirstTaskMethod):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
-        self.regression.grow(len(task.class_names))
+        self.regression.grow(len(task.new_classes))
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
         """G and Q."""

@@ -56,7 +56,7 @@ class ClassMeanReadout(Method):
             with torch.no_grad():
                 width = self.features(self.encoder.example(1)).shape[1]
             self.means = ClassMeans(width, device=self.device)
-        self.means.grow(len(task.class_names))
+        self.means.grow(len(task.new_classes))
 
     def begin_task(self, context: Context) -> None:
         self.learner.begin_task(context)
@@ -72,7 +72,7 @@ class ClassMeanReadout(Method):
 
     def end_task(self, context: Context) -> None:
         self.learner.end_task(context)
-        self.means.set_means(*context.gathered(self.features))
+        self.means.add(*context.gathered(self.features))
 
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.learner.features(inputs)
@@ -94,4 +94,4 @@ class ClassMeanReadout(Method):
 
     def own_state(self) -> dict[str, Tensor]:
         own = {f"learner.{name}": value for name, value in self.learner.own_state().items()}
-        return own | {"means.prototypes": self.means.prototypes}
+        return own | {f"means.{name}": value for name, value in self.means.state_dict().items()}

@@ -21,6 +21,6 @@ def test_frozen_features_transfer_to_digits() -> None:
         test = next(stream.test(stream.tasks[0]).batches(2000, device=torch.device("cpu")))
         means = ClassMeans(encoder.width, device=torch.device("cpu"))
         means.grow(10)
-        means.set_means(encoder.features(train.inputs), train.labels)
+        means.add(encoder.features(train.inputs), train.labels)
         accuracies.append((means(encoder.features(test.inputs)).argmax(dim=1) == test.labels).float().mean().item())
     assert fmean(accuracies) >= 0.93, accuracies

@@ -101,7 +101,7 @@ def test_what_trains_is_what_the_loop_trains(step_time, encoder) -> None:
     trained = {id(parameter) for parameter in method.parameters() if parameter.grad is not None}
     assert trained == {id(parameter) for parameter in method.trainable()}
     assert method.magnitudes.shape == (3,)
-    assert method.task.first_class == 20
+    assert method.task.classes[0] == 20
 
 
 def test_peft_adapts_q_and_v_of_every_block_and_nothing_else(step_time, encoder, monkeypatch) -> None:

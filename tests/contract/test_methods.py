@@ -14,6 +14,7 @@ from lorica.adapters.linear import AdaptedLinear
 from lorica.data.stream import Stream
 from lorica.methods import find_method, method_names
 from lorica.training import Fit, learn_task
+from lorica.types import Batch, Task, seen_classes
 
 FIT = Fit(
     epochs=1,
@@ -206,3 +207,55 @@ def test_training_leaves_nothing_requiring_gradients(kind, tiny_encoder, stream)
     learn(method, stream, range(1))
     assert not any(parameter.requires_grad for parameter in method.parameters())
     assert all(not isinstance(m, AdaptedLinear) or m.linear.weight.grad is None for m in method.modules())
+
+
+class Some:
+    """The samples of some classes, as the data of a task."""
+
+    def __init__(self, stream: Stream, classes: tuple[int, ...]) -> None:
+        (everything,) = stream.train_all().batches(1000, device=torch.device("cpu"))
+        own = torch.isin(everything.labels, torch.tensor(classes))
+        self.inputs, self.labels = everything.inputs[own], everything.labels[own]
+
+    def number_of_batches(self, batch_size: int) -> int:
+        return -(-len(self.labels) // batch_size)
+
+    def batches(self, batch_size: int, *, device, augment="none", draws=None, first=0):
+        order = torch.arange(len(self.labels))
+        if draws is not None:
+            order = torch.randperm(len(order), generator=draws.generator("order"))
+        for part in order.split(batch_size)[first:]:
+            yield Batch(self.inputs[part], self.labels[part])
+
+
+def test_classes_that_return(kind, tiny_encoder, stream) -> None:
+    """Two classes; then one of them with a new one; then old ones alone, unless the method says that it cannot."""
+    names = stream.class_names
+    tasks = [
+        Task(0, (0, 1), (0, 1), names[:2]),
+        Task(1, (1, 2), (2,), names[1:3]),
+        Task(2, (0, 2), (), (names[0], names[2])),
+    ]
+    method = kind(tiny_encoder())
+    refused = list(type(method).misfits(method.config, tasks))
+    if refused:
+        assert "task 3 has no new class" in refused[0]
+        tasks.pop()
+    assert list(type(method).misfits(method.config, tasks)) == []
+    accelerator = Accelerator(cpu=True)
+    for task in tasks:
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        learn_task(method, task, Some(stream, task.classes), FIT, seed=0, accelerator=accelerator)
+        assert method.predict(images(stream)).shape == (12, seen_classes(method.tasks))
+        assert method.predict(images(stream)).isfinite().all()
+    if hasattr(method, "head") and hasattr(method.head, "stacked") and "head" not in method.rewritten:
+        # weight decay does not reach a row that is no class of the task
+        stayed = next(number for number in range(3) if number not in tasks[-1].classes)
+        rows = [value for name, value in before.items() if name.startswith("head.weights.")]
+        assert torch.equal(method.head.stacked()[0][stayed], torch.cat(rows)[stayed])
+    copied = kind(tiny_encoder())
+    for task in tasks:
+        copied.grow(task)
+    copied.restore_structure(json.loads(json.dumps(method.structure())))
+    copied.load_own_state(method.own_state())
+    assert torch.equal(copied.eval().predict(images(stream)), method.predict(images(stream)))

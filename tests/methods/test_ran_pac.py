@@ -56,7 +56,7 @@ def context(method: RanPAC, inputs: torch.Tensor, labels: torch.Tensor, batch_si
 
 def data(task: Task, each: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
     """Images of a task: noise around a colour that depends on the class."""
-    labels = torch.arange(task.first_class, task.stop_class).repeat(each)
+    labels = torch.tensor(task.classes).repeat(each)
     colours = torch.rand(6, 3, generator=torch.Generator().manual_seed(9))
     return (0.5 * images(len(labels), seed=task.index) + 0.5 * colours[labels][:, :, None, None]), labels
 
@@ -212,8 +212,8 @@ def test_given_lambda_the_order_of_tasks_changes_nothing(tiny_encoder) -> None:
     for place, task in enumerate([TASKS[2], TASKS[0], TASKS[1]]):
         other.grow(Task.of_new_classes(place, len(columns), task.class_names))
         x, y = data(task)
-        other.end_task(context(other, x, y - task.first_class + len(columns), batch_size=3))
-        columns += range(task.first_class, task.stop_class)
+        other.end_task(context(other, x, y - task.classes[0] + len(columns), batch_size=3))
+        columns += task.classes
     assert torch.equal(ordered.projection, other.projection)
     for each in (ordered, other):
         each.regression.solve(10.0)
