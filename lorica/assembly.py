@@ -10,8 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from lorica.backbones import load_backbone
+from lorica.backbones import Encoder, load_backbone
 from lorica.config import IN_MEMORY, Recipe
+from lorica.data.reader import Reader, find_reader
 from lorica.data.sources import Source, load_source
 from lorica.data.stream import Stream
 from lorica.errors import LoricaError, RecipeError
@@ -43,7 +44,7 @@ def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
-    return Assembly(recipe, build_stream(recipe, source, encoder.reading()["image_size"]), method, accelerator)
+    return Assembly(recipe, build_stream(recipe, source, encoder), method, accelerator)
 
 
 def build_source(recipe: Recipe) -> Source:
@@ -56,15 +57,25 @@ def build_source(recipe: Recipe) -> Source:
     return load_source(data.source, root=data.root, test_fraction=data.test_fraction, split_seed=data.split_seed)
 
 
-def build_stream(recipe: Recipe, source: Source, image_size: int) -> Stream:
+def build_reader(recipe: Recipe, encoder: Encoder) -> Reader:
+    """What makes the encoder's inputs of samples. DataError where there is none for its modality."""
+    kind = find_reader(encoder.modality)
+    return kind(**encoder.reading(), **{key: getattr(recipe.data, key) for key in kind.options})
+
+
+def build_stream(recipe: Recipe, source: Source, encoder: Encoder) -> Stream:
+    """The recipe's tasks, which its method can learn.
+
+    Raises:
+        LoricaError: all that is in the way.
+    """
     data = recipe.data
     stream = Stream(
         source,
         tasks=recipe.stream.tasks,
         classes_per_task=recipe.stream.classes_per_task,
         seed=recipe.stream.seed,
-        image_size=image_size,
-        crop_pct=data.crop_pct,
+        reader=build_reader(recipe, encoder),
         validation_fraction=data.validation_fraction,
         validation_seed=data.split_seed,
         cache_bytes=int(data.cache_gib * 2**30),

@@ -16,7 +16,7 @@ from lorica import analysis
 from lorica import demo as demonstration
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_recipe
-from lorica.data.sources import SOURCE_DESCRIPTIONS
+from lorica.data.sources import source_names
 from lorica.errors import LoricaError
 from lorica.files import write_json
 from lorica.interruption import Terminated
@@ -120,7 +120,7 @@ def list_names(
         case Listing.backbones:
             entries = backbone_names()
         case Listing.sources:
-            entries = SOURCE_DESCRIPTIONS
+            entries = source_names()
         case Listing.recipes:
             entries = packaged_recipes()
     if plain:

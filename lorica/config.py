@@ -63,7 +63,7 @@ class BackboneConfig(Section):
 class DataConfig(Section):
     """Where samples come from."""
 
-    source: str = Field(default="digits", description="digits, image_folder, cifar100 or arrays")
+    source: str = Field(default="digits", description="name of the source, see `lorica list sources`")
     root: LocalPath | None = Field(default=None, description="folder or file of the source")
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="share tested where the source has no test set")
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="seed of that split, and of the validation split")

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.adapters.attach import merged
+from lorica.assembly import build_reader
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
-from lorica.data.samples import ImageArrays, read_image
-from lorica.data.transforms import centre_crop, fit_square
+from lorica.data.reader import Reader
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
 from lorica.methods import Method, build_method
@@ -24,10 +24,9 @@ from lorica.methods import Method, build_method
 class Learner:
     """A method with what it has learned, and the names of its classes in the order of its logits."""
 
-    def __init__(self, method: Method, *, crop_pct: float) -> None:
-        self.method = method
+    def __init__(self, method: Method, *, reader: Reader) -> None:
+        self.method, self._reader = method, reader
         self.class_names = tuple(name for task in method.tasks for name in task.new_names)
-        self._canvas = round(method.encoder.reading()["image_size"] / crop_pct)
 
     @torch.inference_mode()
     def logits(self, images: Sequence[Path | str | np.ndarray], *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
@@ -43,9 +42,7 @@ class Learner:
         return torch.cat([self._logits(images[start : start + batch_size]) for start in starts])
 
     def _logits(self, images: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n classes"]:
-        squares = torch.stack([torch.from_numpy(fit_square(_pixels(image), self._canvas)) for image in images])
-        inputs = centre_crop(squares.float() / 255, self.method.encoder.reading()["image_size"])
-        return self.method.predict(inputs.to(self.method.device)).cpu()
+        return self.method.predict(self._reader.of(images).to(self.method.device)).cpu()
 
     def predict(self, images: Sequence[Path | str | np.ndarray]) -> list[str]:
         """The class name of each image; images as in `logits`."""
@@ -81,10 +78,4 @@ def load(run: Path | str, *, tasks: int | None = None) -> Learner:
         encoder = load_backbone(**recipe.backbone.model_dump())
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
     Checkpoints(folder.checkpoints).load(method, tasks)
-    return Learner(method, crop_pct=recipe.data.crop_pct)
-
-
-def _pixels(image: Path | str | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    if isinstance(image, np.ndarray):
-        return ImageArrays(image[None], np.zeros(1, np.int64), "image").decode(0)
-    return read_image(image)
+    return Learner(method, reader=build_reader(recipe, encoder))

@@ -115,7 +115,7 @@ def check(
     # a method of the user's own may look at weights, which are not there
     with torch.random.fork_rng([]), suppress(RuntimeError):
         build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
-    return resolved, build_stream(resolved, source or build_source(resolved), encoder.reading()["image_size"])
+    return resolved, build_stream(resolved, source or build_source(resolved), encoder)
 
 
 class Evaluation(NamedTuple):

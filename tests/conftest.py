@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from lorica.backbones.timm_vit import TimmViT
-from lorica.data.samples import ImageArrays
+from lorica.data.images import ImageArrays
 from lorica.data.sources import Source, arrays
 from lorica.results import Result
 from lorica.run import run

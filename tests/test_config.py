@@ -95,7 +95,7 @@ def test_paths_are_made_absolute_so_that_a_saved_recipe_holds_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
-        "from lorica.methods.base import LinearHeadMethod\nclass M(LinearHeadMethod):\n  name = 'm'\n"
+        "from lorica.methods.linear_head import LinearHeadMethod\nclass M(LinearHeadMethod):\n  name = 'm'\n"
     )
     recipe = read_recipe({"method": "mine.py", "data.root": "birds", "backbone.weights": "~/x.safetensors"})
     assert recipe.data.root == tmp_path / "birds"

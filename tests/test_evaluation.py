@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorica.adapters.linear import AdaptedLinear
 from lorica.backbones.timm_vit import TimmViT
+from lorica.data.images import ImageReader
 from lorica.data.sources import Source
 from lorica.data.stream import Stream
 from lorica.evaluation import accuracy_row
@@ -42,7 +43,7 @@ class Oracle(LinearHeadMethod):
 
 @pytest.fixture
 def stream(six_classes: Source) -> Stream:
-    return Stream(six_classes, tasks=3, image_size=32)
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
 @pytest.mark.parametrize(("answer", "row"), [(0, [0.5, 0.0]), (3, [0.0, 0.5])])

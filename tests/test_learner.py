@@ -12,7 +12,7 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from lorica.adapters.linear import AdaptedLinear
-from lorica.data.samples import ImageArrays
+from lorica.data.images import ImageArrays
 from lorica.data.sources import Source
 from lorica.errors import DataError, LoricaError
 from lorica.learner import Learner, load

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorica.backbones.timm_vit import TimmViT
+from lorica.data.images import ImageReader
 from lorica.data.sources import Source
 from lorica.data.stream import Stream
 from lorica.errors import TrainingError
@@ -64,7 +65,7 @@ class Recording(LinearHeadMethod):
 
 @pytest.fixture
 def stream(six_classes: Source) -> Stream:
-    return Stream(six_classes, tasks=3, image_size=32)
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
 def fit(**changes: Any) -> Fit:

@@ -1,13 +1,17 @@
-"""Where samples come from and in which order: sources of labelled images, their transforms, and the stream of tasks."""
+"""Where samples come from and in which order: sources, readers of what they have, and the stream of tasks."""
 
-from lorica.data.samples import Samples, read_image
-from lorica.data.sources import SOURCES, Source, arrays, arrays_file, cifar100, digits, image_folder, load_source
+from lorica.data.images import ImageReader, read_image
+from lorica.data.reader import Opened, Reader, find_reader
+from lorica.data.samples import Samples
+from lorica.data.sources import Source, arrays, arrays_file, cifar100, digits, image_folder, load_source, source_names
 from lorica.data.stream import Split, Stream
 from lorica.data.transforms import AUGMENTATIONS
 
 __all__ = [
     "AUGMENTATIONS",
-    "SOURCES",
+    "ImageReader",
+    "Opened",
+    "Reader",
     "Samples",
     "Source",
     "Split",
@@ -16,7 +20,9 @@ __all__ = [
     "arrays_file",
     "cifar100",
     "digits",
+    "find_reader",
     "image_folder",
     "load_source",
     "read_image",
+    "source_names",
 ]

@@ -5,6 +5,7 @@ from statistics import fmean
 import torch
 
 from lorica.backbones.tiny import load_tiny
+from lorica.data.images import ImageReader
 from lorica.data.sources import digits
 from lorica.data.stream import Stream
 from lorica.heads import ClassMeans
@@ -16,7 +17,7 @@ def test_frozen_features_transfer_to_digits() -> None:
     encoder = load_tiny().eval()
     accuracies = []
     for split_seed in (0, 1, 2):
-        stream = Stream(digits(split_seed=split_seed), tasks=1, image_size=32)
+        stream = Stream(digits(split_seed=split_seed), tasks=1, reader=ImageReader(32))
         train = next(stream.train_all().batches(2000, device=torch.device("cpu")))
         test = next(stream.test(stream.tasks[0]).batches(2000, device=torch.device("cpu")))
         means = ClassMeans(encoder.width, device=torch.device("cpu"))

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from lorica.adapters.attach import merged
 from lorica.adapters.linear import AdaptedLinear
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.methods import find_method, method_names
 from lorica.training import Fit, learn_task
@@ -58,7 +59,7 @@ def kind(request: pytest.FixtureRequest):
 
 @pytest.fixture
 def stream(six_classes) -> Stream:
-    return Stream(six_classes, tasks=3, image_size=32)
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
 def learn(method, stream: Stream, tasks: range = range(3), seed: int = 0) -> None:
@@ -184,7 +185,7 @@ def test_thirty_tasks_run(kind, tiny_encoder) -> None:
 
     labels = torch.arange(60).repeat(2).numpy()
     pixels = torch.randint(0, 256, (120, 32, 32, 3), dtype=torch.uint8).numpy()
-    stream = Stream(arrays((pixels, labels), (pixels[:60], labels[:60])), tasks=30, image_size=32)
+    stream = Stream(arrays((pixels, labels), (pixels[:60], labels[:60])), tasks=30, reader=ImageReader(32))
     method = kind(tiny_encoder())
     learn(method, stream, range(30))
     logits = method.predict(images(stream))

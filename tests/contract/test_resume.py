@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.descent import Descent, Fit
 from lorica.files import RunFolder
@@ -96,7 +97,7 @@ def assert_same(one: Session, other: Session) -> None:
 
 
 def test_a_task_goes_on_from_any_step(build: Callable[[], Method], six_classes, tmp_path: Path) -> None:
-    stream = Stream(six_classes, tasks=3, image_size=32)
+    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
     for task, step in ((0, 2), (1, 3), (1, STEPS), (2, 5)):  # within an epoch, between two, and at the end
@@ -119,7 +120,7 @@ def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, six_classes, tmp_pa
     def build() -> Method:
         return ClassMeanReadout(cls(cls.Config(name="sd_lora", rank=2), tiny_encoder()))
 
-    stream = Stream(six_classes, tasks=3, image_size=32)
+    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
     with pytest.raises(StoppedHere):
@@ -141,7 +142,7 @@ def test_begin_task_is_not_called_again(tiny_encoder, six_classes, tmp_path: Pat
     def build() -> Method:
         return Counting(cls.Config(name="inf_lora", rank=2), tiny_encoder())
 
-    stream = Stream(six_classes, tasks=3, image_size=32)
+    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     with pytest.raises(StoppedHere):
         learn(session_in(tmp_path / "stopped", build(), (1, 1)), stream)
     learn(session_in(tmp_path / "stopped", build()), stream)
@@ -159,7 +160,7 @@ def test_a_damaged_snapshot_is_as_good_as_none(
     def build() -> Method:
         return cls(cls.Config(name="sd_lora", rank=2), tiny_encoder())
 
-    stream = Stream(six_classes, tasks=3, image_size=32)
+    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
     with pytest.raises(StoppedHere):

@@ -17,13 +17,13 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100, utils
 
 from lorica.data.sources import (
-    SOURCES,
     arrays,
     arrays_file,
     cifar100,
     digits,
     image_folder,
     load_source,
+    source_names,
     split_per_class,
 )
 from lorica.errors import DataError
@@ -455,7 +455,7 @@ def test_arrays_file_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_load_source_by_name(tmp_path: Path) -> None:
-    assert list(SOURCES) == ["digits", "image_folder", "cifar100", "arrays"]
+    assert list(source_names()) == ["arrays", "cifar100", "digits", "image_folder"]
     assert load_source("digits", root=None, test_fraction=0.5, split_seed=0).facts["test_fraction"] == 0.5
     write_images(tmp_path / "a", 4)
     folder = load_source("image_folder", root=tmp_path, test_fraction=0.5, split_seed=0)
@@ -466,7 +466,7 @@ def test_load_source_with_an_unknown_name() -> None:
     with pytest.raises(DataError, match=r"^data\.source: unknown source 'cifar10'; did you mean cifar100\?"):
         load_source("cifar10", root=None, test_fraction=0.25, split_seed=0)
     with pytest.raises(
-        DataError, match=r"unknown source 'xyz'; expected one of digits, image_folder, cifar100, arrays"
+        DataError, match=r"unknown source 'xyz'; expected one of arrays, cifar100, digits, image_folder"
     ):
         load_source("xyz", root=None, test_fraction=0.25, split_seed=0)
 
@@ -475,3 +475,21 @@ def test_load_source_with_an_unknown_name() -> None:
 def test_load_source_without_the_root_it_needs(name: str) -> None:
     with pytest.raises(DataError, match=rf"^data\.root: the source {name} needs a path"):
         load_source(name, root=None, test_fraction=0.25, split_seed=0)
+
+
+def test_a_source_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lorica.data import sources
+
+    (tmp_path / "invented.py").write_text(
+        "from lorica.data.sources.arrays import arrays\n"
+        "import numpy as np\n"
+        "DESCRIPTION = 'two grey squares'\n"
+        "def load(*, root, test_fraction, split_seed):\n"
+        "    half = np.zeros((2, 4, 4), np.uint8), [0, 1]\n"
+        "    return arrays(half, half)\n"
+    )
+    monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
+    assert source_names()["invented"] == "two grey squares"
+    assert len(load_source("invented", root=None, test_fraction=0.25, split_seed=0).train) == 2
+    with pytest.raises(DataError, match=r"unknown source 'inventd'; did you mean invented\?"):
+        load_source("inventd", root=None, test_fraction=0.25, split_seed=0)

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import Int, UInt8
-from torch import Tensor
 
-from lorica.data.samples import Samples
+from lorica.data.images import ImageReader, Images
 from lorica.data.sources import Source, arrays
-from lorica.data.stream import ImageCache, Split, Stream
+from lorica.data.stream import Split, Stream
 from lorica.errors import DataError
 from lorica.randomness import Draws
 from lorica.types import Task
@@ -23,7 +22,7 @@ from lorica.types import Task
 CPU = torch.device("cpu")
 
 
-class Plain(Samples):
+class Plain(Images):
     """Images of one colour, the sample's number; counts how often each is decoded."""
 
     def __init__(self, labels: Int[np.ndarray, " n"]) -> None:
@@ -61,7 +60,7 @@ def sizes(stream: Stream) -> list[int]:
 
 
 def test_class_order_is_the_permutation_of_random_state() -> None:
-    stream = Stream(plain_source([2] * 7, [1] * 7), tasks=3, image_size=8)
+    stream = Stream(plain_source([2] * 7, [1] * 7), tasks=3, reader=ImageReader(8))
     expected = np.random.RandomState(1993).permutation(7)
     assert stream.class_order == tuple(expected)
     assert stream.class_names == tuple(f"class {number}" for number in expected)
@@ -73,19 +72,21 @@ def test_class_order_is_the_permutation_of_random_state() -> None:
 
 
 def test_class_order_of_a_hundred_classes_as_in_the_literature() -> None:
-    stream = Stream(plain_source([1] * 100, [1] * 100), tasks=10, image_size=1)
+    stream = Stream(plain_source([1] * 100, [1] * 100), tasks=10, reader=ImageReader(1))
     assert stream.class_order[:6] == (68, 56, 78, 8, 23, 84)  # the order that published logs show
 
 
 def test_class_order_of_another_seed_and_of_none() -> None:
     source = plain_source([2] * 9, [1] * 9)
-    assert Stream(source, tasks=2, seed=5, image_size=8).class_order == tuple(np.random.RandomState(5).permutation(9))
-    assert Stream(source, tasks=2, seed=None, image_size=8).class_order == tuple(range(9))
+    assert Stream(source, tasks=2, seed=5, reader=ImageReader(8)).class_order == tuple(
+        np.random.RandomState(5).permutation(9)
+    )
+    assert Stream(source, tasks=2, seed=None, reader=ImageReader(8)).class_order == tuple(range(9))
 
 
 def test_labels_are_positions_in_the_class_order() -> None:
     source = plain_source([3] * 5, [2] * 5)
-    stream = Stream(source, tasks=2, image_size=8)
+    stream = Stream(source, tasks=2, reader=ImageReader(8))
     for task in stream.tasks:
         for split, samples in ((stream.train(task), source.train), (stream.test(task), source.test)):
             original = samples.labels[split.indices]
@@ -107,7 +108,7 @@ def test_labels_are_positions_in_the_class_order() -> None:
     ],
 )
 def test_division_into_tasks(division: dict, expected: list[int]) -> None:
-    stream = Stream(plain_source([1] * 10, [1] * 10), image_size=8, **division)
+    stream = Stream(plain_source([1] * 10, [1] * 10), reader=ImageReader(8), **division)
     assert sizes(stream) == expected
     assert stream.tasks[-1].classes[-1] == 9
 
@@ -128,27 +129,25 @@ def test_division_into_tasks(division: dict, expected: list[int]) -> None:
             {"classes_per_task": [4, 0]},
             r"stream\.classes_per_task: expected at least 1 class in every task, got \[4, 0\]",
         ),
-        ({"tasks": 2, "crop_pct": 0.0}, r"data\.crop_pct: expected more than 0 and at most 1, got 0\.0"),
-        ({"tasks": 2, "crop_pct": 1.5}, r"data\.crop_pct: expected more than 0 and at most 1, got 1\.5"),
         ({"tasks": 2, "validation_fraction": 1.0}, r"data\.validation_fraction: expected at least 0 and less than 1"),
     ],
 )
 def test_a_stream_that_is_impossible(division: dict, message: str) -> None:
     with pytest.raises(DataError, match=f"^{message}"):
-        Stream(plain_source([2] * 4, [1] * 4), image_size=8, **division)
+        Stream(plain_source([2] * 4, [1] * 4), reader=ImageReader(8), **division)
 
 
 def test_a_task_needs_images_to_be_tested_on() -> None:
     source = plain_source([2, 1, 1], [1, 0, 0])
     with pytest.raises(DataError) as caught:
-        Stream(source, tasks=3, seed=None, image_size=8)
+        Stream(source, tasks=3, seed=None, reader=ImageReader(8))
     assert caught.value.problems == (
         "stream.tasks: task 2 (class 1) has no test images",
         "stream.tasks: task 3 (class 2) has no test images",
     )
-    assert sizes(Stream(source, tasks=1, image_size=8)) == [3]
+    assert sizes(Stream(source, tasks=1, reader=ImageReader(8))) == [3]
     with pytest.raises(DataError, match=r"^stream\.tasks: task 2 \(class 1\) has no validation images$"):
-        Stream(plain_source([2, 1], [1, 1]), tasks=2, seed=None, image_size=8, validation_fraction=0.5)
+        Stream(plain_source([2, 1], [1, 1]), tasks=2, seed=None, reader=ImageReader(8), validation_fraction=0.5)
 
 
 # ---------------------------------------------------------------------------------------------------- splits
@@ -164,7 +163,12 @@ def test_a_stream_partitions_the_classes_and_the_samples(
     per_class = st.lists(st.integers(2, 6), min_size=classes, max_size=classes)
     source = plain_source(data.draw(per_class, label="train"), data.draw(per_class, label="test"))
     stream = Stream(
-        source, classes_per_task=division, seed=seed, image_size=4, validation_fraction=fraction, validation_seed=3
+        source,
+        classes_per_task=division,
+        seed=seed,
+        reader=ImageReader(4),
+        validation_fraction=fraction,
+        validation_seed=3,
     )
     assert sizes(stream) == division
     assert sorted(stream.class_order) == list(range(classes))
@@ -192,7 +196,7 @@ def test_validation_comes_out_of_every_class_of_the_training_data_by_its_own_see
             source,
             tasks=2,
             seed=stream_seed,
-            image_size=8,
+            reader=ImageReader(8),
             validation_fraction=0.2,
             validation_seed=validation_seed,
         )
@@ -212,7 +216,7 @@ def test_validation_comes_out_of_every_class_of_the_training_data_by_its_own_see
 
 def test_a_pass_reads_only_the_samples_of_its_split() -> None:
     source = plain_source([6] * 4, [5] * 4)
-    stream = Stream(source, tasks=2, image_size=8, validation_fraction=0.3)
+    stream = Stream(source, tasks=2, reader=ImageReader(8), validation_fraction=0.3)
     task = stream.tasks[1]
     train, validation, test = stream.train(task), stream.validation(task), stream.test(task)
     assert numbers(train) == train.indices.tolist()
@@ -227,7 +231,7 @@ def test_a_pass_reads_only_the_samples_of_its_split() -> None:
 
 
 def test_batches_in_order() -> None:
-    stream = Stream(plain_source([5, 5], [1, 1]), tasks=1, image_size=8)
+    stream = Stream(plain_source([5, 5], [1, 1]), tasks=1, reader=ImageReader(8))
     split = stream.train(stream.tasks[0])
     batches = list(split.batches(4, device=CPU))
     assert [len(batch.labels) for batch in batches] == [4, 4, 2]
@@ -242,7 +246,7 @@ def test_batches_in_order() -> None:
 
 
 def test_batches_are_shuffled_and_augmented_by_the_draws() -> None:
-    stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, image_size=8, crop_pct=0.8)
+    stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, reader=ImageReader(8, crop_pct=0.8))
     split = stream.train(stream.tasks[0])
     first, second = (numbers(split, "none", Draws(0, epoch=epoch)) for epoch in range(2))
     assert sorted(first) == sorted(second) == split.indices.tolist()
@@ -255,7 +259,7 @@ def test_batches_are_shuffled_and_augmented_by_the_draws() -> None:
 
 
 def test_a_pass_that_begins_in_the_middle_goes_on_as_the_whole_one() -> None:
-    stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, image_size=8, crop_pct=0.8)
+    stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, reader=ImageReader(8, crop_pct=0.8))
     split = stream.train(stream.tasks[0])
     whole = list(split.batches(6, device=CPU, augment="crop_flip", draws=Draws(2)))
     for first in (1, 5, 6, 7):
@@ -267,13 +271,13 @@ def test_a_pass_that_begins_in_the_middle_goes_on_as_the_whole_one() -> None:
 
 
 def test_augmentation_without_draws() -> None:
-    stream = Stream(plain_source([2, 2], [1, 1]), tasks=1, image_size=8)
+    stream = Stream(plain_source([2, 2], [1, 1]), tasks=1, reader=ImageReader(8))
     with pytest.raises(ValueError, match="augment='flip' needs draws"):
         next(stream.train_all().batches(2, device=CPU, augment="flip"))
 
 
 def test_an_empty_split_has_no_batches() -> None:
-    stream = Stream(plain_source([2, 2], [1, 1]), tasks=1, image_size=8)
+    stream = Stream(plain_source([2, 2], [1, 1]), tasks=1, reader=ImageReader(8))
     empty = stream.validation(stream.tasks[0])
     assert len(empty) == empty.number_of_batches(4) == len(list(empty.batches(4, device=CPU))) == 0
 
@@ -281,7 +285,7 @@ def test_an_empty_split_has_no_batches() -> None:
 def test_the_centre_of_the_canvas_is_used_unless_an_augmentation_crops() -> None:
     images = np.random.RandomState(0).randint(0, 256, (4, 10, 10, 3)).astype(np.uint8)
     source = arrays((images, [0, 0, 1, 1]), (images[:2], [0, 1]))
-    stream = Stream(source, tasks=1, image_size=8, crop_pct=0.8)  # a canvas of 10: no resizing
+    stream = Stream(source, tasks=1, reader=ImageReader(8, crop_pct=0.8))  # a canvas of 10: no resizing
     (batch,) = stream.train_all().batches(4, device=CPU)
     centre = torch.from_numpy(images[:, 1:9, 1:9]).permute(0, 3, 1, 2) / 255
     assert torch.equal(batch.inputs, centre)
@@ -301,7 +305,7 @@ def passes(stream: Stream, count: int) -> None:
 
 def test_every_image_is_decoded_once() -> None:
     source = plain_source([7] * 4, [3] * 4)
-    stream = Stream(source, tasks=2, image_size=8, validation_fraction=0.2)
+    stream = Stream(source, tasks=2, reader=ImageReader(8), validation_fraction=0.2)
     passes(stream, 3)
     numbers(stream.train_all())
     assert source.train.decoded == Counter(range(28))
@@ -311,7 +315,9 @@ def test_every_image_is_decoded_once() -> None:
 def test_beyond_its_budget_the_cache_decodes_again_but_keeps_what_it_has() -> None:
     source = plain_source([8] * 3, [2] * 3)
     image_bytes = 3 * 8 * 8
-    stream = Stream(source, tasks=1, image_size=8, cache_bytes=10 * image_bytes)  # 8 training and 2 test images
+    stream = Stream(
+        source, tasks=1, reader=ImageReader(8), cache_bytes=10 * image_bytes
+    )  # 8 training and 2 test images
     passes(stream, 3)
     assert Counter(source.train.decoded.values()) == {1: 8, 3: 16}
     assert Counter(source.test.decoded.values()) == {1: 2, 3: 4}
@@ -319,20 +325,5 @@ def test_beyond_its_budget_the_cache_decodes_again_but_keeps_what_it_has() -> No
 
 def test_without_budget_every_use_decodes() -> None:
     source = plain_source([4, 4], [2, 2])
-    passes(Stream(source, tasks=2, image_size=8, cache_bytes=0), 2)
+    passes(Stream(source, tasks=2, reader=ImageReader(8), cache_bytes=0), 2)
     assert set(source.train.decoded.values()) == {2}
-
-
-def test_the_cache_names_every_image_of_a_batch_that_cannot_be_read() -> None:
-    class Damaged(Plain):
-        def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-            if index in (1, 3):
-                raise DataError(f"data.root: {self.describe(index)}: damaged")
-            return super().decode(index)
-
-    cache = ImageCache(Damaged(np.zeros(5, np.int64)), 4, 1000)
-    everything: Tensor = torch.arange(5)
-    with pytest.raises(DataError) as caught:
-        cache.fetch(everything)
-    assert caught.value.problems == ("data.root: plain 1: damaged", "data.root: plain 3: damaged")
-    assert cache.fetch(torch.tensor([4, 0, 2, 4]))[:, 0, 0, 0].tolist() == [4, 0, 2, 4]

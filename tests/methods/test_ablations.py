@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.methods.ablations import LoRAFixed, LoRAFrozen, LoRAFrozenConfig, LoRASingle
 from lorica.methods.base import LowRankConfig
@@ -74,7 +75,7 @@ def test_plain_lora_starts_as_the_frozen_backbone(tiny_encoder) -> None:
 
 
 def test_rows_a_b_and_sd_lora_agree_after_the_first_task(tiny_encoder, six_classes) -> None:
-    stream = Stream(six_classes, tasks=3, image_size=32)
+    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     fit = Fit(
         epochs=2,
         batch_size=8,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorica.config import read_recipe
 from lorica.cost import measure
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import RecipeError
 from lorica.methods import find_method
@@ -80,7 +81,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 @pytest.fixture
 def stream(six_classes) -> Stream:
-    return Stream(six_classes, tasks=3, image_size=32)
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
 # --- (1) ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 
 from lorica.config import read_recipe
 from lorica.cost import measure
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import BackboneError, RecipeError
 from lorica.linalg import orthonormal_continuation
@@ -252,7 +253,7 @@ def test_weights_and_penalty_are_in_full_precision_under_autocast(tiny_encoder) 
 
 
 def test_a_task_trains_its_own_components_and_leaves_the_earlier_ones_alone(tiny_encoder, six_classes) -> None:
-    stream, method = Stream(six_classes, tasks=3, image_size=32), learner(tiny_encoder(), 0)
+    stream, method = Stream(six_classes, tasks=3, reader=ImageReader(32)), learner(tiny_encoder(), 0)
     accelerator = Accelerator(cpu=True)
     learned: dict[str, torch.Tensor] = {}
     for task in stream.tasks:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lorica.config import read_recipe
 from lorica.cost import measure
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import RecipeError
 from lorica.methods import find_method
@@ -81,7 +82,7 @@ def train(method: EASE, stream: Stream, tasks: range) -> None:
 
 @pytest.fixture
 def stream(six_classes) -> Stream:
-    return Stream(six_classes, classes_per_task=[3, 2, 1], image_size=32)
+    return Stream(six_classes, classes_per_task=[3, 2, 1], reader=ImageReader(32))
 
 
 def all_of(data) -> Batch:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from lorica.adapters.prefix import prefixes
 from lorica.config import read_recipe
 from lorica.cost import measure
+from lorica.data.images import ImageReader
 from lorica.data.sources import arrays
 from lorica.data.stream import Stream
 from lorica.errors import BackboneError, RecipeError
@@ -331,7 +332,7 @@ def test_an_epoch_of_draws() -> None:
 
 @pytest.fixture
 def stream(six_classes) -> Stream:
-    return Stream(six_classes, tasks=3, image_size=32)
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
 def test_stages_at_the_end_of_a_task(tiny_encoder) -> None:
@@ -436,7 +437,7 @@ def test_learns_colours_with_each_kind_of_statistics(tiny_encoder, stream, stati
 def test_streams_with_classes_of_one_and_three_images(tiny_encoder, statistics) -> None:
     labels = np.array([0, 0, 0, 1, 2, 2, 2, 2, 3])
     pixels = np.random.RandomState(0).randint(0, 256, (9, 32, 32, 3)).astype(np.uint8)
-    stream = Stream(arrays((pixels, labels), (pixels, labels)), tasks=2, image_size=32)
+    stream = Stream(arrays((pixels, labels), (pixels, labels)), tasks=2, reader=ImageReader(32))
     method = build(tiny_encoder(), statistics=statistics, centroids=10)
     learn(method, stream, range(2))
     expected = [3, 1, 4, 1] if statistics == "multi_centroid" else [1] * 4

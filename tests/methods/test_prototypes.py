@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.methods.base import MethodConfig
 from lorica.methods.prototypes import Prototypes
@@ -25,7 +26,7 @@ def learned(encoder, stream: Stream, batch_size: int = 256) -> Prototypes:
 
 
 def test_a_prototype_is_the_mean_over_its_class(tiny_encoder, six_classes) -> None:
-    stream = Stream(six_classes, tasks=3, image_size=32)
+    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     whole = next(stream.train_all().batches(1000, device=torch.device("cpu")))
     features = tiny_encoder().features(whole.inputs)
     expected = torch.stack([features[whole.labels == label].mean(dim=0) for label in range(6)])
@@ -37,12 +38,15 @@ def test_a_prototype_is_the_mean_over_its_class(tiny_encoder, six_classes) -> No
 @pytest.mark.parametrize("tasks", [1, 6])
 def test_the_number_of_tasks_changes_nothing(tiny_encoder, six_classes, tasks) -> None:
     x = torch.rand(4, 3, 32, 32)
-    some, other = (learned(tiny_encoder(), Stream(six_classes, tasks=n, image_size=32)) for n in (2, tasks))
+    some, other = (learned(tiny_encoder(), Stream(six_classes, tasks=n, reader=ImageReader(32))) for n in (2, tasks))
     torch.testing.assert_close(other.predict(x), some.predict(x), atol=1e-6, rtol=1e-5)
 
 
 def test_another_class_order_permutes_the_scores(tiny_encoder, six_classes) -> None:
-    x, streams = torch.rand(4, 3, 32, 32), [Stream(six_classes, tasks=2, seed=s, image_size=32) for s in (1, 2)]
+    x, streams = (
+        torch.rand(4, 3, 32, 32),
+        [Stream(six_classes, tasks=2, seed=s, reader=ImageReader(32)) for s in (1, 2)],
+    )
     by_name = [
         dict(zip(stream.class_names, learned(tiny_encoder(), stream).predict(x).T, strict=True)) for stream in streams
     ]

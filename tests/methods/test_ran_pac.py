@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from lorica.config import read_recipe
 from lorica.cost import measure
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import RecipeError
 from lorica.heads import RIDGES
@@ -138,7 +139,7 @@ def test_an_adapter_starts_as_the_plain_backbone(tiny_encoder) -> None:
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_nothing_but_the_regression_changes_after_the_first_task(tiny_encoder, six_classes, tuning) -> None:
-    stream, method = Stream(six_classes, tasks=3, image_size=32), build(tiny_encoder(), tuning=tuning)
+    stream, method = Stream(six_classes, tasks=3, reader=ImageReader(32)), build(tiny_encoder(), tuning=tuning)
     learn(method, stream, range(1))
     before = {name: value.clone() for name, value in method.state_dict().items()}
     plain = tiny_encoder().state_dict()
@@ -257,7 +258,7 @@ def test_a_task_of_one_image_keeps_lambda(tiny_encoder) -> None:
 
 
 def test_it_learns(tiny_encoder, six_classes) -> None:
-    stream, method = Stream(six_classes, tasks=3, image_size=32), build(tiny_encoder())
+    stream, method = Stream(six_classes, tasks=3, reader=ImageReader(32)), build(tiny_encoder())
     learn(method, stream, range(3))
     for task in stream.tasks:
         [batch] = stream.test(task).batches(100, device=torch.device("cpu"))

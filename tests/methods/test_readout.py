@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 import lorica
 from lorica.cost import measure
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import LoricaError
 from lorica.methods import ClassMeanReadout, Context, Method, build_method, find_method, method_names
@@ -28,7 +29,7 @@ FIT = Fit(1, 8, "adam", 0.01, 0.9, 0.0, "constant", "none")
 
 @pytest.fixture
 def stream(six_classes) -> Stream:
-    return Stream(six_classes, tasks=3, image_size=32)
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
 def learned(name: str, encoder, stream: Stream, readout: str, tasks: int = 3):

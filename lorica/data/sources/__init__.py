@@ -1,0 +1,54 @@
+"""Where samples come from, one file each: benchmarks, folders and arrays, as a training and a test set over the same classes.
+
+The name of a file is what recipes call its source (`data.source`); adding a file to this folder adds a source. It has
+
+    DESCRIPTION    a line for `lorica list sources`
+    load(*, root: Path | None, test_fraction: float, split_seed: int) -> Source
+
+and raises a DataError with all that is wrong. A source knows nothing of tasks: its class numbers are positions in `class_names`,
+and `lorica.data.stream` makes a stream of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from pathlib import Path
+
+from lorica.data.sources.arrays import arrays, arrays_file
+from lorica.data.sources.base import Source, split_per_class
+from lorica.data.sources.cifar100 import cifar100
+from lorica.data.sources.digits import digits
+from lorica.data.sources.image_folder import image_folder
+from lorica.errors import DataError
+
+__all__ = [
+    "Source",
+    "arrays",
+    "arrays_file",
+    "cifar100",
+    "digits",
+    "image_folder",
+    "load_source",
+    "source_names",
+    "split_per_class",
+]
+
+
+def source_names() -> dict[str, str]:
+    """Every source by name, with the line that describes it."""
+    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
+    return {name: importlib.import_module(f"{__name__}.{name}").DESCRIPTION for name in names}
+
+
+def load_source(name: str, *, root: Path | None, test_fraction: float, split_seed: int) -> Source:
+    """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data."""
+    known = source_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        raise DataError(f"data.source: unknown source {name!r}; {hint}")
+    return importlib.import_module(f"{__name__}.{name}").load(
+        root=root, test_fraction=test_fraction, split_seed=split_seed
+    )
