@@ -5,8 +5,8 @@
 Timed, on the CPU, on one fixed batch of random images with labels of the current task:
 
   SD-LoRA  one step of the library's own method (paper variant, q and v of every block), really grown through T tasks of
-           ten classes and driven as `lorica.training` drives it: forward, cross-entropy over the current task's
-           classes, backward, one step of Adam. One configuration for each T.
+           ten classes, taken by the library's own loop (`lorica.descent.Descent.take`): forward, cross-entropy over the
+           current task's classes, backward, one step of Adam, and the loop's checks. One configuration for each T.
   floor    the same backbone with frozen weights and no adapters, and a linear head that trains: forward,
            cross-entropy, and backward down to the input images. There is no optimiser step.
   token floor  the same, but backward only down to the tokens that enter the first block. This is the stricter yardstick:
@@ -35,7 +35,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, cast
 
@@ -53,12 +53,23 @@ from torch import Tensor, nn
 from lorica.backbones import TINY, Encoder
 from lorica.backbones.timm_vit import TimmViT, load_timm_vit
 from lorica.backbones.tiny import load_tiny
+from lorica.descent import Descent, Fit
 from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig
 from lorica.progress import Reporter, Silent, progress_bar
+from lorica.randomness import Draws
 from lorica.types import Batch, Task
 
 CLASSES = 10  # in each task
-LEARNING_RATE = 0.008  # the library's default
+FIT = Fit(
+    epochs=1,
+    batch_size=0,
+    optimizer="adam",
+    learning_rate=0.008,
+    momentum=0.0,
+    weight_decay=0.0,
+    schedule="constant",
+    augment="none",
+)
 WARM_UP_ROUNDS = 1
 FLOOR, TOKEN_FLOOR, PEFT = "floor", "token floor", "peft"
 
@@ -174,19 +185,21 @@ def token_floor_step(encoder: Encoder, images: Tensor, labels: Tensor) -> Step:
 
 
 def sd_lora_step(method: SDLoRA, images: Tensor, labels: Tensor, accelerator: Accelerator) -> Step:
-    """One pass of the inner loop of `lorica.training`."""
-    method.train()
-    method.requires_grad_(False)
-    parameters = method.trainable()
-    for parameter in parameters:
-        parameter.requires_grad_(True)
+    """One step of the library's own loop."""
     batch = Batch(images, labels + method.task.classes[0])
-    descend = _descent(parameters, accelerator)
+    descent = Descent(
+        method.train(),
+        method.trainable(),
+        FIT,
+        losses=method.losses,
+        data=OneBatch(),
+        draws=Draws(0, task=method.task.index, stage=0),
+        accelerator=accelerator,
+    )
 
     def step() -> None:
-        with accelerator.autocast():
-            (terms,) = method.losses(batch)
-        descend(torch.stack(list(terms.values())).sum())
+        descent.take(batch)
+        descent.require_finite()
 
     return step
 
@@ -195,12 +208,16 @@ def peft_step(encoder: TimmViT, images: Tensor, labels: Tensor, rank: int, accel
     """The same for PEFT's LoRA and a head of its own."""
     config = LoraConfig(r=rank, target_modules=["q", "v"], modules_to_save=["head"])
     model = get_peft_model(cast(Any, Classifier(split_qkv(encoder))), config).train()
-    descend = _descent([p for p in model.parameters() if p.requires_grad], accelerator)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=FIT.learning_rate))
 
     def step() -> None:
         with accelerator.autocast():
             loss = F.cross_entropy(model(images), labels)
-        descend(loss)
+        _require_finite(loss)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        optimizer.step()
 
     return step
 
@@ -212,6 +229,16 @@ def grown(encoder: TimmViT, tasks: int, rank: int) -> SDLoRA:
         first = index * CLASSES
         method.grow(Task.of_new_classes(index, first, tuple(f"class {first + n}" for n in range(CLASSES))))
     return method
+
+
+class OneBatch:
+    """Data of one batch, which the benchmark hands over itself."""
+
+    def number_of_batches(self, batch_size: int) -> int:
+        return 1
+
+    def batches(self, batch_size: int, **_: object) -> Iterator[Batch]:
+        raise NotImplementedError
 
 
 class Classifier(nn.Module):
@@ -283,18 +310,10 @@ def _copy(encoder: TimmViT) -> TimmViT:
     return copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
 
 
-def _descent(parameters: list[nn.Parameter], accelerator: Accelerator) -> Callable[[Tensor], None]:
-    """What the training loop does with a loss."""
-    optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=LEARNING_RATE))
-
-    def descend(loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise ValueError("the loss is not finite; the time of such a step says nothing")
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        optimizer.step()
-
-    return descend
+def _require_finite(loss: Tensor) -> None:
+    """ValueError for a loss that is not: the time of such a step says nothing."""
+    if not math.isfinite(loss.item()):
+        raise ValueError("the loss is not finite; the time of such a step says nothing")
 
 
 def _summary(values: np.ndarray) -> tuple[float, Quartiles]:

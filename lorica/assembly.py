@@ -14,7 +14,7 @@ from lorica.backbones import Encoder, load_backbone
 from lorica.config import IN_MEMORY, Recipe
 from lorica.data.reader import Reader, find_reader
 from lorica.data.sources import Source, load_source
-from lorica.data.stream import Stream
+from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import ClassMeanReadout, Method, build_method, find_method
 from lorica.randomness import Draws
@@ -30,7 +30,7 @@ class Assembly:
     method: Method
     accelerator: Accelerator
 
-    def test_data(self, index: int):
+    def test_data(self, index: int) -> Split:
         """What a task's accuracy is measured on: its test data, or its validation data when the recipe says so."""
         task = self.stream.tasks[index]
         return self.stream.test(task) if self.recipe.data.evaluate_on == "test" else self.stream.validation(task)

@@ -105,20 +105,16 @@ class Descent:
         self._reporter.stage(f"{self.method.name}: task {self.method.task.index + 1}", total - self.taken)
         with self._guarded(), self.draws.seeded("steps", self._accelerator.device):
             while self.epoch < self.fit.epochs:
-                place = self.draws.at(epoch=self.epoch)
                 batches = self._data.batches(
                     self.fit.batch_size,
                     device=self._accelerator.device,
                     augment=self.fit.augment,
-                    draws=place,
+                    draws=self.draws.at(epoch=self.epoch),
                     first=self.step,
                 )
                 for batch in batches:
-                    place.at(step=self.step).reseed("step")
                     self.take(batch)
-                    last = self.step + 1 == self.steps
-                    self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
-                    if last or self.taken % RECORD_EVERY == 0:
+                    if self.step == 0 or self.taken % RECORD_EVERY == 0:
                         row = self.row()
                         note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
                         if self._record:
@@ -129,7 +125,11 @@ class Descent:
         self.finish()
 
     def take(self, batch: Batch) -> None:
-        """One batch: an optimiser step for each time that the losses yield. Nothing waits for the device."""
+        """The batch that comes next: an optimiser step for each time that the losses yield. Nothing waits for the device.
+
+        It seeds torch's own random state, see `Draws.seeded`.
+        """
+        self.draws.at(epoch=self.epoch, step=self.step).reseed("step")
         self._terms = {}
         for terms in self._yielded(iter(self._losses(batch))):
             loss = torch.stack(list(terms.values())).sum()
@@ -143,6 +143,8 @@ class Descent:
             self._terms |= {name: term.detach() for name, term in terms.items()}
         self._rate = self._schedule.get_last_lr()[0]
         self._schedule.step()
+        last = self.step + 1 == self.steps
+        self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
 
     def _yielded(self, losses: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
         """The losses, each computed under the run's precision; the caller's step in between runs outside it."""

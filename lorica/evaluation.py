@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -14,11 +15,22 @@ from lorica.progress import Reporter, Silent
 from lorica.types import Task, seen_classes
 
 
+@runtime_checkable
+class TestData(Data, Protocol):
+    """Data whose passes can be joined: samples of several tasks then share batches."""
+
+    def __len__(self) -> int: ...
+
+    def followed_by(self, others: Sequence[Any]) -> Data:
+        """These samples, then those of the others, in one pass."""
+        ...
+
+
 @torch.inference_mode()
 def accuracy_row(
     method: Method,
     tasks: Sequence[Task],
-    test_data: Callable[[int], Data],
+    test_data: Callable[[int], TestData],
     *,
     accelerator: Accelerator,
     batch_size: int = 256,
@@ -35,17 +47,15 @@ def accuracy_row(
     reporter = reporter or Silent()
     seen = seen_classes(tasks)
     splits = [test_data(task.index) for task in tasks]
-    reporter.stage(f"{method.name}: testing", sum(split.number_of_batches(batch_size) for split in splits))
-    row = []
+    joined = splits[0].followed_by(splits[1:])
+    reporter.stage(f"{method.name}: testing", joined.number_of_batches(batch_size))
+    correct = []
     method.eval()
     with merged(method.encoder):
-        for split in splits:
-            correct = total = 0
-            for batch in split.batches(batch_size, device=accelerator.device):
-                with accelerator.autocast():
-                    logits: Float[torch.Tensor, "n classes"] = method.predict(batch.inputs)
-                correct += int((logits[:, :seen].argmax(dim=1) == batch.labels).sum())
-                total += len(batch.labels)
-                reporter.step()
-            row.append(correct / total)
-    return row
+        for batch in joined.batches(batch_size, device=accelerator.device):
+            with accelerator.autocast():
+                logits: Float[torch.Tensor, "n classes"] = method.predict(batch.inputs)
+            correct.append(logits[:, :seen].argmax(dim=1) == batch.labels)
+            reporter.step()
+    of_tasks = torch.cat(correct).split([len(split) for split in splits])
+    return [int(right.sum()) / len(right) for right in of_tasks]

@@ -31,6 +31,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def followed_by(self, others: Sequence[Split]) -> Split:
+        """These samples, then those of other splits of the same set, training or test."""
+        every = [self, *others]
+        return Split(
+            self._opened, torch.cat([split.indices for split in every]), torch.cat([split.labels for split in every])
+        )
+
     def number_of_batches(self, batch_size: int) -> int:
         """Batches in one pass, a smaller last one included."""
         return -(-len(self) // batch_size)
