@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
@@ -182,14 +183,18 @@ def _learn_stream(
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
     ]
-    if session.learned:
-        _write_results(session, recipe, tasks)  # a process that was stopped may not have come to it
-    for task, data in arrivals(stream, method)[session.learned : stop_after]:
-        session.learn(task, data)
-        stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
-        tested = [_tested(parts, stream.tasks[: stage + 1], reporter) for stage in stages]
-        session.close([row for row, _ in tested], [head_row for _, head_row in tested if head_row])
-        _write_results(session, recipe, tasks)
+    results = _Results(session, recipe, tasks)
+    results.write()  # a process that was stopped may not have come to it
+    try:
+        for task, data in arrivals(stream, method)[session.learned : stop_after]:
+            session.learn(task, data)
+            stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
+            tested = [_tested(parts, stream.tasks[: stage + 1], reporter) for stage in stages]
+            session.close([row for row, _ in tested], [head_row for _, head_row in tested if head_row])
+            if results.is_due:
+                results.write()
+    finally:
+        results.write()
     return read_result(folder.path)
 
 
@@ -210,18 +215,41 @@ def _start(parts: Assembly, folder: RunFolder) -> None:
     write_json(folder.environment, environment() | facts)
 
 
-def _write_results(session: Session, recipe: Recipe, tasks: list[dict[str, Any]]) -> None:
-    """metrics.json and cost.json, which follow from the session's record."""
-    metrics = session.record.metrics(
-        method=session.method.name,
-        variant=getattr(recipe.method, "variant", None),
-        seed=recipe.seed,
-        tasks=tasks,
-        cross_entropy=recipe.method.cross_entropy,
-        recipe=recipe.resolved(),
-    )
-    write_json(session.folder.cost, session.record.cost())
-    write_json(session.folder.metrics, metrics.model_dump())  # last: once it says that the run is complete, it is
+class _Results:
+    """metrics.json and cost.json, which follow from the session's record.
+
+    A matrix grows with the square of the tasks. So once writing it takes long, it is no longer written after each task, but
+    so often that it takes a twentieth of the time; and when the run ends, or an error ends it.
+    """
+
+    def __init__(self, session: Session, recipe: Recipe, tasks: list[dict[str, Any]]) -> None:
+        self._session, self._recipe, self._tasks = session, recipe, tasks
+        self._entries = 0  # of the record, written
+        self._ended = self._took = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        return self._took < 0.1 or time.monotonic() - self._ended >= 20 * self._took
+
+    def write(self) -> None:
+        """Nothing where they are up to date."""
+        session, recipe = self._session, self._recipe
+        if session.learned == self._entries:
+            return
+        began = time.monotonic()
+        metrics = session.record.metrics(
+            method=session.method.name,
+            variant=getattr(recipe.method, "variant", None),
+            seed=recipe.seed,
+            tasks=self._tasks,
+            cross_entropy=recipe.method.cross_entropy,
+            recipe=recipe.resolved(),
+        )
+        write_json(session.folder.cost, session.record.cost())
+        write_json(session.folder.metrics, metrics.model_dump())  # last: once it says that the run is complete, it is
+        self._entries = session.learned
+        self._ended = time.monotonic()
+        self._took = self._ended - began
 
 
 def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:

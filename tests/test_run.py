@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from lorica import files
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
@@ -298,6 +301,24 @@ def test_what_follows_from_the_checkpoints_is_written_again(
     assert quiet(small_recipe, tmp_path / "run", resume=True).metrics == finished_run.metrics
     cost = json.loads((tmp_path / "run" / "cost.json").read_text())
     assert cost == json.loads((finished_run.path / "cost.json").read_text())
+
+
+def test_results_that_take_long_to_write_are_not_written_after_each_task(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def slow_write_json(path: Path, content: dict[str, Any]) -> None:
+        if path.name == "metrics.json":
+            written.append(len(content["accuracy"]))
+            time.sleep(0.2)
+        files.write_json(path, content)
+
+    monkeypatch.setattr(sys.modules[run.__module__], "write_json", slow_write_json)
+    prototypes = {**small_recipe, "method": "prototypes", "stream.classes_per_task": 2, "stream.first_task_classes": 2}
+    result = quiet(prototypes, tmp_path / "run")
+    assert len(result.accuracy) == 3
+    assert written == [1, 3]
 
 
 def test_resuming_where_nothing_is_starts(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
