@@ -54,7 +54,7 @@ def run(
         out: the run's folder; absent = runs/<recipe>/<method>, with variant and seed where they are not the default.
         source: data as an object (`lorica.arrays`), in place of what the recipe's data section names. It is not saved: the
             recipe says `data.source: in_memory`, and to resume or to evaluate, it must be given again.
-        resume: continue after the last finished task of the run in that folder.
+        resume: continue the run in that folder where it stopped: at its newest snapshot within a task, or after its last task.
         overwrite: start anew in a folder that holds a run.
         stop_after: leave the run after that many tasks, to be resumed or not; absent = learn them all.
         progress: True for a bar on standard error, False for none, or an object to report to.

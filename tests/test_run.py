@@ -315,7 +315,7 @@ def test_results_that_take_long_to_write_are_not_written_after_each_task(
         files.write_json(path, content)
 
     monkeypatch.setattr(sys.modules[run.__module__], "write_json", slow_write_json)
-    prototypes = {**small_recipe, "method": "prototypes", "stream.classes_per_task": 2, "stream.first_task_classes": 2}
+    prototypes = {**small_recipe, "method": "prototypes", "stream": {"classes_per_task": 2}}
     result = quiet(prototypes, tmp_path / "run")
     assert len(result.accuracy) == 3
     assert written == [1, 3]
