@@ -29,39 +29,6 @@ FIT = Fit(
 )
 
 
-# keys that a variant has no default for, or whose default is for deeper backbones than the tiny one
-OPTIONS = {
-    ("inf_lora", "paper"): {"total_tasks": 30},
-    ("inf_lora", "released_code"): {"total_tasks": 30},
-    "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
-    "hide_prompt": {"alignment_epochs": 2},
-    "ran_pac": {"width": 64},
-}
-
-
-@pytest.fixture(
-    params=[(name, variant) for name in method_names() for variant in find_method(name).variants()],
-    ids=lambda param: "-".join(filter(None, param)),
-)
-def kind(request: pytest.FixtureRequest):
-    """Builds the method of each name and variant around an encoder."""
-    name, variant = request.param
-
-    def build(encoder, **options):
-        cls = find_method(name)
-        options |= {"variant": variant} if variant else {}
-        options |= OPTIONS.get(name, OPTIONS.get((name, variant), {}))
-        options |= {"rank": 2} if "rank" in cls.Config.model_fields else {}
-        return cls(cls.Config(name=name, **options), encoder)
-
-    return build
-
-
-@pytest.fixture
-def stream(six_classes) -> Stream:
-    return Stream(six_classes, tasks=3, reader=ImageReader(32))
-
-
 def learn(method, stream: Stream, tasks: range = range(3), seed: int = 0) -> None:
     accelerator = Accelerator(cpu=True)
     for task in stream.tasks[tasks.start : tasks.stop]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.descent import Descent, Fit
 from lorica.files import RunFolder
-from lorica.methods import ClassMeanReadout, Method, find_method, method_names
+from lorica.methods import ClassMeanReadout, Method, find_method
 from lorica.session import Session
 
 FIT = Fit(
@@ -29,14 +27,6 @@ FIT = Fit(
     augment="shift",
 )
 STEPS = 6  # two epochs of 24 images
-OPTIONS = {
-    ("inf_lora", "paper"): {"total_tasks": 30},
-    ("inf_lora", "released_code"): {"total_tasks": 30},
-    "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
-    "hide_prompt": {"alignment_epochs": 2},
-    "ran_pac": {"width": 64},
-    ("sd_lora_kd", "absorbing"): {"refit_epochs": 1, "tolerance": 0.9},
-}
 
 
 class StoppedHere(Exception):
@@ -72,19 +62,6 @@ def learn(session: Session, stream: Stream) -> None:
         session.close([[0.5] * (task.index + 1)])
 
 
-@pytest.fixture(
-    params=[(name, variant) for name in method_names() for variant in find_method(name).variants()],
-    ids=lambda param: "-".join(filter(None, param)),
-)
-def build(request: pytest.FixtureRequest, tiny_encoder: Callable[..., Any]) -> Callable[[], Method]:
-    name, variant = request.param
-    cls = find_method(name)
-    options: dict[str, Any] = {"variant": variant} if variant else {}
-    options |= OPTIONS.get(name, OPTIONS.get((name, variant), {}))
-    options |= {"rank": 2} if "rank" in cls.Config.model_fields else {}
-    return lambda: cls(cls.Config(name=name, **options), tiny_encoder())
-
-
 def assert_same(one: Session, other: Session) -> None:
     left, right = one.method.own_state(), other.method.own_state()
     assert left.keys() == right.keys()
@@ -96,8 +73,10 @@ def assert_same(one: Session, other: Session) -> None:
     assert lines[0] == lines[1]
 
 
-def test_a_task_goes_on_from_any_step(build: Callable[[], Method], six_classes, tmp_path: Path) -> None:
-    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
+def test_a_task_goes_on_from_any_step(kind, tiny_encoder, stream, tmp_path: Path) -> None:
+    def build() -> Method:
+        return kind(tiny_encoder())
+
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
     for task, step in ((0, 2), (1, 3), (1, STEPS), (2, 5)):  # within an epoch, between two, and at the end
@@ -114,13 +93,12 @@ def test_a_task_goes_on_from_any_step(build: Callable[[], Method], six_classes, 
         )
 
 
-def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, six_classes, tmp_path: Path) -> None:
+def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, stream, tmp_path: Path) -> None:
     cls = find_method("sd_lora")
 
     def build() -> Method:
         return ClassMeanReadout(cls(cls.Config(name="sd_lora", rank=2), tiny_encoder()))
 
-    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
     with pytest.raises(StoppedHere):
@@ -130,7 +108,7 @@ def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, six_classes, tmp_pa
     assert_same(whole, resumed)
 
 
-def test_begin_task_is_not_called_again(tiny_encoder, six_classes, tmp_path: Path) -> None:
+def test_begin_task_is_not_called_again(tiny_encoder, stream, tmp_path: Path) -> None:
     cls = find_method("inf_lora")
     calls: list[int] = []
 
@@ -142,7 +120,6 @@ def test_begin_task_is_not_called_again(tiny_encoder, six_classes, tmp_path: Pat
     def build() -> Method:
         return Counting(cls.Config(name="inf_lora", rank=2), tiny_encoder())
 
-    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     with pytest.raises(StoppedHere):
         learn(session_in(tmp_path / "stopped", build(), (1, 1)), stream)
     learn(session_in(tmp_path / "stopped", build()), stream)
@@ -153,14 +130,13 @@ def test_begin_task_is_not_called_again(tiny_encoder, six_classes, tmp_path: Pat
     "damage", [lambda content: content[:-7], lambda content: b"", lambda content: content[:-1] + b"\x01"]
 )
 def test_a_damaged_snapshot_is_as_good_as_none(
-    damage: Callable[[bytes], bytes], tiny_encoder, six_classes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: Callable[[bytes], bytes], tiny_encoder, stream, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cls = find_method("sd_lora")
 
     def build() -> Method:
         return cls(cls.Config(name="sd_lora", rank=2), tiny_encoder())
 
-    stream = Stream(six_classes, tasks=3, reader=ImageReader(32))
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
     with pytest.raises(StoppedHere):
