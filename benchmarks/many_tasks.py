@@ -116,6 +116,9 @@ class _Watch:
             self.testing[-1] = time.perf_counter() - self._tested
         self._bar.step(note)
 
+    def say(self, remark: str) -> None:
+        self._bar.say(remark)
+
     def task_ends(self) -> None:
         """The task is learned, tested and saved, or so much later that the next stage begins."""
         now = time.perf_counter()

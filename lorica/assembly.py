@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 
 from lorica.backbones import Encoder, load_backbone
 from lorica.config import IN_MEMORY, Recipe
+from lorica.data.decoding import DECODING, Decoding
 from lorica.data.reader import Reader, find_reader
 from lorica.data.sources import Source, load_source
 from lorica.data.stream import Split, Stream
@@ -47,14 +48,20 @@ def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
     return Assembly(recipe, build_stream(recipe, source, encoder), method, accelerator)
 
 
-def build_source(recipe: Recipe) -> Source:
+def build_source(recipe: Recipe, *, decode_all: bool = False) -> Source:
     data = recipe.data
     if data.source == IN_MEMORY:
         raise RecipeError(
             "data.source: the data of this run was given as an object and is not on disk; give it again in Python: "
             "lorica.run(…, source=…, resume=True), or evaluate(…, source=…) from lorica.run"
         )
-    return load_source(data.source, root=data.root, test_fraction=data.test_fraction, split_seed=data.split_seed)
+    keys = ("root", "test_fraction", "split_seed", "class_order", "unreadable")
+    return load_source(
+        data.source,
+        **{key: getattr(data, key) for key in keys},
+        decoding=Decoding(**{key: getattr(data, key) for key in DECODING}),
+        decode_all=decode_all,
+    )
 
 
 def build_reader(recipe: Recipe, encoder: Encoder) -> Reader:

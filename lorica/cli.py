@@ -16,7 +16,7 @@ from lorica import analysis
 from lorica import demo as demonstration
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_recipe
-from lorica.data.sources import source_names
+from lorica.data.sources import remarks, source_names
 from lorica.errors import LoricaError
 from lorica.files import write_json
 from lorica.interruption import Terminated
@@ -98,9 +98,15 @@ def run(
 
 
 @app.command()
-def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    fast: Annotated[bool, typer.Option("--fast", help="read the headers of images only, do not decode them")] = False,
+) -> None:
     """Validate a recipe and its data; nothing is trained."""
-    resolved, stream = check_recipe(read_recipe(recipe, overrides or []))
+    resolved, stream = check_recipe(read_recipe(recipe, overrides or []), decode_all=not fast)
+    for remark in remarks(stream.source.facts):
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
     console.print(
         f"[green]valid[/]: {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "

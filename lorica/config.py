@@ -72,6 +72,20 @@ class DataConfig(Section):
     crop_pct: float = Field(
         default=1.0, gt=0, le=1, description="share of the resized image's side that the input keeps"
     )
+    class_order: Literal["natural", "text"] = Field(
+        default="natural", description="of the source's classes: 2 before 10, or sorted as texts"
+    )
+    unreadable: Literal["refuse", "skip"] = Field(default="refuse", description="image files that cannot be decoded")
+    background: str = Field(default="white", description="colour under transparent pixels, a name or '#rrggbb'")
+    bits: int | None = Field(
+        default=None, ge=9, le=16, description="used bits of 16-bit images; absent = 16, fewer are refused"
+    )
+    max_megapixels: float = Field(
+        default=36.0,
+        gt=0,
+        le=178,
+        description="larger images are refused; JPEGs are decoded at a fraction of their size",
+    )
     cache_gib: float = Field(default=2.0, ge=0, description="memory for decoded images, GiB")
 
     @model_validator(mode="after")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from lorica.adapters.attach import merged
@@ -16,7 +19,7 @@ from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
 from lorica.data.reader import Reader
-from lorica.errors import LoricaError
+from lorica.errors import DataError, LoricaError
 from lorica.files import RunFolder
 from lorica.methods import Method, build_method
 
@@ -29,26 +32,25 @@ class Learner:
         self.class_names = tuple(name for task in method.tasks for name in task.new_names)
 
     @torch.inference_mode()
-    def logits(self, images: Sequence[Path | str | np.ndarray], *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
-        """Logits of images given as files, or as arrays [h, w] or [h, w, 3] (uint8, or floats in [0, 1]).
+    def logits(self, images: Iterable[Any], *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
+        """Logits of images, none of which may be given, too.
+
+        Args:
+            images: files, images of Pillow, arrays or tensors (see `lorica.data.ImageReader.of`) in a list, a generator or any
+                other iterable; or a batch of arrays or tensors: [n, h, w], [n, h, w, 1 or 3], tensors also [n, 1 or 3, h, w].
 
         Raises:
-            DataError: an image that cannot be read.
-            TypeError: a single image instead of a sequence of them.
+            DataError: images that cannot be read, or a single one instead of several.
         """
-        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            raise TypeError("expected a sequence of images, got a single one; put it into a list")
-        starts = range(0, len(images), batch_size)
-        return torch.cat([self._logits(images[start : start + batch_size]) for start in starts])
+        found = [self._logits(batch) for batch in _batches(images, batch_size)]
+        return torch.cat(found) if found else torch.empty(0, len(self.class_names))
 
-    def _logits(self, images: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n classes"]:
+    def _logits(self, images: Sequence[Any]) -> Float[Tensor, "n classes"]:
         return self.method.predict(self._reader.of(images).to(self.method.device)).cpu()
 
-    def predict(self, images: Sequence[Path | str | np.ndarray]) -> list[str]:
+    def predict(self, images: Iterable[Any], *, batch_size: int = 256) -> list[str]:
         """The class name of each image; images as in `logits`."""
-        if not len(images):
-            return []
-        return [self.class_names[index] for index in self.logits(images).argmax(dim=1)]
+        return [self.class_names[index] for index in self.logits(images, batch_size=batch_size).argmax(dim=1)]
 
     def merged_model(self) -> nn.Module:
         """A plain timm model with every update in its weights and the learned head as its classifier.
@@ -79,3 +81,22 @@ def load(run: Path | str, *, tasks: int | None = None) -> Learner:
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
     Checkpoints(folder.checkpoints).load(method, tasks)
     return Learner(method, reader=build_reader(recipe, encoder))
+
+
+def _batches(images: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
+    """DataError where there is one input, and not several."""
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        raise DataError(f"expected several images, got the folder {images}; give its files: Path(folder).glob('*.jpg')")
+    given = f"a single {type(images).__name__}"
+    single = isinstance(images, str | bytes | Path | Image) or not isinstance(images, Iterable)
+    if isinstance(images, np.ndarray | Tensor) and str(images.dtype)[:2] not in ("<U", "ob"):  # and not names of files
+        shape = list(images.shape)
+        given = f"one of shape {shape}"
+        single = len(shape) < 3 or (len(shape) == 3 and (shape[0] == 3 or shape[-1] in (1, 3)))
+    if single:
+        raise DataError(f"expected several images, got {given}; put it into a list")
+    if size < 1:
+        raise DataError(f"batch_size: expected at least 1, got {size}")
+    remaining = iter(images)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -12,11 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Receives the stages of a job: `stage` names what begins and how many steps it has, `step` counts one."""
+    """Receives the stages of a job: `stage` names what begins and how many steps it has, `step` counts one; `say`: a remark."""
 
     def stage(self, description: str, steps: int) -> None: ...
 
     def step(self, note: str = "") -> None: ...
+
+    def say(self, remark: str) -> None: ...
 
 
 class Silent:
@@ -26,6 +28,9 @@ class Silent:
         pass
 
     def step(self, note: str = "") -> None:
+        pass
+
+    def say(self, remark: str) -> None:
         pass
 
 
@@ -42,6 +47,9 @@ class Bar:
     def step(self, note: str = "") -> None:
         speed = self._progress.tasks[0].speed
         self._progress.update(self._task, advance=1, note=note, speed=f"{speed:.1f}/s" if speed else "")
+
+    def say(self, remark: str) -> None:
+        self._progress.console.print(remark, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from lorica.assembly import Assembly, arrivals, assemble, build_source, build_st
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import IN_MEMORY, Recipe, read_recipe
-from lorica.data.sources import Source
+from lorica.data.sources import Source, remarks
 from lorica.data.stream import Stream
 from lorica.descent import Fit
 from lorica.environment import environment
@@ -84,6 +84,8 @@ def run(
     parts = assemble(resolved, source)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
     with folder.taken(), Interruptions() as interruptions, shown as reporter:
+        for remark in remarks(parts.stream.source.facts):
+            reporter.say(remark)
         return _learn_stream(parts, folder, resume and _has_begun(folder), stop_after, reporter, interruptions)
 
 
@@ -102,9 +104,15 @@ def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Re
 
 
 def check(
-    recipe: Recipe | str | Path | Mapping[str, Any], *, source: Source | None = None, **overrides: Any
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    *,
+    source: Source | None = None,
+    decode_all: bool = True,
+    **overrides: Any,
 ) -> tuple[Recipe, Stream]:
     """Validates a recipe, its data and what its method asks of the backbone; loads no weights and trains nothing.
+
+    `decode_all` decodes every image file, which alone finds a JPEG that was cut short; else headers are read.
 
     Raises:
         LoricaError: everything wrong with the recipe, or with the data.
@@ -116,7 +124,7 @@ def check(
     # a method of the user's own may look at weights, which are not there
     with torch.random.fork_rng([]), suppress(RuntimeError):
         build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
-    return resolved, build_stream(resolved, source or build_source(resolved), encoder)
+    return resolved, build_stream(resolved, source or build_source(resolved, decode_all=decode_all), encoder)
 
 
 class Evaluation(NamedTuple):

@@ -480,6 +480,9 @@ def test_progress_is_reported(small_recipe: Recipe, tmp_path: Path) -> None:
         def step(self, note: str = "") -> None:
             self.steps += 1
 
+        def say(self, remark: str) -> None:
+            raise AssertionError(remark)
+
     recorder = Recorder()
     run(small_recipe, out=tmp_path, progress=recorder)
     assert [name for name, _ in recorder.stages] == [

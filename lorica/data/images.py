@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
-import struct
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Float, Int, Shaped, UInt8
+from PIL import Image
 from torch import Tensor
 
+from lorica.data.decoding import DECODING, DEFAULT, Decoding
 from lorica.data.samples import Samples
 from lorica.data.transforms import augment, centre_crop, fit_square
 from lorica.errors import DataError
 
 WORKERS = min(16, os.cpu_count() or 1)  # threads that decode; Pillow releases the interpreter lock
 
-# what Pillow raises for a damaged or foreign file
-_IMAGE_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
-_LISTED = 10  # files spelled out in one error
+
+Picture = Path | str | Image.Image | np.ndarray | Tensor
+"""One image that somebody wants predicted."""
 
 
 class Images(Samples):
@@ -38,12 +39,13 @@ class Images(Samples):
 class ImageFiles(Images):
     """One file per image."""
 
-    def __init__(self, paths: Sequence[Path], labels: Int[np.ndarray, " n"]) -> None:
+    def __init__(self, paths: Sequence[Path], labels: Int[np.ndarray, " n"], decoding: Decoding = DEFAULT) -> None:
         super().__init__(labels)
         self.paths = tuple(paths)
+        self.decoding = decoding
 
     def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        return read_image(self.paths[index])
+        return self.decoding.read(self.paths[index])
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
@@ -58,18 +60,24 @@ class ImageArrays(Images):
     def __init__(self, images: np.ndarray, labels: Int[np.ndarray, " n"], name: str) -> None:
         super().__init__(labels)
         self.name = name
+        given = list(images.shape)
         if images.ndim == 3:
             images = images[..., None]
         if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
+            channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+            remedy = "; move the channels to the end: numpy.moveaxis(x, 1, -1)" if channels_first else ""
             raise DataError(
-                f"x_{name}: expected images of shape [n, h, w], [n, h, w, 1] or [n, h, w, 3], got {list(images.shape)}"
+                f"x_{name}: expected images of shape [n, h, w], [n, h, w, 1] or [n, h, w, 3], got {given}{remedy}"
             )
         if np.issubdtype(images.dtype, np.floating):
-            if not np.all((images >= 0) & (images <= 1)):
-                raise DataError(f"x_{name}: floating-point images must lie in [0, 1]; divide by their largest value")
+            if fault := _range_fault(images):
+                raise DataError(f"x_{name}: {fault}")
             images = np.rint(images * 255).astype(np.uint8)
         if images.dtype != np.uint8:
-            raise DataError(f"x_{name}: expected uint8, or floating point in [0, 1], got {images.dtype}")
+            raise DataError(
+                f"x_{name}: expected uint8, or floating point in [0, 1], got {images.dtype}; "
+                "scale to 0 … 255 and use .astype(numpy.uint8)"
+            )
         self.images = images
 
     def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -80,51 +88,40 @@ class ImageArrays(Images):
         return f"{self.name}[{index}]"
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | Path, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
     """An image file's pixels, turned upright as its EXIF entry says, RGB. DataError when it cannot be read."""
-    try:
-        with Image.open(path) as opened:
-            _require_8_or_16_bits(opened)
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            elif image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            return np.array(image.convert("RGB"))
-    except _IMAGE_FAULTS as error:
-        raise DataError(f"{path}: {_fault_text(error)}") from error
+    return decoding.read(path)
 
 
-def unreadable(paths: Sequence[Path]) -> list[str]:
-    """A line for each image that cannot be opened, after a line with their number."""
+def faults(paths: Sequence[Path], decoding: Decoding, *, decode: bool) -> list[str | None]:
+    """What is wrong with each image file: found by decoding it, or as far as its header tells, which is faster."""
+
+    def fault(path: Path) -> str | None:
+        if not decode:
+            return decoding.fault(path)
+        try:
+            decoding.read(path)
+        except DataError as error:
+            return str(error)
+        return None
+
     with ThreadPoolExecutor(WORKERS) as pool:
-        faults = [f"{path}: {fault}" for path, fault in zip(paths, pool.map(_fault, paths), strict=True) if fault]
-    if not faults:
-        return []
-    shown = f"; the first {_LISTED} are" if len(faults) > _LISTED else ""
-    return [f"{len(faults)} of {len(paths)} images cannot be read{shown}", *faults[:_LISTED]]
+        return list(pool.map(fault, paths))
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a file as far as its header and check sums tell (a JPEG has none: see `read_image`)."""
-    try:
-        if path.stat().st_size == 0:
-            return "zero bytes"
-        with Image.open(path) as image:
-            _require_8_or_16_bits(image)
-            image.verify()
-    except _IMAGE_FAULTS as error:
-        return _fault_text(error)
-    return None
-
-
-def _require_8_or_16_bits(image: Image.Image) -> None:
-    if image.mode in ("I", "F"):
-        raise ValueError("32 bits per pixel, of unknown range; convert it to 8 bits")
-
-
-def _fault_text(error: Exception) -> str:
-    return "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
+def _range_fault(images: Shaped[np.ndarray, "n h w c"]) -> str | None:
+    """Why floats cannot be pixels between black and white, and what to do."""
+    if not len(images):
+        return None
+    low, high = float(images.min()), float(images.max())  # NaN where there is one
+    if low >= 0 and high <= 1:
+        return None
+    remedy = "divide by 255" if high <= 255 else "divide by the largest value that the format has"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        remedy = "some are NaN or infinite; look where they come from"
+    elif low < 0:
+        remedy = "these look normalised; undo it: x * std + mean"
+    return f"floating-point images must lie in [0, 1], found {low:g} … {high:g}; {remedy}"
 
 
 class ImageCache:
@@ -189,20 +186,21 @@ class OpenedImages:
 
 
 class ImageReader:
-    """Images for an encoder: decoded to squares of round(image_size / crop_pct) pixels, of which the centre `image_size` are
-    used unless an augmentation crops.
+    """Images for an encoder: decoded to squares of image_size / crop_pct pixels, rounded down as in timm, of which the centre
+    `image_size` are used unless an augmentation crops. The other keys are those of `Decoding`, for what is to be predicted.
 
     Raises:
-        DataError: `crop_pct` is not above 0 and at most 1.
+        DataError: `crop_pct` is not above 0 and at most 1, or a background that is no colour.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("crop_pct",)
+    options: ClassVar[tuple[str, ...]] = ("crop_pct", *DECODING)
 
-    def __init__(self, image_size: int, *, crop_pct: float = 1.0) -> None:
+    def __init__(self, image_size: int, *, crop_pct: float = 1.0, **decoding: Any) -> None:
         if not 0 < crop_pct <= 1:
             raise DataError(f"data.crop_pct: expected more than 0 and at most 1, got {crop_pct}")
         self.image_size = image_size
-        self._canvas = round(image_size / crop_pct)
+        self.decoding = Decoding(**decoding)
+        self._canvas = math.floor(image_size / crop_pct)
 
     def open(self, samples: Samples, budget: int) -> OpenedImages:
         """See `lorica.data.reader.Reader`. DataError for samples that are no images."""
@@ -212,16 +210,34 @@ class ImageReader:
             )
         return OpenedImages(ImageCache(samples, self._canvas, budget), self.image_size)
 
-    def of(self, given: Sequence[Path | str | np.ndarray]) -> Float[Tensor, "n 3 s s"]:
-        """From files, or arrays [h, w] or [h, w, 3] (uint8, or floats in [0, 1]). DataError for one that cannot be read."""
-        squares = torch.stack([torch.from_numpy(fit_square(_pixels(image), self._canvas)) for image in given])
-        return centre_crop(squares.float() / 255, self.image_size)
+    def of(self, given: Sequence[Picture]) -> Float[Tensor, "n 3 s s"]:
+        """From files, Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
+        floats in [0, 1]. DataError naming all that cannot be read."""
+        squares, problems = [], []
+        for picture in given:
+            try:
+                squares.append(torch.from_numpy(fit_square(self._pixels(picture), self._canvas)))
+            except DataError as error:
+                problems += error.problems
+        if problems:
+            raise DataError(problems)
+        return centre_crop(torch.stack(squares).float() / 255, self.image_size)
+
+    def _pixels(self, picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+        if isinstance(picture, str | Path):
+            return self.decoding.read(picture)
+        if isinstance(picture, Image.Image):
+            return self.decoding.convert(picture)
+        if isinstance(picture, Tensor):
+            picture = picture.detach().cpu()
+            if picture.ndim == 3 and picture.shape[0] in (1, 3) and picture.shape[-1] not in (1, 3):
+                picture = picture.permute(1, 2, 0)
+            picture = picture.numpy()
+        if isinstance(picture, np.ndarray):
+            return ImageArrays(picture[None], np.zeros(1, np.int64), "image").decode(0)
+        raise DataError(
+            f"an image to predict: expected a file's path, an image of Pillow, an array or a tensor, got {type(picture).__name__}"
+        )
 
 
 READER = ImageReader
-
-
-def _pixels(image: Path | str | np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    if isinstance(image, np.ndarray):
-        return ImageArrays(image[None], np.zeros(1, np.int64), "image").decode(0)
-    return read_image(image)

@@ -27,15 +27,23 @@ _CROP_TRIES = 10  # area and ratio are drawn again when the crop does not fit; a
 def fit_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
     """The centre square of an image whose short side has been resized to `size` pixels.
 
-    Bicubic with antialiasing, whether shrinking or enlarging; pixel for pixel torchvision's `Resize` and `CenterCrop`.
+    Bicubic with antialiasing, whether shrinking or enlarging; pixel for pixel torchvision's `Resize` and `CenterCrop`. Of an
+    image more than 16 times as long as it is wide, the ends are cut off first.
     """
+    short = min(image.shape[:2])
+    image = _middle(_middle(image, 16 * short).swapaxes(0, 1), 16 * short).swapaxes(0, 1)
     height, width = image.shape[:2]
-    short = min(height, width)
     new_height, new_width = int(size * height / short), int(size * width / short)
     if (new_height, new_width) != (height, width):
         image = np.asarray(Image.fromarray(image).resize((new_width, new_height), Image.Resampling.BICUBIC))
     top, left = round((new_height - size) / 2), round((new_width - size) / 2)
     return image[top : top + size, left : left + size].transpose(2, 0, 1).copy()
+
+
+def _middle(image: UInt8[np.ndarray, "a b 3"], rows: int) -> UInt8[np.ndarray, "c b 3"]:
+    """At most that many rows, from the middle."""
+    start = max(0, (len(image) - rows) // 2)
+    return image[start : start + rows]
 
 
 def centre_crop(images: Float[Tensor, "n 3 s s"], size: int) -> Float[Tensor, "n 3 {size} {size}"]:

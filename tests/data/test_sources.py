@@ -72,7 +72,8 @@ def test_folder_with_train_and_test(tmp_path: Path) -> None:
     assert source.train.decode(4)[0, 0].tolist() == [10, 1, 0]
     assert source.train.decode(4).shape == (4, 6, 3)
     assert source.test.describe(3) == str(tmp_path / "test" / "wren" / "01.png")
-    assert source.facts == {"classes": 2, "train": 6, "test": 4, "root": str(tmp_path), "split": "folders"}
+    counts = {"classes": 2, "train": 6, "test": 4}
+    assert source.facts == counts | {"root": str(tmp_path), "split": "folders", "folders": ["train", "test"]}
 
 
 def test_folder_of_classes_is_split_by_seed(tmp_path: Path) -> None:
@@ -142,10 +143,10 @@ def test_all_faults_of_a_split_folder_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         image_folder(tmp_path)
     empty, fewer, more, count, file = problems_of(caught)
-    assert empty.startswith(f"data.root: {train / 'crow'} has no images (.jpg, ")
+    assert empty.startswith(f"data.root: {train / 'crow'} has no images (*.jpg, ")
     assert fewer == f"data.root: {test} has 3 classes that {train} lacks: kite, lark, wren"
     assert more == f"data.root: {train} has 1 class that {test} lacks: gull"
-    assert count == "data.root: 1 of 5 images cannot be read"
+    assert count == "data.root: 1 of 5 images cannot be read; data.unreadable=skip leaves them out"
     assert file == f"data.root: {test / 'kite' / '00.png'}: zero bytes"
 
 
@@ -173,7 +174,9 @@ def test_unreadable_images_are_listed_up_to_ten(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         image_folder(tmp_path)
     lines = problems_of(caught)
-    assert lines[0] == "data.root: 12 of 15 images cannot be read; the first 10 are"
+    assert (
+        lines[0] == "data.root: 12 of 15 images cannot be read; data.unreadable=skip leaves them out; the first 10 are"
+    )
     assert lines[1:] == [f"data.root: {tmp_path / 'a' / f'{number:02}.png'}: zero bytes" for number in range(10)]
 
 
@@ -186,7 +189,7 @@ def test_what_is_wrong_with_an_image(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         image_folder(tmp_path)
     count, foreign, truncated, deep = problems_of(caught)
-    assert count == "data.root: 3 of 5 images cannot be read"
+    assert count == "data.root: 3 of 5 images cannot be read; data.unreadable=skip leaves them out"
     assert foreign.endswith("00.png: not an image")
     assert re.search(r"01\.png: .+", truncated)
     assert deep.endswith("02.tiff: 32 bits per pixel, of unknown range; convert it to 8 bits")
@@ -208,19 +211,19 @@ def test_a_jpeg_cut_short_fails_when_it_is_decoded(tmp_path: Path) -> None:
 def test_images_of_every_mode_become_upright_rgb(tmp_path: Path) -> None:
     folder = tmp_path / "a"
     folder.mkdir()
-    Image.new("L", (6, 4), 7).save(folder / "0.png")
-    Image.fromarray(np.full((4, 6), 7 * 256 + 200, np.uint16)).save(folder / "1.png")
-    Image.new("RGBA", (6, 4), (7, 7, 7, 0)).save(folder / "2.png")
+    Image.new("L", (6, 4), 70).save(folder / "0.png")
+    Image.fromarray(np.full((4, 6), 70 * 256 + 200, np.uint16)).save(folder / "1.png")
+    Image.new("RGBA", (6, 4), (70, 70, 70, 255)).save(folder / "2.png")
     palette = Image.new("P", (6, 4), 1)
-    palette.putpalette([0, 0, 0, 7, 7, 7])
+    palette.putpalette([0, 0, 0, 70, 70, 70])
     palette.save(folder / "3.png", transparency=b"\x00\xff")
     turned = Image.Exif()
     turned[0x0112] = 6  # to be shown turned by 90 degrees
-    Image.new("RGB", (4, 6), (7, 7, 7)).save(folder / "4.png", exif=turned)
+    Image.new("RGB", (4, 6), (70, 70, 70)).save(folder / "4.png", exif=turned)
     source = image_folder(tmp_path)
     for half in (source.train, source.test):
         for index in range(len(half)):
-            np.testing.assert_array_equal(half.decode(index), np.full((4, 6, 3), 7, np.uint8))
+            np.testing.assert_array_equal(half.decode(index), np.full((4, 6, 3), 70, np.uint8))
 
 
 # ---------------------------------------------------------------------------------------------------- digits

@@ -3,9 +3,9 @@
 The name of a file is what recipes call its source (`data.source`); adding a file to this folder adds a source. It has
 
     DESCRIPTION    a line for `lorica list sources`
-    load(*, root: Path | None, test_fraction: float, split_seed: int) -> Source
+    load(*, root: Path | None, test_fraction: float, split_seed: int, …, **_) -> Source
 
-and raises a DataError with all that is wrong. A source knows nothing of tasks: its class numbers are positions in `class_names`,
+which takes of the keywords of `load_source` those it needs and raises a DataError with all that is wrong. A source knows nothing of tasks: its class numbers are positions in `class_names`,
 and `lorica.data.stream` makes a stream of it.
 """
 
@@ -15,15 +15,17 @@ import difflib
 import importlib
 import pkgutil
 from pathlib import Path
+from typing import Any
 
 from lorica.data.sources.arrays import arrays, arrays_file
-from lorica.data.sources.base import Source, split_per_class
+from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
 from lorica.data.sources.cifar100 import cifar100
 from lorica.data.sources.digits import digits
 from lorica.data.sources.image_folder import image_folder
 from lorica.errors import DataError
 
 __all__ = [
+    "ClassOrder",
     "Source",
     "arrays",
     "arrays_file",
@@ -31,6 +33,7 @@ __all__ = [
     "digits",
     "image_folder",
     "load_source",
+    "remarks",
     "source_names",
     "split_per_class",
 ]
@@ -42,13 +45,15 @@ def source_names() -> dict[str, str]:
     return {name: importlib.import_module(f"{__name__}.{name}").DESCRIPTION for name in names}
 
 
-def load_source(name: str, *, root: Path | None, test_fraction: float, split_seed: int) -> Source:
-    """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data."""
+def load_source(name: str, *, root: Path | None, **options: Any) -> Source:
+    """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data.
+
+    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` as in the recipe's data section, the `decoding` of image
+    files, and `decode_all` to find those whose damage only decoding shows; see `image_folder` for what is absent.
+    """
     known = source_names()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         raise DataError(f"data.source: unknown source {name!r}; {hint}")
-    return importlib.import_module(f"{__name__}.{name}").load(
-        root=root, test_fraction=test_fraction, split_seed=split_seed
-    )
+    return importlib.import_module(f"{__name__}.{name}").load(root=root, **options)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from lorica.data.images import ImageArrays
-from lorica.data.sources.base import Source, make_source, required, some
+from lorica.data.sources.base import LISTED, ClassOrder, Source, in_order, make_source, name_faults, required, some
 from lorica.errors import DataError
 
 ArrayLike = np.ndarray | Tensor | Sequence
@@ -21,56 +24,67 @@ DESCRIPTION = (
 )
 
 
-def load(*, root: Path | None, test_fraction: float, split_seed: int) -> Source:
+def load(*, root: Path | None, class_order: ClassOrder = "natural", **_: Any) -> Source:
     """See `lorica.data.sources`; the file has a test set of its own."""
-    return arrays_file(required(root, "arrays"))
+    return arrays_file(required(root, "arrays"), class_order)
 
 
 def arrays(
-    train: tuple[ArrayLike, ArrayLike], test: tuple[ArrayLike, ArrayLike], class_names: Sequence[str] | None = None
+    train: tuple[ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike],
+    class_names: Sequence[str] | None = None,
+    *,
+    class_order: ClassOrder = "natural",
 ) -> Source:
     """Images (see `ImageArrays`) and labels in memory; labels are the integers 0 … K-1, or class names.
 
-    Without `class_names` the classes are 0 … K-1 or the sorted names in `train`. Every class needs a training image;
+    Without `class_names` the classes are 0 … K-1 or the names in `train`, in order. Every class needs a training image;
     the test set may lack classes. DataError with all that is wrong.
     """
     halves = {"train": train, "test": test}
-    images = {name: np.asarray(pixels) for name, (pixels, _) in halves.items()}
-    labels = {name: np.asarray(values) for name, (_, values) in halves.items()}
-    if faults := [fault for name in halves for fault in _label_faults(name, images[name], labels[name])]:
-        raise DataError(faults)
+    problems: list[str] = []
+    images, labels = (
+        {name: _array(f"{letter}_{name}", half[place], problems) for name, half in halves.items()}
+        for place, letter in enumerate("xy")
+    )
+    if not problems:
+        problems = [fault for name in halves for fault in _label_faults(name, images[name], labels[name])]
+    if problems:
+        raise DataError(problems)
     named = labels["train"].dtype.kind == "U"
     if len(labels["test"]) and (labels["test"].dtype.kind == "U") != named:
         raise DataError("y_train and y_test: expected integers in both or strings in both")
-    if class_names is not None:
-        names = [str(name) for name in class_names]
-    elif named:
-        names = [str(name) for name in np.unique(labels["train"])]
+    present = set(labels["train"].tolist())
+    names: Sequence[object]
+    if class_names is not None or named:
+        names = [str(name) for name in class_names] if class_names is not None else in_order(present, class_order)
+        if doubled := [name for name, times in Counter(names).items() if times > 1]:
+            raise DataError(f"class_names: given more than once: {some(sorted(doubled))}")
+        problems = name_faults(names)
     else:
-        names = [str(number) for number in range(int(labels["train"].max()) + 1)]
-    if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise DataError(f"class_names: given more than once: {some(doubled)}")
+        names = range(min(max(present), 2**62) + 1)  # not written out: a label may be a thousand million
+    number_of = {name: number for number, name in enumerate(names)} if named else range(len(names))
+    if absent := len(number_of) - sum(label in number_of for label in present):
+        empty = (name for name, label in zip(names, number_of, strict=True) if label not in present)
+        problems.append(f"y_train: classes without an image: {some(islice(empty, LISTED), absent)}")
 
-    number_of = {name if named else number: number for number, name in enumerate(names)}
-    problems, samples = [], {}
+    samples = {}
     for name in halves:
         values = labels[name].tolist()
-        if foreign := sorted(set(values) - number_of.keys()):
+        if foreign := sorted({value for value in values if value not in number_of}):
             known = some(names) if named else f"0 … {len(names) - 1}"
             problems.append(f"y_{name}: labels that are no class: {some(foreign)}; the classes are {known}")
-        numbers = np.array([number_of.get(value, -1) for value in values], np.int64)
-        if name == "train" and (empty := sorted(set(range(len(names))) - set(numbers.tolist()))):
-            problems.append(f"y_train: classes without an image: {some([names[number] for number in empty])}")
+        numbers = np.array([number_of[value] for value in values if value in number_of], np.int64)
         try:
             samples[name] = ImageArrays(images[name], numbers, name)
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
-    return make_source("arrays", names, samples["train"], samples["test"], {})
+    return make_source("arrays", [str(name) for name in names], samples["train"], samples["test"], {})
 
 
-def arrays_file(root: str | Path) -> Source:
+def arrays_file(root: str | Path, class_order: ClassOrder = "natural") -> Source:
     """An .npz file with x_train, y_train, x_test, y_test and optionally class_names: `arrays` of these. DataError."""
     path = Path(root).expanduser()
     expected = "expected an .npz file with x_train, y_train, x_test, y_test and optionally class_names"
@@ -87,16 +101,35 @@ def arrays_file(root: str | Path) -> Source:
         raise DataError(f"data.root: {path} lacks {', '.join(missing)}; {expected}")
     names = held["class_names"].tolist() if "class_names" in held else None
     try:
-        source = arrays((held["x_train"], held["y_train"]), (held["x_test"], held["y_test"]), names)
+        halves = [(held[f"x_{half}"], held[f"y_{half}"]) for half in ("train", "test")]
+        source = arrays(halves[0], halves[1], names, class_order=class_order)
     except DataError as error:
         raise DataError([f"data.root: {path}: {problem}" for problem in error.problems]) from error
     source.facts["root"] = str(path)
     return source
 
 
+def _array(name: str, given: ArrayLike, problems: list[str]) -> np.ndarray:
+    """What was given as an array; strings that pandas keeps as objects become strings. Or a problem, and an empty array."""
+    try:
+        array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
+    except ValueError:  # lists of unequal length
+        problems.append(f"{name}: its entries differ in shape; bring them to one shape, or use a folder of images")
+        return np.empty(0)
+    if array.dtype == object and all(isinstance(value, str) for value in array.flat):
+        return array.astype(str)
+    return array
+
+
 def _label_faults(name: str, images: np.ndarray, labels: np.ndarray) -> list[str]:
     if labels.ndim != 1 or images.shape[:1] != labels.shape:
         return [f"x_{name} has shape {list(images.shape)}, y_{name} {list(labels.shape)}: expected one label per image"]
     if len(labels) and labels.dtype.kind not in "iuU":
-        return [f"y_{name}: expected integers or strings, got {labels.dtype}"]
+        remedy = {
+            "b": "; give the two classes as 0 and 1, or as names",
+            "S": "; decode these bytes: y.astype(str)",
+            "O": "; these are objects of several kinds, or missing values",
+            "f": "; use y.astype(int)",
+        }.get(labels.dtype.kind, "")
+        return [f"y_{name}: expected integers or strings, got {labels.dtype}{remedy}"]
     return ["x_train: no images"] if name == "train" and not len(labels) else []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -13,6 +16,9 @@ from lorica.data.samples import Samples
 from lorica.errors import DataError
 
 LISTED = 10  # names spelled out in one error
+
+ClassOrder = Literal["natural", "text"]
+"""Of class names: 2 before 10, or as texts (10 before 2), as lorica once did and torchvision does."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,70 @@ def required(root: Path | None, name: str) -> Path:
     return root
 
 
-def some(items: Iterable[object]) -> str:
-    """The first of some names, and how many more there are."""
+def in_order(names: Iterable[str], order: ClassOrder) -> list[str]:
+    """Names sorted, numbers within them by their size where the order is "natural"."""
+
+    def natural(name: str) -> tuple[object, ...]:
+        parts = re.split("([0-9]+)", name)  # texts and numbers by turns
+        digits = [part.lstrip("0") for part in parts[1::2]]
+        return (
+            *((text, len(number), number) for text, number in zip(parts, [*digits, ""], strict=False)),
+            parts[-1],
+            name,
+        )
+
+    return sorted(names, key=natural if order == "natural" else None)
+
+
+def likeness(name: str) -> str:
+    """The same for names that look the same: accents composed or not, unseen characters, space around."""
+    composed = unicodedata.normalize("NFC", name)
+    return "".join(letter for letter in composed if unicodedata.category(letter) != "Cf").strip()
+
+
+def name_faults(names: Sequence[str]) -> list[str]:
+    """Why these cannot be the names of classes: no text, harmful to a terminal, or not to be told apart."""
+    problems = [f"a class has the name {name!a}, {fault}; rename it" for name in names if (fault := _name_fault(name))]
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(likeness(name), []).append(name)
+    return problems + [
+        f"classes whose names look the same: {some(map(ascii, same))}; rename them, or put them together"
+        for same in alike.values()
+        if len(same) > 1
+    ]
+
+
+def _name_fault(name: str) -> str | None:
+    kinds = {unicodedata.category(letter) for letter in name}
+    if "Cs" in kinds:
+        return "which is not UTF-8"
+    if kinds & {"Cc", "Zl", "Zp"}:
+        return "with control characters"
+    return None if likeness(name) else "which shows nothing"
+
+
+def remarks(facts: Mapping[str, Any]) -> list[str]:
+    """What a source has left out, one line each, for whoever runs or checks it."""
+    lines = []
+    if passed_over := facts.get("passed_over"):
+        reasons = some(f"{number} {reason}" for reason, number in passed_over.items())
+        lines.append(f"data.root: passed over {sum(passed_over.values())} files or folders: {reasons}")
+    if unreadable := facts.get("unreadable"):
+        lines.append(f"data.unreadable: left out {unreadable} images that cannot be read")
+    return lines
+
+
+def listed(what: str, lines: Sequence[str]) -> list[str]:
+    """The first of some problems after a line that says what and how many they are; nothing where there are none."""
+    if not lines:
+        return []
+    shown = f"; the first {LISTED} are" if len(lines) > LISTED else ""
+    return [what + shown, *lines[:LISTED]]
+
+
+def some(items: Iterable[object], number: int | None = None) -> str:
+    """The first of some names, and how many more there are, of that `number` or of as many as were given."""
     texts = [str(item) for item in items]
-    more = f" and {len(texts) - LISTED} more" if len(texts) > LISTED else ""
-    return ", ".join(texts[:LISTED]) + more
+    more = (number or len(texts)) - LISTED
+    return ", ".join(texts[:LISTED]) + (f" and {more} more" if more > 0 else "")

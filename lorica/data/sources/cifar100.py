@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torchvision.datasets import CIFAR100
@@ -15,7 +16,7 @@ from lorica.errors import DataError
 DESCRIPTION = "CIFAR-100 through torchvision, downloaded into data.root when it is not there"
 
 
-def load(*, root: Path | None, test_fraction: float, split_seed: int) -> Source:
+def load(*, root: Path | None, **_: Any) -> Source:
     """See `lorica.data.sources`; it has a test set of its own."""
     return cifar100(required(root, "cifar100"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from lorica.data.sources.base import Source, held_out, make_source
 DESCRIPTION = "scikit-learn's 1,797 handwritten digits, 8x8; nothing to download"
 
 
-def load(*, root: Path | None, test_fraction: float, split_seed: int) -> Source:
+def load(*, test_fraction: float, split_seed: int, **_: Any) -> Source:
     """See `lorica.data.sources`; there is no root."""
     return digits(test_fraction=test_fraction, split_seed=split_seed)
 

@@ -2,87 +2,149 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from lorica.data.images import ImageFiles, unreadable
-from lorica.data.sources.base import Source, held_out, make_source, required, some
+from lorica.data.decoding import DEFAULT, Decoding
+from lorica.data.folders import Walk, common_folders, has_folders, use_of
+from lorica.data.images import ImageFiles, faults
+from lorica.data.sources.base import (
+    ClassOrder,
+    Source,
+    held_out,
+    in_order,
+    likeness,
+    listed,
+    make_source,
+    name_faults,
+    required,
+    some,
+)
 from lorica.errors import DataError
 
 DESCRIPTION = "data.root/train/<class>/*.png and data.root/test/<class>/*.png, or data.root/<class>/*.png to split"
 
 
-def load(*, root: Path | None, test_fraction: float, split_seed: int) -> Source:
+def load(*, root: Path | None, **options: Any) -> Source:
     """See `lorica.data.sources`."""
-    return image_folder(required(root, "image_folder"), test_fraction=test_fraction, split_seed=split_seed)
+    return image_folder(required(root, "image_folder"), **options)
 
 
-def image_folder(root: str | Path, *, test_fraction: float = 0.25, split_seed: int = 0) -> Source:
+def image_folder(
+    root: str | Path,
+    *,
+    test_fraction: float = 0.25,
+    split_seed: int = 0,
+    class_order: ClassOrder = "natural",
+    decoding: Decoding = DEFAULT,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    decode_all: bool = False,
+) -> Source:
     """Images in `root`/train/<class>/ and `root`/test/<class>/, or in `root`/<class>/ (then split class by class).
 
-    Classes are in the order of their sorted names. All faults of the folder are raised together as one DataError.
+    The halves may have any usual name (Training, val); classes are in the order of their names. Links are followed, but each
+    file can be one sample. What is passed over (hidden files, folders of the system, files of no image format) is counted in
+    `facts`. Images that cannot be read are faults, or left out and counted with `unreadable="skip"`; `decode_all` finds those
+    that look whole until they are decoded, as `skip` does.
+
+    Raises:
+        DataError: all faults of the folder together.
     """
     root = Path(root).expanduser()
     layout = f"{root}/train/<class>/*.jpg and {root}/test/<class>/*.jpg, or {root}/<class>/*.jpg"
     if not root.is_dir():
         raise DataError(f"data.root: {root} is not a folder; expected {layout}")
-    halves = [root / "train", root / "test"]
-    folders = halves if all(half.is_dir() for half in halves) else [root]
-    if len(folders) == 1 and any(half.is_dir() and _visible_folders(half) for half in halves):
-        raise DataError(f"data.root: {root} has one of train and test without the other; expected {layout}")
-    found = [{folder.name: _images_below(folder) for folder in _visible_folders(half)} for half in folders]
+    walk = Walk()
+    split = _class_folders(root, walk, layout)
+    found = [{folder: walk.images(folder) for folder in folders} for folders in split.values()]
+    every = [path for classes in found for paths in classes.values() for path in paths]
+    seen = zip(every, faults(every, decoding, decode=decode_all or unreadable == "skip"), strict=True)
+    damaged = {path: fault for path, fault in seen if fault}
+    if unreadable == "skip":
+        found = [
+            {folder: [path for path in paths if path not in damaged] for folder, paths in each.items()}
+            for each in found
+        ]
 
     problems = []
-    for folder, classes in zip(folders, found, strict=True):
+    for half, classes in zip(split, found, strict=True):
         if not classes:
-            problems.append(f"{folder} has no class folders; expected {layout}")
-        for name, paths in classes.items():
+            problems.append(f"{half} has no class folders; expected {layout}")
+        elif common := common_folders(classes):
+            problems.append(
+                f"{half}: its folders {some(folder.name for folder in classes)} all have the same folders within "
+                f"({some(common)}): these look like splits or domains, not like classes; give one of them as data.root, "
+                "call two of them train and test, or put the images of a class into one folder"
+            )
+        problems += name_faults([folder.name for folder in classes])
+        for folder, paths in classes.items():
             if not paths:
-                problems.append(f"{folder / name} has no images ({', '.join(IMG_EXTENSIONS)})")
-            elif len(folders) == 1 and len(paths) == 1:
-                problems.append(f"{folder / name} has a single image; a split needs two, one of them for testing")
-    if len(folders) == 2 and all(found):
-        for one, other in ((1, 0), (0, 1)):
-            if missing := sorted(found[one].keys() - found[other].keys()):
-                classes = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
-                problems.append(f"{folders[one]} has {classes} that {folders[other]} lacks: {some(missing)}")
-    problems += unreadable([path for classes in found for paths in classes.values() for path in paths])
+                problems.append(f"{folder} has no images (*.jpg, *.png or another format that Pillow reads)")
+            elif len(found) == 1 and len(paths) == 1:
+                problems.append(f"{folder} has a single image; a split needs two, one of them for testing")
+    if len(found) == 2 and all(found):
+        problems += _missing_classes(list(split), found)
+    problems += listed(f"{len(walk.problems)} links or folders cannot be followed", walk.problems)
+    if unreadable == "refuse":
+        remedy = "; data.unreadable=skip leaves them out" if len(damaged) < len(every) else ""
+        problems += listed(f"{len(damaged)} of {len(every)} images cannot be read{remedy}", list(damaged.values()))
     if problems:
         raise DataError([f"data.root: {problem}" for problem in problems])
 
-    class_names = tuple(found[0])
-    samples = [_image_files(classes) for classes in found]
+    class_names = in_order([folder.name for folder in found[0]], class_order)
+    samples = [_image_files(classes, class_names, decoding) for classes in found]
     facts: dict[str, object] = {"root": str(root), "split": "folders"}
     if len(samples) == 1:
         kept, held = held_out(samples[0].labels, test_fraction, split_seed)
         samples = [_selected(samples[0], kept), _selected(samples[0], held)]
         facts |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
+    else:
+        facts["folders"] = [half.name for half in split]
+    if passed_over := dict(walk.passed_over.most_common()):
+        facts["passed_over"] = passed_over
+    if damaged:
+        facts["unreadable"] = len(damaged)
     return make_source("image_folder", class_names, samples[0], samples[1], facts)
 
 
-def _image_files(classes: dict[str, list[Path]]) -> ImageFiles:
-    counts = [len(paths) for paths in classes.values()]
-    return ImageFiles([path for paths in classes.values() for path in paths], np.repeat(np.arange(len(counts)), counts))
+def _class_folders(root: Path, walk: Walk, layout: str) -> dict[Path, list[Path]]:
+    """The class folders in each half, training first, or those of the root where it has no halves."""
+    inside = walk.folders(root)
+    train = [folder for folder in inside if use_of(folder.name) == "train"]
+    test = [folder for folder in inside if use_of(folder.name) == "test"]
+    test = test or [folder for folder in inside if use_of(folder.name) == "validation"]
+    if not (train and test) and not any(
+        has_folders(folder) for folder in (*train, *test)
+    ):  # a class may be called train
+        return {root: inside}
+    if not (train and test):
+        raise DataError(f"data.root: {root} has one of train and test without the other; expected {layout}")
+    if len(train) + len(test) > 2:
+        names = some(folder.name for folder in (*train, *test))
+        raise DataError(f"data.root: {root} has {names}, one too many; keep one for training and one for testing")
+    if len(inside) > 2:
+        walk.passed_over[f"beside {train[0].name} and {test[0].name}"] += len(inside) - 2
+    return {half: walk.folders(half) for half in (*train, *test)}
+
+
+def _missing_classes(halves: Sequence[Path], found: Sequence[Mapping[Path, object]]) -> Iterator[str]:
+    names = [{likeness(folder.name): folder.name for folder in classes} for classes in found]
+    for one, other in ((1, 0), (0, 1)):
+        if missing := sorted(names[one][key] for key in names[one].keys() - names[other].keys()):
+            classes = "1 class" if len(missing) == 1 else f"{len(missing)} classes"
+            yield f"{halves[one]} has {classes} that {halves[other]} lacks: {some(missing)}"
+
+
+def _image_files(classes: Mapping[Path, Sequence[Path]], class_names: Sequence[str], decoding: Decoding) -> ImageFiles:
+    number_of = {likeness(name): number for number, name in enumerate(class_names)}
+    by_class = sorted((number_of[likeness(folder.name)], paths) for folder, paths in classes.items())
+    labels = np.repeat([number for number, _ in by_class], [len(paths) for _, paths in by_class])
+    return ImageFiles([path for _, paths in by_class for path in paths], labels, decoding)
 
 
 def _selected(files: ImageFiles, indices: Int[np.ndarray, " m"]) -> ImageFiles:
-    return ImageFiles([files.paths[index] for index in indices], files.labels[indices])
-
-
-def _visible_folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """Image files in a class folder and the folders within, sorted; hidden ones are passed over."""
-    images = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images += [
-            Path(place, name) for name in files if not name.startswith(".") and name.lower().endswith(IMG_EXTENSIONS)
-        ]
-    return sorted(images)
+    return ImageFiles([files.paths[index] for index in indices], files.labels[indices], files.decoding)

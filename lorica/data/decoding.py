@@ -1,0 +1,190 @@
+"""One image file, or one picture in memory, as RGB pixels: upright, bounded, with nothing guessed about its range."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
+
+from lorica.errors import DataError
+
+# identified by Pillow, but without pixels of its own reading; EPS would run Ghostscript on the file
+_NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+
+# what the decoders raise for a damaged or foreign file: there is no family of its own
+_FAULTS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+_DARK = 2**14  # a 16-bit picture that stays below a quarter of its range is more likely one of fewer bits
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How pictures become 8-bit RGB; keys of the recipe's data section.
+
+    Attributes:
+        background: the colour under transparent pixels, by name or as "#rrggbb".
+        bits: how many bits of a 16-bit picture are used (12 for most medical and scientific cameras); None = 16, and a
+            picture that uses fewer is refused.
+        max_megapixels: larger pictures are refused; a JPEG is decoded at a half, a quarter or an eighth of its size instead.
+
+    Raises:
+        DataError: a background that is no colour.
+    """
+
+    background: str = "white"
+    bits: int | None = None
+    max_megapixels: float = 36.0
+
+    def __post_init__(self) -> None:
+        try:
+            ImageColor.getcolor(self.background, "RGB")
+        except ValueError as error:
+            raise DataError(
+                f"data.background: expected a colour like white or '#f0f0f0', got {self.background!r}"
+            ) from error
+
+    def read(self, path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+        """The first picture in a file, turned upright as its EXIF entry says. DataError when it cannot be read."""
+        try:
+            with _opened(path) as image:
+                self._require_size(image, shrink=True)
+                stored = _stored_as(image)
+                ImageOps.exif_transpose(image, in_place=True)
+                return self._rgb(image, stored)
+        except _FAULTS as error:
+            raise DataError(f"{shown(path)}: {_words(error)}") from error
+
+    def convert(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture in memory, which stays as it is. DataError when it cannot be used."""
+        try:
+            self._require_size(image)
+            stored = _stored_as(image)
+            return self._rgb(ImageOps.exif_transpose(image), stored)
+        except _FAULTS as error:
+            raise DataError(f"{image!r:.200}: {_words(error)}") from error
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with a file as far as its header and check sums tell (a JPEG has none: see `read`)."""
+        try:
+            with _opened(path) as image:
+                self._require_size(image, shrink=True)
+                image.verify()
+        except _FAULTS as error:
+            return f"{shown(path)}: {_words(error)}"
+        return None
+
+    def _require_size(self, image: Image.Image, *, shrink: bool = False) -> None:
+        """And that the mode has a known range, which the header tells as well."""
+        if image.mode in ("I", "F"):
+            raise ValueError("32 bits per pixel, of unknown range; convert it to 8 bits")
+        size, limit = image.size, self.max_megapixels * 1e6
+        for divisor in (2, 4, 8):
+            if shrink and image.width * image.height > limit:
+                image.draft(None, (size[0] // divisor, size[1] // divisor))  # only a JPEG can
+        if image.width * image.height > limit:
+            raise ValueError(
+                f"{size[0]} x {size[1]} pixels, more than data.max_megapixels={self.max_megapixels:g} allows; raise it, "
+                "or make the image smaller"
+            )
+
+    def _rgb(self, image: Image.Image, stored: str) -> UInt8[np.ndarray, "h w 3"]:
+        if image.mode.startswith("I;16"):
+            if "transparency" in image.info:
+                raise ValueError("16 bits per pixel with a transparent value; convert it to 8 bits")
+            grey = self._eight_bits(np.asarray(image), declared=12 if ";12" in stored else None)
+            return np.repeat(grey[..., None], 3, axis=-1)
+        # Pillow has dropped the lower bytes
+        if ";16" in stored and self.bits != 16 and np.asarray(image.convert("RGB")).max() < _DARK >> 8:
+            raise ValueError(
+                f"16 bits per channel, {_FEW_BITS} convert it to 8 bits, or set data.bits=16 if it is so dark"
+            )
+        if image.has_transparency_data:
+            covered = image.convert("RGBA")
+            image = Image.new("RGB", image.size, self.background)
+            image.paste(covered, mask=covered)
+        return np.array(image.convert("RGB"))
+
+    def _eight_bits(self, pixels: Shaped[np.ndarray, "h w"], declared: int | None) -> UInt8[np.ndarray, "h w"]:
+        bits, largest = self.bits or declared, int(pixels.max())
+        if bits is None and 0 < largest < _DARK:
+            raise ValueError(f"16 bits per pixel, {_FEW_BITS} set data.bits (12?), or data.bits=16 if it is so dark")
+        bits = bits or 16
+        if largest >= 2**bits:
+            raise ValueError(f"a pixel of {largest}, which has more than data.bits={bits} bits")
+        return (pixels >> (bits - 8)).astype(np.uint8)
+
+
+DEFAULT = Decoding()
+
+DECODING = tuple(field.name for field in fields(Decoding))
+"""The keys of the recipe's data section that a `Decoding` is made of."""
+
+_FEW_BITS = "of which the highest two are not used, so that its range is unknown;"
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """The endings of image files, in small letters with their dot: those of every format whose pixels Pillow can read."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats())
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in _NOT_DECODED)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+    if not status.st_size:
+        raise ValueError("zero bytes")
+    with Image.open(path, formats=_formats()) as image:
+        yield image
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How the pixels lie in the file ("RGB;16B"), as far as Pillow says before they are loaded."""
+    return " ".join(str(tile[3]) for tile in getattr(image, "tile", []))
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels; make the image smaller"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200] or f"damaged ({type(error).__name__})"
+
+
+def shown(path: str | Path) -> str:
+    """A path with what a terminal cannot or must not be given written out."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]
