@@ -1,16 +1,15 @@
 """Small modules that adapt a frozen encoder, whose weights they leave alone: bottlenecks, scale and shift, prompts.
 
-Each is applied for the length of one pass, through hooks that are gone afterwards, so that one encoder serves the plain
-features and those of any number of modules. At their start bottlenecks change nothing, scale and shift next to nothing.
+Each is applied through a view of the encoder (`lorica.backbones.view`), so that one encoder serves the plain features and
+those of any number of modules, also at once. At their start bottlenecks change nothing, scale and shift next to nothing.
 """
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
+from lorica.backbones.view import Change, computing, view
 from lorica.types import Inputs
+
+
+Forward = Callable[..., Tensor]
 
 
 class Tuning(nn.Module, ABC):
@@ -63,16 +66,15 @@ class Bottlenecks(Tuning):
             encoder.second_half(number)
 
     def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
-        with ExitStack() as hooks:
-            for number, block in enumerate(encoder.blocks):
-                entering: list[Tensor] = []
-                before = encoder.second_half(number).register_forward_pre_hook(partial(_keep, entering))
-                after = block.register_forward_hook(partial(self._add, number, entering))
-                hooks.callback(before.remove)
-                hooks.callback(after.remove)
-            return encoder.features(inputs)
+        changes: dict[nn.Module, Change] = {}
+        for number, block in enumerate(encoder.blocks):
+            entering: list[Tensor] = []
+            changes[encoder.second_half(number)] = computing(partial(_keep, entering))
+            changes[block] = computing(partial(self._add, number, entering))
+        return view(encoder, changes).features(inputs)
 
-    def _add(self, number: int, entering: list[Tensor], block: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    def _add(self, number: int, entering: list[Tensor], own: Forward, tokens: Tensor) -> Tensor:
+        output = own(tokens)
         hidden = F.relu(F.linear(entering.pop(), self.down[number], self.down_bias[number]))
         hidden = F.dropout(hidden, self.dropout, training=self.training)
         return output + self.scale * F.linear(hidden, self.up[number], self.up_bias[number])
@@ -91,11 +93,13 @@ class ScaleAndShift(Tuning):
             self.shifts[_key(name)] = nn.Parameter((0.02 * torch.randn(width)).to(device))
 
     def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
-        with ExitStack() as hooks:
-            for name in encoder.operations():
-                change = partial(_scale_and_shift, self.scales[_key(name)], self.shifts[_key(name)])
-                hooks.callback(encoder.get_submodule(name).register_forward_hook(change).remove)
-            return encoder.features(inputs)
+        changes = {
+            encoder.get_submodule(name): computing(
+                partial(_scale_and_shift, self.scales[_key(name)], self.shifts[_key(name)])
+            )
+            for name in encoder.operations()
+        }
+        return view(encoder, changes).features(inputs)
 
 
 class Prompts(Tuning):
@@ -110,10 +114,9 @@ class Prompts(Tuning):
         self.tokens = nn.Parameter(start.to(device))
 
     def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
-        with ExitStack() as hooks:
-            for block, prompt in zip(encoder.blocks[1:], self.tokens[1:], strict=False):
-                hooks.callback(block.register_forward_pre_hook(partial(_replace_first, prompt)).remove)
-            tokens = encoder.tokens(inputs, prompt=self.tokens[:1])
+        deeper = zip(encoder.blocks[1:], self.tokens[1:], strict=False)
+        changes = {block: computing(partial(_replace_first, prompt)) for block, prompt in deeper}
+        tokens = view(encoder, changes).tokens(inputs, prompt=self.tokens[:1])
         return encoder.pool(tokens[:, self.tokens.shape[1] :])
 
 
@@ -146,18 +149,14 @@ def _key(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _keep(entering: list[Tensor], module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-    entering.append(arguments[0])
+def _keep(entering: list[Tensor], own: Forward, x: Tensor) -> Tensor:
+    entering.append(x)
+    return own(x)
 
 
-def _scale_and_shift(
-    scale: Tensor, shift: Tensor, module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor
-) -> Tensor:
-    return output * scale + shift
+def _scale_and_shift(scale: Tensor, shift: Tensor, own: Forward, x: Tensor) -> Tensor:
+    return own(x) * scale + shift
 
 
-def _replace_first(prompt: Tensor, block: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    tokens = torch.cat(
-        [prompt.to(arguments[0]).expand(len(arguments[0]), -1, -1), arguments[0][:, len(prompt) :]], dim=1
-    )
-    return (tokens, *arguments[1:])
+def _replace_first(prompt: Tensor, own: Forward, tokens: Tensor) -> Tensor:
+    return own(torch.cat([prompt.to(tokens).expand(len(tokens), -1, -1), tokens[:, len(prompt) :]], dim=1))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -120,8 +119,8 @@ class Encoder(nn.Module, ABC):
         """Whether that block's attention is of the kind that `prefixed` knows."""
 
     @abstractmethod
-    def prefixed(self, block: int, prefix: Prefix) -> AbstractContextManager[None]:
-        """For the length of a `with` block, that block attends to the prefix as well."""
+    def prefixed(self, block: int, prefix: Prefix) -> nn.Module:
+        """That block as one that attends to the prefix as well; its own stays as it is (`lorica.backbones.view`)."""
 
     @cached_property
     @abstractmethod
@@ -151,11 +150,11 @@ class Encoder(nn.Module, ABC):
         tokens = self.embed(inputs)
         if prompt is not None:
             tokens = torch.cat([prompt.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
-        with ExitStack() as stack:
-            for block, prefix in (prefixes or {}).items():
-                stack.enter_context(self.prefixed(block, prefix))
-            for block in self.blocks:
-                tokens = block(tokens)
+        blocks = list(self.blocks)
+        for number, prefix in (prefixes or {}).items():
+            blocks[number] = self.prefixed(number, prefix)
+        for block in blocks:
+            tokens = block(tokens)
         return tokens
 
     def features(self, inputs: Inputs, *, prefixes: Mapping[int, Prefix] | None = None) -> Float[Tensor, "n features"]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,39 +18,37 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder, Prefix, Site
+from lorica.backbones.view import computing, view
 from lorica.errors import BackboneError
 from lorica.types import Inputs
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave [0, 1] as it is
 
 
-class PrefixedAttention(nn.Module):
-    """softmax(Q [P_K; K]' / sqrt(d)) [P_V; V] in each head, with the projections and norms of one of timm's attentions."""
+def attend(
+    own: Attention,
+    prefix: Prefix,
+    forward: Callable[..., Tensor],
+    x: Float[Tensor, "n tokens dim"],
+    attn_mask: None = None,
+    is_causal: bool = False,
+) -> Float[Tensor, "n tokens dim"]:
+    """softmax(Q [P_K; K]' / sqrt(d)) [P_V; V] in each head, with the projections and norms of one of timm's attentions.
 
-    def __init__(self, attention: Attention, prefix: Prefix) -> None:
-        super().__init__()
-        self.attention = attention
-        self.prefix = prefix
+    It stands in for that attention's `forward`. Blocks pass no mask.
+    """
 
-    def forward(
-        self, x: Float[Tensor, "n tokens dim"], attn_mask: None = None, is_causal: bool = False
-    ) -> Float[Tensor, "n tokens dim"]:
-        """What timm's attention gives for x, its rows attending to the prefix too. Blocks pass no mask."""
-        own = self.attention
+    def heads(rows: Float[Tensor, "m rows dim"]) -> Float[Tensor, "m heads rows inner"]:
+        return rows.unflatten(-1, (own.num_heads, own.head_dim)).transpose(1, 2)
 
-        def heads(rows: Float[Tensor, "m rows dim"]) -> Float[Tensor, "m heads rows inner"]:
-            return rows.unflatten(-1, (own.num_heads, own.head_dim)).transpose(1, 2)
-
-        q, k, v = (heads(rows) for rows in own.qkv(x).chunk(3, dim=-1))
-        q, k = own.q_norm(q), own.k_norm(k)
-        before_k, before_v = (
-            heads(rows.to(k.dtype)).expand(len(x), -1, -1, -1) for rows in (self.prefix.keys, self.prefix.values)
-        )
-        dropout = own.attn_drop.p if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            q, torch.cat([before_k, k], dim=2), torch.cat([before_v, v], dim=2), dropout_p=dropout
-        )
-        return own.proj_drop(own.proj(own.norm(mixed.transpose(1, 2).flatten(2))))
+    q, k, v = (heads(rows) for rows in own.qkv(x).chunk(3, dim=-1))
+    q, k = own.q_norm(q), own.k_norm(k)
+    before_k, before_v = (heads(rows.to(k.dtype)).expand(len(x), -1, -1, -1) for rows in (prefix.keys, prefix.values))
+    dropout = own.attn_drop.p if own.training else 0.0
+    mixed = F.scaled_dot_product_attention(
+        q, torch.cat([before_k, k], dim=2), torch.cat([before_v, v], dim=2), dropout_p=dropout
+    )
+    return own.proj_drop(own.proj(own.norm(mixed.transpose(1, 2).flatten(2))))
 
 
 class TimmViT(Encoder):
@@ -127,15 +124,10 @@ class TimmViT(Encoder):
         attention = getattr(self.blocks[block], "attn", None)
         return type(attention) is Attention and getattr(attention, "gate", None) is None
 
-    @contextmanager
-    def prefixed(self, block: int, prefix: Prefix) -> Iterator[None]:
-        module = cast(Any, self.blocks[block])
-        own = module.attn
-        module.attn = PrefixedAttention(own, prefix).train(own.training)
-        try:
-            yield
-        finally:
-            module.attn = own
+    def prefixed(self, block: int, prefix: Prefix) -> nn.Module:
+        module = self.blocks[block]
+        attention = cast(Attention, module.get_submodule("attn"))
+        return view(module, {attention: computing(partial(attend, attention, prefix))})
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
