@@ -33,7 +33,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from lorica.adapters.attach import merge
+from lorica.adapters.attach import merged
 from lorica.adapters.lowrank import LowRankUpdates, project_last
 from lorica.assembly import assemble
 from lorica.backbones.encoder import Encoder
@@ -241,9 +241,7 @@ def straight_line(
             f"{run.path}: no straight line at task {task}: the run has learned {len(run.accuracy)} tasks; "
             f"give --task from 2 to {len(run.accuracy)}, or 0 for none"
         )
-    before, after = _learned(run, task - 1), _learned(run, task)
-    merge(before.encoder)
-    merge(after.encoder)
+    before, after = merged(_learned(run, task - 1)), merged(_learned(run, task))
     start = before.encoder.state_dict()
     stop = {name: tensor.clone() for name, tensor in after.encoder.state_dict().items()}
     if all(torch.equal(start[name], stop[name]) for name in stop):

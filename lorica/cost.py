@@ -93,14 +93,15 @@ def _prediction(method: Method) -> tuple[int, float]:
         nonlocal rows
         rows += next(value for value in (*arguments, *named.values()) if isinstance(value, Tensor)).shape[0]
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(method), merged(encoder):
-        encoders = [module for module in method.modules() if isinstance(module, Encoder)]  # a method may train a copy
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(method):
+        plain = merged(method)
+        encoders = [module for module in plain.modules() if isinstance(module, Encoder)]  # a method may train a copy
         blocks = [block for each in encoders for block in each.blocks]
         hooks = [block.register_forward_pre_hook(count, with_kwargs=True) for block in blocks]
         try:
             # FlopCounterMode has no formula for the CPU's fused attention kernel; the plain one is made of products
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                method.predict(encoder.example(1))
+                plain.predict(encoder.example(1))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -51,11 +51,11 @@ def accuracy_row(
     reporter.stage(f"{method.name}: testing", joined.number_of_batches(batch_size))
     correct = []
     method.eval()
-    with merged(method.encoder):
-        for batch in joined.batches(batch_size, device=accelerator.device):
-            with accelerator.autocast():
-                logits: Float[torch.Tensor, "n classes"] = method.predict(batch.inputs)
-            correct.append(logits[:, :seen].argmax(dim=1) == batch.labels)
-            reporter.step()
+    plain = merged(method)
+    for batch in joined.batches(batch_size, device=accelerator.device):
+        with accelerator.autocast():
+            logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
+        correct.append(logits[:, :seen].argmax(dim=1) == batch.labels)
+        reporter.step()
     of_tasks = torch.cat(correct).split([len(split) for split in splits])
     return [int(right.sum()) / len(right) for right in of_tasks]

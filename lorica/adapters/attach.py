@@ -1,9 +1,9 @@
-"""Puts adapted linears in place of an encoder's projections, and takes them out again, merged or not."""
+"""Puts adapted linears in place of an encoder's projections; and what predicts as it does without them, or with others."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lorica.adapters.linear import AdaptedLinear
 from lorica.backbones.encoder import Encoder, Site
+from lorica.backbones.view import Root, view
 
 
 def attach(encoder: Encoder, sites: Sequence[Site], increment: Callable[[Site], Tensor]) -> None:
@@ -25,37 +26,27 @@ def attach(encoder: Encoder, sites: Sequence[Site], increment: Callable[[Site], 
         layer = encoder.get_submodule(site.linear)
         if not isinstance(layer, AdaptedLinear):
             layer = AdaptedLinear(cast(nn.Linear, layer))
-            _replace(encoder, site.linear, layer)
+            parent, _, name = site.linear.rpartition(".")
+            setattr(encoder.get_submodule(parent), name, layer)
         layer.increments[site.rows] = partial(increment, site)
 
 
-def merge(encoder: Encoder) -> dict[str, AdaptedLinear]:
-    """Replaces every adapted linear by a plain one with the increments in its weight.
+def with_increments(encoder: Encoder, sites: Sequence[Site], increment: Callable[[Site], Tensor]) -> Encoder:
+    """A view of the encoder in which these sites have other increments than those attached to them."""
+    layers: dict[nn.Module, AdaptedLinear] = {}
+    for site in sites:
+        own = cast(AdaptedLinear, encoder.get_submodule(site.linear))
+        if own not in layers:
+            layers[own] = copy.copy(own)
+            layers[own].increments = dict(own.increments)
+        layers[own].increments[site.rows] = partial(increment, site)
+    return view(encoder, {own: lambda _, layer=layer: layer for own, layer in layers.items()})
 
-    The module tree is then the plain backbone's. Returns the adapted layers by path, for `unmerge`.
+
+def merged(root: Root) -> Root:
+    """A view of an encoder, or of a method around one, whose adapted linears are plain ones with the increments in their weight.
+
+    The encoder's module tree is then the plain backbone's. The original stays as it is, W0 to the bit.
     """
-    adapted = {name: module for name, module in encoder.named_modules() if isinstance(module, AdaptedLinear)}
-    for path, module in adapted.items():
-        _replace(encoder, path, module.merged())
-    return adapted
-
-
-def unmerge(encoder: Encoder, adapted: dict[str, AdaptedLinear]) -> None:
-    """Puts the layers that `merge` returned back: W0 has the bits it always had, since nothing is ever subtracted."""
-    for path, module in adapted.items():
-        _replace(encoder, path, module)
-
-
-@contextmanager
-def merged(encoder: Encoder) -> Iterator[Encoder]:
-    """The encoder with its increments merged, for the length of a `with` block."""
-    adapted = merge(encoder)
-    try:
-        yield encoder
-    finally:
-        unmerge(encoder, adapted)
-
-
-def _replace(encoder: Encoder, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(encoder.get_submodule(parent), name, module)
+    adapted = [module for module in root.modules() if isinstance(module, AdaptedLinear)]
+    return view(root, {each: lambda _, each=each: each.merged() for each in adapted})

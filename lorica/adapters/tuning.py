@@ -20,7 +20,6 @@ from lorica.backbones.encoder import Encoder
 from lorica.backbones.view import Change, computing, view
 from lorica.types import Inputs
 
-
 Forward = Callable[..., Tensor]
 
 

@@ -45,8 +45,7 @@ optimiser; both variants default to what the code's ImageNet-R setting uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal
 
@@ -57,8 +56,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lorica.adapters.attach import attach
+from lorica.adapters.attach import attach, with_increments
 from lorica.backbones.encoder import Encoder, Site
+from lorica.backbones.view import computing, view
 from lorica.errors import BackboneError
 from lorica.heads import ClassMeans, CosineHead
 from lorica.linalg import random_orthonormal_rows
@@ -131,13 +131,14 @@ class TaskFactors(nn.Module):
 Update = tuple[Site, Tensor, Tensor]
 
 
-def _add_updates(updates: Sequence[Update], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-    """A linear layer's output with task k's low-rank update added to the k-th part of the rows. A forward hook.
+def _add_updates(updates: Sequence[Update], linear: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    """A linear layer's output with task k's low-rank update added to the k-th part of the rows.
 
     The adapted weight of each branch would be a dense matrix; its factors serve as well, and all branches at once.
     """
+    output = linear(inputs)
     for site, ups, downs in updates:
-        x = inputs[0].reshape(len(ups), -1, site.in_features)
+        x = inputs.reshape(len(ups), -1, site.in_features)
         output[..., slice(*site.rows)] += (x @ downs.mT @ ups.mT).view(*output.shape[:-1], site.out_features)
     return output
 
@@ -212,7 +213,6 @@ class CLLoRA(Method):
         self.shared = nn.ModuleDict({site.name: factors for site, factors in self.lower.items()})
         self.specific = nn.ModuleDict({site.name: factors for site, factors in self.upper.items()})
         self.means = ClassMeans(encoder.width, device=self.device)
-        self.teaching: dict[Site, Tensor] = {}  # the teacher's U, while the shared half runs with them
         attach(encoder, list(self.lower), self.increment)  # merging concerns this half; the branches stay branches
 
     @classmethod
@@ -250,18 +250,17 @@ class CLLoRA(Method):
 
     def increment(self, site: Site) -> Float[Tensor, "out inp"]:
         """U D of (1), for one projection of the shared half."""
-        return self.teaching.get(site, self.lower[site].up) @ self.lower[site].down
+        return self.lower[site].up @ self.lower[site].down
 
     def trunk(
-        self, tokens: Float[Tensor, "n tokens dim"], teaching: dict[Site, Tensor] | None = None
+        self, tokens: Float[Tensor, "n tokens dim"], teaching: Mapping[Site, Tensor] | None = None
     ) -> Float[Tensor, "n tokens dim"]:
         """Embedded tokens through the shared half, with its own U or with those given."""
-        self.teaching = teaching or {}
-        try:
-            for block in self.encoder.blocks[: self.trunk_blocks]:
-                tokens = block(tokens)
-        finally:
-            self.teaching = {}
+        encoder = self.encoder
+        if teaching is not None:
+            encoder = with_increments(encoder, list(teaching), lambda site: teaching[site] @ self.lower[site].down)
+        for block in encoder.blocks[: self.trunk_blocks]:
+            tokens = block(tokens)
         return tokens
 
     def branches(
@@ -272,13 +271,16 @@ class CLLoRA(Method):
         for site, factors in self.upper.items():
             ups, downs, weights = factors.of(first, stop)
             updates.setdefault(site.linear, []).append((site, weights.view(-1, 1, 1) * ups, downs))
+        encoder = view(
+            self.encoder,
+            {
+                self.encoder.get_submodule(linear): computing(partial(_add_updates, own))
+                for linear, own in updates.items()
+            },
+        )
         tokens = tokens.repeat(stop - first, 1, 1)
-        with ExitStack() as hooks:
-            for linear, own in updates.items():
-                hook = self.encoder.get_submodule(linear).register_forward_hook(partial(_add_updates, own))
-                hooks.callback(hook.remove)
-            for block in self.encoder.blocks[self.trunk_blocks :]:
-                tokens = block(tokens)
+        for block in encoder.blocks[self.trunk_blocks :]:
+            tokens = block(tokens)
         return self.encoder.pool(tokens).unflatten(0, (stop - first, -1))
 
     # --- learning ---

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -128,14 +130,48 @@ def test_merged_weights_predict_the_same_on_a_plain_backbone(kind, tiny_encoder,
     learn(method, stream)
     x = images(stream)
     expected = method.predict(x)
-    with merged(method.encoder) as encoder:
-        assert [(n, type(m)) for n, m in encoder.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
-        torch.testing.assert_close(method.predict(x), expected, atol=1e-5, rtol=1e-5)
-        classifier = method.classifier()
-        if classifier is not None:
-            model = encoder.with_classifier(*classifier)
-            torch.testing.assert_close(model((x - encoder.mean) / encoder.std), expected, atol=1e-5, rtol=1e-5)
+    found = merged(method)
+    encoder, classifier = found.encoder, method.classifier()
+    assert [(n, type(m)) for n, m in encoder.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
+    torch.testing.assert_close(found.predict(x), expected, atol=1e-5, rtol=1e-5)
+    if classifier is not None:
+        model = encoder.with_classifier(*classifier)
+        torch.testing.assert_close(model((x - encoder.mean) / encoder.std), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(method.predict(x), expected)
+
+
+def test_eight_threads_predict_as_one_does(kind, tiny_encoder, stream, monkeypatch) -> None:
+    """To the bit; and not even for the length of a pass does one set an attribute of the method's modules, or a hook."""
+    method = kind(tiny_encoder())
+    learn(method, stream)
+    batches = [part for part in images(stream).split(3) for _ in range(4)]
+    expected, own = [method.predict(part) for part in batches], {id(module) for module in method.modules()}
+    barrier = threading.Barrier(8)
+
+    def predict(first: int) -> list[torch.Tensor]:
+        barrier.wait()
+        with torch.inference_mode():
+            return [method.predict(part) for part in batches[first:] + batches[:first]]
+
+    with ThreadPoolExecutor(8) as pool:
+        for first, found in enumerate(pool.map(predict, range(8))):
+            turned = expected[first:] + expected[:first]
+            assert all(torch.equal(a, b) for a, b in zip(found, turned, strict=True))
+    changed: list[object] = []
+    assign, hook = torch.nn.Module.__setattr__, torch.utils.hooks.RemovableHandle.__init__
+
+    def watched(self, name, value) -> None:
+        changed.extend([(type(self), name)] if id(self) in own else [])
+        assign(self, name, value)
+
+    def hooked(self, *arguments, **named) -> None:
+        changed.append("a hook")
+        hook(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.nn.Module, "__setattr__", watched)
+    monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "__init__", hooked)
+    method.predict(batches[0])
+    assert changed == []
 
 
 def test_a_deep_copy_is_independent(kind, tiny_encoder, stream) -> None:

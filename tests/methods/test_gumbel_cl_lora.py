@@ -271,8 +271,7 @@ def test_predictions_after_the_current_direction_was_pruned(tiny_encoder, varian
     assert method.kept == [0, 1]
     with torch.no_grad():
         expected = method.predict(IMAGES)
-        with merged(method.encoder):
-            torch.testing.assert_close(method.predict(IMAGES), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(merged(method).predict(IMAGES), expected, atol=1e-5, rtol=1e-5)
     assert method.diagnostics()["gates"] == pytest.approx([0.55, 0.45, 0.0])
 
 
