@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from itertools import groupby
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from lorica.errors import TrainingError
 from lorica.linalg import double, float64_device
+
+HeadStart = Literal["zeros", "kaiming", "linear", "truncated_normal"]
+"""Where new rows of a linear head start, see `GrowingLinear`."""
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
@@ -31,21 +35,35 @@ class GrowingLinear(nn.Module):
     """A linear classifier with bias, one block of rows per task.
 
     Separate blocks let earlier rows stay out of the optimiser, where weight decay and momentum would move them.
+    New rows start by `start`, on the CPU, so that a seed means the same on every device:
+
+        zeros               weights and biases 0
+        kaiming             weights uniform in +-sqrt(3 / width), biases 0
+        linear              weights and biases uniform in +-1/sqrt(width), as `nn.Linear`
+        truncated_normal    weights normal with deviation 0.02, none beyond 2; biases 0
     """
 
-    def __init__(self, width: int, *, device: torch.device) -> None:
+    def __init__(self, width: int, *, start: HeadStart = "zeros", device: torch.device) -> None:
         super().__init__()
-        self.width, self.device = width, device
+        self.width, self.start, self.device = width, start, device
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
 
     def grow(self, classes: int) -> None:
-        """Adds a block of rows, if it has any: weights uniform in +-sqrt(3 / width), biases zero."""
+        """Adds a block of rows, if it has any."""
         if not classes:
             return
-        weight = torch.empty(classes, self.width).uniform_(-1, 1) * math.sqrt(3 / self.width)
+        weight, bias = torch.zeros(classes, self.width), torch.zeros(classes)
+        bound = math.sqrt(1 / self.width)
+        if self.start == "kaiming":
+            weight.uniform_(-math.sqrt(3) * bound, math.sqrt(3) * bound)
+        elif self.start == "linear":
+            weight.uniform_(-bound, bound)
+            bias.uniform_(-bound, bound)
+        elif self.start == "truncated_normal":
+            nn.init.trunc_normal_(weight, std=0.02)
         self.weights.append(nn.Parameter(weight.to(self.device)))
-        self.biases.append(nn.Parameter(torch.zeros(classes, device=self.device)))
+        self.biases.append(nn.Parameter(bias.to(self.device)))
 
     def isolate(self, classes: Collection[int]) -> None:
         """Divides blocks so that none has rows of these classes beside rows of others."""

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def test_linear_head_grows_by_blocks_and_keeps_old_rows() -> None:
-    head = GrowingLinear(4, device=CPU)
+    head = GrowingLinear(4, start="linear", device=CPU)
     head.grow(2)
     old = head.weights[0].detach().clone()
     head.grow(3)
@@ -23,13 +23,32 @@ def test_linear_head_grows_by_blocks_and_keeps_old_rows() -> None:
     assert [tuple(p.shape) for p in head.rows_of((2, 3, 4))] == [(3, 4), (3,)]
     head.grow(0)
     assert len(head.weights) == 2
-    assert head.weights[1].abs().max() <= (3 / 4) ** 0.5
     x = torch.randn(2, 4)
     torch.testing.assert_close(head(x)[:, 2:], x @ head.weights[1].T + head.biases[1])
 
 
+@pytest.mark.parametrize(
+    ("start", "largest", "deviation", "bias"),
+    [
+        ("zeros", 0, 0, 0),
+        ("kaiming", (3 / 48) ** 0.5, (1 / 48) ** 0.5, 0),  # a uniform variable's deviation is its bound over sqrt(3)
+        ("linear", (1 / 48) ** 0.5, (1 / 144) ** 0.5, (1 / 48) ** 0.5),
+        ("truncated_normal", 0.12, 0.02, 0),
+    ],
+)
+def test_new_rows_start_as_asked(start, largest, deviation, bias) -> None:
+    torch.manual_seed(0)
+    head = GrowingLinear(48, start=start, device=CPU)
+    for _ in range(2):
+        head.grow(1000)
+    for weight, own in zip(head.weights, head.biases, strict=True):
+        assert weight.abs().max() <= largest
+        assert weight.std().item() == pytest.approx(deviation, rel=0.02)
+        assert 0.95 * bias <= own.abs().max() <= bias
+
+
 def test_blocks_are_divided_where_some_of_their_classes_return() -> None:
-    head = GrowingLinear(4, device=CPU)
+    head = GrowingLinear(4, start="linear", device=CPU)
     head.grow(3)
     head.grow(2)
     weight, bias = (each.detach().clone() for each in head.stacked())

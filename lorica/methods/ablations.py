@@ -25,12 +25,11 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LowRankConfig
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Task
 
 
-class LoRAFrozenConfig(LowRankConfig):
+class LoRAFrozenConfig(LowRankHeadConfig):
     """Options of row C."""
 
     frozen_coefficient: Literal["one", "learned"] = "one"
@@ -39,12 +38,12 @@ class LoRAFrozenConfig(LowRankConfig):
 class Ablation(LinearHeadMethod):
     """The common part; the rows differ in two switches."""
 
-    Config = LowRankConfig
-    config: LowRankConfig
+    Config = LowRankHeadConfig
+    config: LowRankHeadConfig
     new_direction_per_task: ClassVar[bool] = False
     direction_trains: ClassVar[Literal["always", "first_task"]] = "always"
 
-    def __init__(self, config: LowRankConfig, encoder: Encoder) -> None:
+    def __init__(self, config: LowRankHeadConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)

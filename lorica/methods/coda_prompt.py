@@ -10,7 +10,7 @@ and m over the components of all tasks so far, the block attends to the rows p(x
 
 The rows of X are those of all tasks, each P_m flattened to one. A task trains its own components and head rows; earlier
 components are constants. New rows of P, K and A start with length 1, orthogonal to each other and to all earlier rows
-of their block. The head sees the pooled feature. No task identity; a prediction takes two passes.
+of their block. The head starts as `nn.Linear` and sees the pooled feature. No task identity; a prediction takes two passes.
 
 `variant: paper` (default)  mu = 0.1, the paper's number
 `variant: released_code`    mu = 0, as in the scripts of GT-RIPL/CODA-Prompt since new rows start orthogonal there
@@ -51,8 +51,8 @@ from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.errors import BackboneError, RecipeError
 from lorica.linalg import orthonormal_continuation
-from lorica.methods.base import MethodConfig, Variants
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.base import Variants
+from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
 
@@ -62,7 +62,7 @@ def overlap(rows: Float[Tensor, "blocks m size"]) -> Float[Tensor, ""]:
     return deviations.square().mean(dim=(1, 2)).sum()
 
 
-class CODAPromptConfig(MethodConfig):
+class CODAPromptConfig(LinearHeadConfig):
     """Options of CODA-Prompt; what is absent is as the variant does."""
 
     variant: Literal["paper", "released_code"] = "paper"
@@ -114,6 +114,7 @@ class CODAPrompt(LinearHeadMethod):
     name = "coda_prompt"
     Config = CODAPromptConfig
     config: CODAPromptConfig
+    source_start = "linear"
 
     def __init__(self, config: CODAPromptConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)

@@ -12,8 +12,8 @@ prompts. Task t trains g, e_t, k_t and its rows of the head; what earlier tasks 
 forgetting comes from g and from wrong choices in (2). e_t starts where e_{t-1} ended; k_t starts anew.
 
 Numbers are those of the authors' CIFAR-100 configuration (google-research/l2p, in JAX): 5 rows of keys and 5 of values in
-both prompts, lambda = 1, all start uniform in [0, 0.01), gradients clipped at norm 1. Their ImageNet-R has 20 + 20 rows in the
-E-prompts (`length: 20`). Rates: Adam, constant at 0.03 B / 256 for a batch of B, on ImageNet-R at 0.005 B / 256. The default
+both prompts, lambda = 1, all start uniform in [0, 0.01), the head at zero, gradients clipped at norm 1. Their ImageNet-R
+has 20 + 20 rows in the E-prompts (`length: 20`). Rates: Adam, constant at 0.03 B / 256 for a batch of B, on ImageNet-R at 0.005 B / 256. The default
 is the first at the library's batch of 128, 0.015; for ImageNet-R give 0.0025. Equation numbers are this file's.
 
 Decided, or done otherwise than in released code:
@@ -25,8 +25,7 @@ Decided, or done otherwise than in released code:
     keys as keys and values, the other half values as both, at prediction from other inputs too. The authors' own code is
     free of it. For replication only: predictions then depend on the batch, and results must say so;
   * one key for each task, as in the authors' code; GT-RIPL/CODA-Prompt has one for each block, which may disagree;
-  * the clipped norm is that of what trains. The authors' includes the gradients of the frozen backbone;
-  * the head starts as every head of the library, not at zero.
+  * the clipped norm is that of what trains. The authors' includes the gradients of the frozen backbone.
 """
 
 from __future__ import annotations
@@ -42,12 +41,11 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
-from lorica.methods.base import MethodConfig
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
 
-class DualPromptConfig(MethodConfig):
+class DualPromptConfig(LinearHeadConfig):
     """Options of DualPrompt. A length of 0 leaves that kind of prompt out."""
 
     general_length: int = Field(default=5, ge=0, description="rows of keys, and of values, in the G-prompt")

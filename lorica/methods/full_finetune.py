@@ -2,7 +2,8 @@
 
 The lower bound of the comparisons. Two reference codes disagree on the loss, which moves the bound: LAMDA-PILOT takes the
 cross-entropy over the current task's logits (the default here), mammoth over all classes seen (`cross_entropy: all_seen`).
-With the former, old head rows stay as they are and forgetting happens in the features alone.
+With the former, old head rows stay as they are and forgetting happens in the features alone. Head rows start as
+LAMDA-PILOT's, uniform in +-sqrt(3/d).
 
 The SD-LoRA paper says that all methods train with Adam at 0.008, which destroys a fully trainable ViT; LAMDA-PILOT uses SGD at
 0.001 with weight decay. The default here is Adam at 1e-4.
@@ -23,6 +24,7 @@ class FullFinetune(LinearHeadMethod):
 
     name = "full_finetune"
     trains_encoder = True
+    source_start = "kaiming"
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:

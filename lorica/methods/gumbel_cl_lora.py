@@ -21,7 +21,8 @@ the decision use the tau reached, without noise; alpha and l are carried over, a
 ones; lambda = 1e-3, alpha starts at 1.
 
 `variant: readme`: ||U||_F ||D||_F instead of the norm, lambda = 0.01, tau = 0.5 + 4.5 * 0.999^step (after 800 steps still 2.5),
-alpha and l set to 0.8 and 0 again at each task, SGD.
+alpha and l set to 0.8 and 0 again at each task, SGD, head rows that start uniform in +-sqrt(3/d) as in the code that it forks
+(default: at zero, as those of sd_lora).
 `variant: summary`: as readme, but lambda = 1e-3, the current direction stays outside the gate and unnormalised, + alpha_t U_t D_t
 with U_t = 0 at the start, and the decision, beta <= 1e-6, is taken for every direction. The current logit is then decided upon
 without ever having had a gradient.
@@ -42,8 +43,8 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, LowRankConfig, Variants
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.base import Context, Variants
+from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Batch, Task
 
 
@@ -60,7 +61,7 @@ def entropy(gates: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     return -(gates * (gates + 1e-8).log()).sum()
 
 
-class GumbelCLLoRAConfig(LowRankConfig):
+class GumbelCLLoRAConfig(LowRankHeadConfig):
     """Options of Gumbel CL-LoRA; what is absent is as the variant does."""
 
     variant: Literal["default", "readme", "summary"] = "default"
@@ -76,15 +77,15 @@ class GumbelCLLoRAConfig(LowRankConfig):
     by_variant: ClassVar[Variants] = {
         "default": {
             "entropy_weight": 1e-3, "gate_current": True, "prune_past": False, "carry": True,
-            "by_fraction": True, "norm": frobenius_norm, "initial_magnitude": 1.0, "threshold": 0.0,
+            "by_fraction": True, "norm": frobenius_norm, "initial_magnitude": 1.0, "threshold": 0.0, "head_start": "zeros",
         },
         "readme": {
             "entropy_weight": 1e-2, "gate_current": True, "prune_past": False, "carry": False,
-            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 0.0,
+            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 0.0, "head_start": "kaiming",
         },
         "summary": {
             "entropy_weight": 1e-3, "gate_current": False, "prune_past": True, "carry": False,
-            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 1e-6,
+            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 1e-6, "head_start": "kaiming",
         },
     }  # fmt: skip
 

@@ -49,7 +49,7 @@ Done otherwise than there:
   * variances are over n throughout (the code: n - 1 in `variance` and `covariance`), and the statistics are in the
     checkpoint; the draws of an epoch are made batch by batch, from the same distribution, and TAP's rate falls with
     each of them (the code: with each epoch);
-  * heads start as in the rest of this library, W1 and W2 as torch's linear layers (the code: truncated normal, 0.02).
+  * W1 and W2 start as torch's linear layers (the code: truncated normal, 0.02, as both heads do here too).
 A class that returns in a later task trains along there, but is remembered and found as before; a task without a new class is
 refused, since no input would find its prompt.
 Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
@@ -70,10 +70,10 @@ from torch import Tensor, nn
 
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
-from lorica.heads import GrowingLinear
+from lorica.heads import GrowingLinear, HeadStart
 from lorica.linalg import double
 from lorica.methods.base import Context, MethodConfig, Variants, only_old_classes
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task, seen_classes
 
@@ -88,7 +88,7 @@ ALIGNMENT: dict[str, Any] = {
 }
 
 
-class HiDePromptConfig(MethodConfig):
+class HiDePromptConfig(LinearHeadConfig):
     """Options of HiDe-Prompt."""
 
     variant: Literal["paper", "released_code"] = "paper"
@@ -233,11 +233,11 @@ class PseudoFeatures:
 class TaskIdentity(nn.Module):
     """(4): logits over all classes seen from frozen features. Its random start is drawn on the CPU."""
 
-    def __init__(self, width: int, *, device: torch.device) -> None:
+    def __init__(self, width: int, *, start: HeadStart, device: torch.device) -> None:
         super().__init__()
         self.residual = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)).to(device)
         self.norm = nn.LayerNorm(width).to(device)
-        self.head = GrowingLinear(width, device=device)
+        self.head = GrowingLinear(width, start=start, device=device)
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         with torch.autocast(features.device.type, enabled=False):
@@ -251,6 +251,7 @@ class HiDePrompt(LinearHeadMethod):
     rewritten = ("head", "identity")  # aligned once more at the end of a task
     Config = HiDePromptConfig
     config: HiDePromptConfig
+    source_start = "truncated_normal"
     identity: TaskIdentity  # from the first task on
 
     def __init__(self, config: HiDePromptConfig, encoder: Encoder) -> None:
@@ -278,7 +279,7 @@ class HiDePrompt(LinearHeadMethod):
     def grow(self, task: Task) -> None:
         super().grow(task)
         if task.index == 0:
-            self.identity = TaskIdentity(self.encoder.width, device=self.device)
+            self.identity = TaskIdentity(self.encoder.width, start=self.head_start, device=self.device)
         self.prompts.grow(copy=True)
         for part in (self.identity.head, self.frozen_features, self.prompted_features):
             part.grow(len(task.new_classes))

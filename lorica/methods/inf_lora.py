@@ -4,10 +4,10 @@ With U "up" and D "down" (the paper writes A and B), the weights of the k and v 
 
     W_k = W0_k + sum_{i<=t} U_i^k D_i,          W_v = W0_v + sum_{i<=t} U_i^v D_i                               (1)
 
-k and v share D_t, which does not train: only U_t^k, U_t^v (0 at the start) and the task's head rows do, by
-cross-entropy over the task's logits. Since D_t spans all that the update can see, its rows are chosen, not learned. With
-H [d, n] the tokens that enter the block's attention, class token included, C = H H' / n, and M [d, m] an orthonormal
-basis of the protected directions,
+k and v share D_t, which does not train: only U_t^k, U_t^v (0 at the start) and the task's head rows (at the start as
+`nn.Linear`'s) do, by cross-entropy over the task's logits. Since D_t spans all that the update can see, its rows are
+chosen, not learned. With H [d, n] the tokens that enter the block's attention, class token included, C = H H' / n, and
+M [d, m] an orthonormal basis of the protected directions,
 
     D_t = (the r leading left singular vectors of (I - M M') H)' / sqrt(3)                before training on t  (2)
 
@@ -56,14 +56,14 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.backbones.encoder import Encoder, Site
 from lorica.linalg import double
-from lorica.methods.base import Context, MethodConfig, Variants
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.base import Context, Variants
+from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.types import Task
 
 HALFWAY = 5  # tasks after which the default schedule is half of its way
 
 
-class InfLoRAConfig(MethodConfig):
+class InfLoRAConfig(LinearHeadConfig):
     """Options of InfLoRA; the projections are k and v."""
 
     variant: Literal["default", "paper", "released_code"] = "default"
@@ -180,6 +180,7 @@ class InfLoRA(LinearHeadMethod):
     rewritten = ("bases",)  # (3); the complement in place of the basis
     Config = InfLoRAConfig
     config: InfLoRAConfig
+    source_start = "linear"
 
     def __init__(self, config: InfLoRAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)

@@ -12,10 +12,11 @@ The choice in (1) has no gradient: the second term of (2) alone moves keys, and 
 `variant: paper` (default)  prompt tuning, with L tokens in a prompt: [P_I1; …; P_IN; class token; patches] enter the first
                             block, prompts without a position. The head reads the mean over the N L tokens that come out
                             where the prompts went in, normalised as the backbone does it, and nothing else.
-                            M, L, N = 10, 10, 4; prompts and keys start uniform in [0, 0.01); gradients are clipped at norm 1.
+                            M, L, N = 10, 10, 4; prompts and keys start uniform in [0, 0.01), the head
+                            at zero; gradients are clipped at norm 1.
 `variant: prefix`           prefix tuning: L rows of keys and L of values in a prompt; attention of block 0 finds the N L
                             rows of each before its own. The head reads the backbone's own feature.
-                            M, L, N = 30, 10, 5; start uniform in [0, 1); no clipping.
+                            M, L, N = 30, 10, 5; start uniform in [0, 1), the head as `nn.Linear`; no clipping.
 
 Equation numbers are this file's. The numbers of `paper` are those of the authors' CIFAR-100 configuration (google-research/
 l2p, in JAX), and so is lambda = 1. `prefix` is what GT-RIPL/CODA-Prompt calls L2P++; its M (20 + 1) 768 = 0.48 million
@@ -29,7 +30,6 @@ Decided, or done otherwise than in released code:
     prediction. The authors' CIFAR-100 configuration does so, and several ports do. A test batch of one task then tells its
     task, and a prediction depends on its batch: for replication only, and results must say so;
   * the clipped norm is that of what trains. The authors' includes the gradients of the frozen backbone;
-  * the head starts as every head of the library, not at zero;
   * in (2) `prefix` has the mean over the batch. L2P++ has a sum, and by a slip over all pairs of inputs: each is pulled
     to the keys of every other one;
   * nothing counts how often a prompt was picked (the authors can penalise that in training; their CIFAR setting does not).
@@ -48,12 +48,12 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
-from lorica.methods.base import MethodConfig, Variants
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.base import Variants
+from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
 
-class L2PConfig(MethodConfig):
+class L2PConfig(LinearHeadConfig):
     """Options of L2P; what is absent is as the variant does."""
 
     variant: Literal["paper", "prefix"] = "paper"
@@ -75,9 +75,15 @@ class L2PConfig(MethodConfig):
         description="one choice for a whole batch; replication only, predictions then depend on the batch",
     )
     by_variant: ClassVar[Variants] = {
-        "paper": {"as_tokens": True, "pool_size": 10, "selected": 4, "start": (0.0, 0.01), "gradient_clip": 1.0},
-        "prefix": {"as_tokens": False, "pool_size": 30, "selected": 5, "start": (0.0, 1.0), "gradient_clip": 0.0},
-    }
+        "paper": {
+            "as_tokens": True, "pool_size": 10, "selected": 4, "start": (0.0, 0.01), "gradient_clip": 1.0,
+            "head_start": "zeros",
+        },
+        "prefix": {
+            "as_tokens": False, "pool_size": 30, "selected": 5, "start": (0.0, 1.0), "gradient_clip": 0.0,
+            "head_start": "linear",
+        },
+    }  # fmt: skip
 
     @model_validator(mode="after")
     def _is_possible(self) -> L2PConfig:

@@ -3,27 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
-from lorica.heads import GrowingLinear
-from lorica.methods.base import Method, MethodConfig, lone_classes
+from lorica.heads import GrowingLinear, HeadStart
+from lorica.methods.base import LowRankConfig, Method, MethodConfig, lone_classes
 from lorica.types import Batch, Inputs, Task
+
+
+class LinearHeadConfig(MethodConfig):
+    """What every method with a linear head can be told; each has its source's start as the default."""
+
+    head_start: HeadStart | None = Field(
+        default=None,
+        description="where new rows of the head start: zeros, kaiming (+-sqrt(3/width)), linear (as nn.Linear) or "
+        "truncated_normal (0.02); absent = as the method's source",
+    )
+
+
+class LowRankHeadConfig(LinearHeadConfig, LowRankConfig):
+    """What every low-rank method with a linear head can be told."""
 
 
 class LinearHeadMethod(Method):
     """The common ground of most methods: features, a linear head with a block of rows per task, cross-entropy.
 
     A subclass says how the features adapt (`grow`), what they are if not the encoder's (`features`), and what trains
-    (`trainable`).
+    (`trainable`). New rows of the head start at zero where neither the recipe nor `source_start` says otherwise: no random
+    row then competes with what is learned (measured in docs/results).
+
+    Attributes:
+        source_start: where rows start in the method's source, unless `by_variant` has a `head_start`.
+        head_start: where they do start.
     """
+
+    Config: ClassVar[type[MethodConfig]] = LinearHeadConfig
+    source_start: ClassVar[HeadStart] = "zeros"
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.head = GrowingLinear(encoder.width, device=self.device)
+        by_variant = config.of_variant().get("head_start") if config.by_variant else None
+        self.head_start: HeadStart = by_variant or getattr(config, "head_start", None) or self.source_start
+        self.head = GrowingLinear(encoder.width, start=self.head_start, device=self.device)
 
     @classmethod
     def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:

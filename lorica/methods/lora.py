@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LowRankConfig
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Task
 
 
@@ -27,10 +26,10 @@ class LoRA(LinearHeadMethod):
     """One low-rank update for all tasks."""
 
     name = "lora"
-    Config = LowRankConfig
-    config: LowRankConfig
+    Config = LowRankHeadConfig
+    config: LowRankHeadConfig
 
-    def __init__(self, config: LowRankConfig, encoder: Encoder) -> None:
+    def __init__(self, config: LowRankHeadConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)

@@ -42,8 +42,8 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, no_norm
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import LowRankConfig, Variants
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.base import Variants
+from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Batch, Task
 
 
@@ -61,7 +61,7 @@ def overlap(
     return entries.abs().sum() if penalty == "l1" else entries.square().sum()
 
 
-class OLoRAConfig(LowRankConfig):
+class OLoRAConfig(LowRankHeadConfig):
     """Options of O-LoRA; what is absent is as the variant does."""
 
     variant: Literal["paper", "released_code"] = "paper"

@@ -13,6 +13,7 @@ W0: no task identity, no selection, no extra cost.
 
 `variant: paper` (default) computes Eq. 4. What the paper leaves open is decided so:
   * the cross-entropy runs over the current task's logits, as in every reference code (`cross_entropy` changes it);
+  * head rows start at zero, which validation data prefer to random ones (docs/results); `head_start` changes it;
   * D starts uniform in +-1/sqrt(d_in), as in LoRA; U starts uniform in +-1/sqrt(d_out), since U = 0 has no direction;
   * alpha starts at 1 and is carried across tasks. Algorithm 1, line 1, can also be read as starting all of them anew at
     each task: `reset_magnitudes: true`.
@@ -21,7 +22,7 @@ W0: no task identity, no selection, no extra cost.
 
     W = W0 + sum_{k<t} alpha_k U_k D_k / (||U_k||_F ||D_k||_F)  +  alpha_t U_t D_t
 
-with U_t = 0 at the start, every alpha set to 0.8 again at each task, and SGD with momentum 0.9 whatever the
+with U_t = 0 at the start, head rows uniform in +-sqrt(3/d), every alpha set to 0.8 again at each task, and SGD with momentum 0.9 whatever the
 configuration says. The function therefore jumps when a task begins. Not reproduced from there: its limit of 20 tasks,
 its unused orthogonality loss, and its evaluation path, which overwrites the sum of the updates with the last one.
 
@@ -63,15 +64,19 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product, project_last
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, LowRankConfig, Variants
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.base import Context, Variants
+from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Task
 
-_PAPER: dict[str, Any] = {"exact": True, "initial_magnitude": 1.0, "reset_magnitudes": False}
-_RELEASED_CODE: dict[str, Any] = {"exact": False, "initial_magnitude": 0.8, "reset_magnitudes": True}
+_PAPER: dict[str, Any] = {
+    "exact": True, "initial_magnitude": 1.0, "reset_magnitudes": False, "head_start": "zeros",
+}  # fmt: skip
+_RELEASED_CODE: dict[str, Any] = {
+    "exact": False, "initial_magnitude": 0.8, "reset_magnitudes": True, "head_start": "kaiming",
+}  # fmt: skip
 
 
-class MagnitudeConfig(LowRankConfig):
+class MagnitudeConfig(LowRankHeadConfig):
     """What the whole family can be told."""
 
     reset_magnitudes: bool | None = Field(

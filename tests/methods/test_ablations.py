@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.methods.ablations import LoRAFixed, LoRAFrozen, LoRAFrozenConfig, LoRASingle
-from lorica.methods.base import LowRankConfig
+from lorica.methods.linear_head import LowRankHeadConfig
 from lorica.methods.lora import LoRA
 from lorica.methods.sd_lora import SDLoRA
 from lorica.training import Fit, learn_task
@@ -20,7 +20,7 @@ def task(index: int) -> Task:
 
 def grown(kind, encoder, tasks: int, config=None):
     torch.manual_seed(0)
-    method = kind(config or LowRankConfig(name=kind.name, rank=3), encoder)
+    method = kind(config or LowRankHeadConfig(name=kind.name, rank=3, head_start="kaiming"), encoder)
     for index in range(tasks):
         method.grow(task(index))
     return method
@@ -67,7 +67,7 @@ def test_row_c_freezes_earlier_coefficients(tiny_encoder, choice: str, coefficie
 
 def test_plain_lora_starts_as_the_frozen_backbone(tiny_encoder) -> None:
     x = torch.rand(3, 3, 32, 32)
-    method = grown(LoRA, tiny_encoder(), 1, LowRankConfig(name="lora", rank=3))
+    method = grown(LoRA, tiny_encoder(), 1, LowRankHeadConfig(name="lora", rank=3))
     assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
     factors = method.updates.factors()
     method.grow(task(1))

@@ -16,7 +16,7 @@ from lorica.types import Batch, Task
 
 TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(4)]
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-SMALL = {"general_blocks": (0,), "blocks": (1,), "general_length": 3, "length": 4}
+SMALL = {"general_blocks": (0,), "blocks": (1,), "general_length": 3, "length": 4, "head_start": "kaiming"}
 
 
 def learner(encoder, tasks: int = 3, **options) -> DualPrompt:

@@ -29,7 +29,9 @@ def context(method: GumbelCLLoRA, steps: int = 11) -> Context:
 def learner(encoder, tasks: int, **options) -> GumbelCLLoRA:
     """A learner with trained-looking values; earlier tasks were ended without pruning anything."""
     torch.manual_seed(0)
-    method = GumbelCLLoRA(GumbelCLLoRAConfig(name="gumbel_cl_lora", rank=2, **options), encoder)
+    method = GumbelCLLoRA(
+        GumbelCLLoRAConfig(name="gumbel_cl_lora", rank=2, **{"head_start": "kaiming", **options}), encoder
+    )
     for task in TASKS[:tasks]:
         method.grow(task)
         with torch.no_grad():

@@ -17,7 +17,7 @@ from lorica.types import Batch, Task
 
 TASKS = [Task.of_new_classes(t, 2 * t, (f"class {2 * t}", f"class {2 * t + 1}")) for t in range(3)]
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-SMALL = {"pool_size": 5, "selected": 2, "length": 3}
+SMALL = {"pool_size": 5, "selected": 2, "length": 3, "head_start": "kaiming"}
 BOTH = pytest.mark.parametrize("variant", ["paper", "prefix"])
 
 

@@ -16,7 +16,7 @@ CURRENT = torch.tensor([[1.0, 0.0, 1.0], [2.0, -1.0, 0.0]])  # and of length sqr
 def learner(encoder, tasks: int, **options) -> OLoRA:
     """A learner with trained-looking values."""
     torch.manual_seed(0)
-    method = OLoRA(OLoRAConfig(name="o_lora", **{"rank": 2, **options}), encoder)
+    method = OLoRA(OLoRAConfig(name="o_lora", **{"rank": 2, "head_start": "kaiming", **options}), encoder)
     for task in TASKS[:tasks]:
         method.grow(task)
         with torch.no_grad():

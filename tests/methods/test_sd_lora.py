@@ -23,7 +23,9 @@ def pairs(number: int) -> list[Task]:
 def learned(encoder, tasks: int, variant: str, seed: int = 0, **options):
     """A method grown for that many tasks, with arbitrary trained-looking values, and all factors as they were set."""
     torch.manual_seed(seed)
-    method = SDLoRA(SDLoRAConfig(name="sd_lora", variant=variant, rank=RANK, **options), encoder)
+    method = SDLoRA(
+        SDLoRAConfig(name="sd_lora", variant=variant, rank=RANK, **{"head_start": "kaiming", **options}), encoder
+    )
     factors = []
     for task in pairs(tasks):
         method.grow(task)
@@ -209,7 +211,7 @@ def test_learnable_parameters_of_the_paper(tiny_encoder) -> None:
 def family_member(name: str, encoder, tasks: int, seed: int = 0, **options):
     torch.manual_seed(seed)
     cls = find_method(name)
-    method = cls(cls.Config(name=name, **options), encoder)
+    method = cls(cls.Config(name=name, **{"head_start": "kaiming", **options}), encoder)
     for task in pairs(tasks):
         method.grow(task)
     return method
@@ -273,7 +275,7 @@ def orthonormal(count: int, width: int = 32) -> list[tuple[torch.Tensor, torch.T
 def distilled(encoder, last: list[tuple[float, int]], alphas: list[float], **options):
     """A learner of two orthonormal directions, and a third that is this combination of (weight, number of direction)."""
     torch.manual_seed(0)
-    method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=1, **options), encoder)
+    method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=1, **{"head_start": "kaiming", **options}), encoder)
     directions = {update: orthonormal(3) for update in method.directions}
     for index, task in enumerate(pairs(3)):
         method.grow(task)
