@@ -7,35 +7,40 @@ better defaults for `fit` (`Method.fit_defaults`), which stand between the two.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from pathlib import Path, PurePath
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import MethodConfig, find_method
 from lorica.nested import flatten
+from lorica.recipe_text import Written, override, parse
 
 IN_MEMORY = "in_memory"
 """What `data.source` is in the saved recipe of a run whose data was given as an object."""
 
+
+_LARGEST = 1 << 20  # bytes of a recipe
 
 # they say the same thing: an override of one takes the place of the other
 _TWINS = {"stream.tasks": "classes_per_task", "stream.classes_per_task": "tasks"}
 
 
 def _absolute(path: Path) -> Path:
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no such user; write the folder out") from error
 
 
 # absolute, so that the recipe saved with a run still holds when the run is loaded from another folder
-# YAML reads a folder named 2024 as a number
-LocalPath = Annotated[
-    Path, BeforeValidator(lambda value: str(value) if type(value) is int else value), AfterValidator(_absolute)
-]
+LocalPath = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Section(BaseModel):
@@ -176,7 +181,7 @@ def read_recipe(
 
     Args:
         recipe: a packaged name, a YAML file, a mapping, or a recipe read already.
-        overrides: `key.sub=value` strings (values are YAML), or a mapping of dotted keys or nested sections.
+        overrides: `key.sub=value` strings (see `lorica.recipe_text`), or a mapping of dotted keys or nested sections.
 
     Raises:
         RecipeError: every problem, one line each, with the dotted key and the nearest known one.
@@ -188,7 +193,7 @@ def read_recipe(
     origin, values = _load(recipe)
     pairs = _pairs(overrides) if not isinstance(overrides, Mapping) else list(flatten(overrides))
     for key, value in pairs:
-        if key in _TWINS and value is not None and isinstance(stream := values.get("stream"), dict):
+        if key in _TWINS and _value(value) is not None and isinstance(stream := values.get("stream"), dict):
             stream.pop(_TWINS[key], None)
         if key == "method":
             values["method"] = {"name": value}
@@ -206,45 +211,109 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             str(recipe),
             (resources.files("lorica") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"),
         )
-    elif Path(recipe).is_file():
-        origin, text = str(recipe), Path(recipe).read_text(encoding="utf-8")
+    elif _is_file(Path(recipe)):
+        origin, text = str(recipe), _text_of(Path(recipe))
     else:
         near = difflib.get_close_matches(str(recipe), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"packaged ones are {', '.join(known)}"
         raise RecipeError(f"{recipe}: no such recipe, and no such file; {hint}")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from error
+        values = parse(text)
+    except ValueError as error:
+        raise RecipeError(f"{origin}: {error}") from error
     if not isinstance(values, dict):
-        raise RecipeError(f"{origin}: expected sections (method, data, …), found {type(values).__name__}")
+        found = "nothing" if _value(values) is None else type(_value(values)).__name__
+        raise RecipeError(f"{origin}: expected sections (method, data, …), found {found}")
     return origin, _nested(values)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _text_of(file: Path) -> str:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise RecipeError(f"{file}: more than {_LARGEST:,} bytes, expected a recipe")
+        return content.decode()
+    except OSError as error:
+        raise RecipeError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file}: not UTF-8 at byte {error.start}; save the recipe as UTF-8") from error
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     """Sections as dictionaries, from dotted keys, `method: sd_lora` and sections without a key alike."""
     nested: dict[str, Any] = {}
+    seen, twice = set[str](), list[str]()
     for key, value in flatten(values):
-        if value is None and key in Recipe.model_fields:
+        if _value(value) is None and key in Recipe.model_fields:
             continue
-        _set(nested, *(("method.name", value) if key == "method" else (key, value)))
+        key = "method.name" if key == "method" else key
+        twice += [key] if key in seen else []
+        seen.add(key)
+        _set(nested, key, value)
+    if twice:
+        raise RecipeError([f"{key}: is given twice; keep one of the two" for key in twice])
     return nested
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    pairs, problems = [], []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals:
-            problems.append(f"{text}: expected key.sub=value")
-            continue
-        try:
-            pairs.append((key, yaml.safe_load(value)))
-        except yaml.YAMLError:
-            problems.append(f"{text}: the value is not valid YAML; put it in quotes")
-    if problems:
-        raise RecipeError(problems)
-    return pairs
+    parted = [text.partition("=") for text in overrides]
+    if wrong := [key for key, equals, _ in parted if not equals]:
+        raise RecipeError([f"{text}: expected key.sub=value" for text in wrong])
+    return [(key, override(value)) for key, _, value in parted]
+
+
+def _value(given: Any) -> Any:
+    return given.value if isinstance(given, Written) else given
+
+
+def _plain(given: Any, annotation: Any, key: str) -> Any:
+    """What JSON can say of a value, where what is written is read as its key wants it.
+
+    Raises:
+        RecipeError: an object that JSON does not have.
+    """
+    if isinstance(given, Mapping):
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+        return {
+            name: _plain(each, fields[name].annotation if name in fields else None, f"{key}.{name}".lstrip("."))
+            for name, each in given.items()
+        }
+    if isinstance(given, Written):
+        given = given.as_text if _is_text(annotation) else given.value
+    if isinstance(given, list | tuple):
+        return [_plain(each, None, key) for each in given]
+    if isinstance(given, PurePath):
+        return str(given)
+    if isinstance(given, np.generic):
+        return given.item()
+    if given is None or isinstance(given, str | bool | int | float):
+        return given
+    raise RecipeError(f"{key}: expected a plain value, given a {type(given).__name__}")
+
+
+def _is_text(annotation: Any) -> bool:
+    """Whether a key takes texts or paths, and nothing else but null."""
+    if get_origin(annotation) is Annotated:
+        return _is_text(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return all(each is type(None) or _is_text(each) for each in get_args(annotation))
+    return annotation in (str, Path)
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _read(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Numbers are numbers and truth values truth values; JSON, so that a list may be a tuple and a text a path."""
+    return model.model_validate_json(json.dumps(values), strict=True)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
@@ -263,7 +332,7 @@ def _validate(values: dict[str, Any], origin: str) -> Recipe:
     method_values = section if isinstance(section, dict) else {"name": section}
     fit = values.get("fit", {})
     config, known = MethodConfig(name="unknown"), list(_keys(Recipe))  # stands in while the other sections are checked
-    name = method_values.get("name")
+    name = _plain(method_values.get("name"), str, "method.name")
     if not isinstance(name, str):
         problems.append("method.name: missing; `lorica list methods` names them")
     else:
@@ -273,14 +342,15 @@ def _validate(values: dict[str, Any], origin: str) -> Recipe:
             if name.endswith(".py"):
                 method_values = {**method_values, "name": str(_absolute(Path(name)))}
             if isinstance(fit, dict):
-                fit = {**method.fit_defaults(method_values.get("variant")), **fit}
-            config = method.Config.model_validate(method_values)
+                fit = {**method.fit_defaults(_value(method_values.get("variant"))), **fit}
+            config = _read(method.Config, _plain(method_values, method.Config, "method"))
         except LoricaError as error:
             problems += error.problems
         except ValidationError as error:
             problems += _problems(error, known, "method.")
     try:
-        recipe = Recipe.model_validate({**values, "method": config, "fit": fit})
+        others = _plain({**values, "method": {"name": "unknown"}, "fit": fit}, Recipe, "")
+        recipe = _read(Recipe, others).model_copy(update={"method": config})
     except ValidationError as error:
         problems += _problems(error, known)
     if problems:
