@@ -80,6 +80,10 @@ class Encoder(nn.Module, ABC):
         """That many valid inputs on its device, all alike, to measure with."""
 
     @abstractmethod
+    def probe(self, n: int) -> Inputs:
+        """That many random inputs on its device, always the same, to compare two networks with."""
+
+    @abstractmethod
     def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
         """Tokens that enter the first block. Images are in [0, 1]; the encoder normalises them itself."""
 
@@ -131,7 +135,11 @@ class Encoder(nn.Module, ABC):
     def with_classifier(
         self, weight: Float[Tensor, "classes features"], bias: Float[Tensor, " classes"] | None
     ) -> nn.Module:
-        """A stand-alone copy of the plain backbone with this linear classifier as its own head."""
+        """A stand-alone copy of the plain backbone with this linear classifier as its own head. It takes `normalised` inputs."""
+
+    @abstractmethod
+    def normalised(self, inputs: Inputs) -> Any:
+        """The inputs as the plain backbone takes them."""
 
     def tokens(
         self,

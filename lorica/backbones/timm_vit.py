@@ -12,13 +12,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError
 from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from lorica.backbones.encoder import Encoder, Prefix, Site
 from lorica.backbones.view import computing, view
+from lorica.backbones.weights import Weights
 from lorica.errors import BackboneError
 from lorica.types import Inputs
 
@@ -83,8 +85,17 @@ class TimmViT(Encoder):
         """Grey images."""
         return torch.full((n, 3, self.image_size, self.image_size), 0.5, device=self.mean.device)
 
+    def probe(self, n: int) -> Float[Tensor, "n 3 s s"]:
+        """Noise, uniform in [0, 1]."""
+        noise = torch.rand(n, 3, self.image_size, self.image_size, generator=torch.Generator().manual_seed(0))
+        return noise.to(self.mean)
+
+    def normalised(self, inputs: Inputs) -> Float[Tensor, "n 3 s s"]:
+        """Images less `mean`, over `std`."""
+        return (cast(Tensor, inputs) - self.mean) / self.std
+
     def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
-        tokens = self.vit.patch_embed((cast(Tensor, inputs) - self.mean) / self.std)
+        tokens = self.vit.patch_embed(self.normalised(inputs))
         return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
 
     @property
@@ -156,11 +167,14 @@ class TimmViT(Encoder):
     ) -> nn.Module:
         vit = copy.deepcopy(self.vit)
         vit.num_classes = len(weight)
-        vit.head = nn.Linear(self.width, len(weight), bias=bias is not None).to(weight)
+        head: Any = skip_init(  # nn.Linear itself would draw random numbers
+            nn.Linear, self.width, len(weight), bias=bias is not None, device=weight.device, dtype=weight.dtype
+        )
         with torch.no_grad():
-            vit.head.weight.copy_(weight)
+            head.weight.copy_(weight)
             if bias is not None:
-                vit.head.bias.copy_(bias)
+                head.bias.copy_(bias)
+        vit.head = head
         if hasattr(vit, "head_dist"):  # distilled models average two heads, each on its own token
             vit.head_dist = copy.deepcopy(vit.head)
         return vit
@@ -178,7 +192,8 @@ def load_timm_vit(
 
     Args:
         name: timm's `architecture` or `architecture.tag`.
-        weights: a local safetensors file in timm's own layout; absent = timm's hub, or its local cache.
+        weights: a local safetensors file in timm's own layout, of which the header is read in any case; absent = timm's hub, or
+            its local cache.
         image_size: input side in pixels; position embeddings are resampled to it. Absent = the checkpoint's own.
         normalisation: `backbone` for the mean and deviation the weights were trained with, `unit` for none.
         pretrained: False leaves random weights (timing and tests only).
@@ -195,40 +210,32 @@ def load_timm_vit(
         raise BackboneError(
             f"backbone.weights: {weights} is not a .safetensors file; other formats are never unpickled"
         )
-    options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
+    from_hub = pretrained and weights is None
+    options: dict[str, Any] = {"pretrained": from_hub, "num_classes": 0}
     if image_size is not None:
         options["img_size"] = image_size
-    if weights is not None and pretrained:
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
     try:
         vit = timm.create_model(name, **options)
-    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
-            f"backbone.weights: {weights} does not fit {name}: {reason}"
-            if weights is not None
-            else f"backbone.name: cannot get the weights of {name} ({reason}); without a network, download its "
+            f"backbone.name: cannot get the weights of {name} ({reason}); without a network, download its "
             "model.safetensors elsewhere and name the file as backbone.weights"
+            if from_hub
+            else f"backbone.name: timm cannot build {name}, image size {image_size or 'its own'}: {reason}"
         ) from error
     if not isinstance(vit, VisionTransformer):
         raise BackboneError(f"backbone.name: {name} is a {type(vit).__name__}, not a VisionTransformer")
-    if weights is not None and pretrained:
-        _require_all_layers(vit, Path(weights), name)
+    found = None if weights is None else Weights.of(vit, Path(weights), name)
+    if found and pretrained:
+        found.load_into(vit)
     side, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
     if side % patch:
         raise BackboneError(f"backbone.image_size: {side} is not a multiple of the patch size of {name}, {patch}")
     config = cast(dict[str, Any], vit.pretrained_cfg or {})
     mean, std = UNIT if normalisation == "unit" else (config["mean"], config["std"])
     tag = f"{config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".") if pretrained else f"{name}.random"
-    if weights is not None:
-        tag = f"{tag} ({Path(weights).name})"
+    if found:
+        without = f", names without {found.prefix}" if found.prefix else ""
+        tag = f"{tag} ({found.path.name}{without})"
     return TimmViT(vit, name=name, tag=tag, mean=mean, std=std)
-
-
-def _require_all_layers(vit: nn.Module, weights: Path, name: str) -> None:
-    """timm leaves layers that a file lacks at random values when the classifier is dropped: refuse such a file."""
-    with safe_open(weights, framework="pt") as file:
-        missing = sorted(vit.state_dict().keys() - set(file.keys()))
-    if missing:
-        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
-        raise BackboneError(f"backbone.weights: {weights} does not fit {name}: it lacks {shown}")

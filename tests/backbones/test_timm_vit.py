@@ -150,7 +150,8 @@ def test_weights_that_lack_layers_are_refused(weights, tmp_path) -> None:
     state = {k: v for k, v in weights[0].state_dict().items() if not k.startswith("blocks.11.")}
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(
-        BackboneError, match=rf"backbone\.weights: .*model\.safetensors does not fit {SMALL}: it lacks blocks\.11"
+        BackboneError,
+        match=rf"backbone\.weights: .*model\.safetensors does not fit {SMALL}: 11 blocks, not 12; it lacks blocks\.11",
     ):
         load_backbone(SMALL, weights=tmp_path / "model.safetensors", image_size=32)
 
