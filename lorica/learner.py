@@ -20,6 +20,7 @@ from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
 from lorica.data.reader import Reader
 from lorica.errors import DataError, LoricaError
+from lorica.evaluation import LOGITS_AGREE, apart
 from lorica.files import RunFolder
 from lorica.methods import Method, build_method
 
@@ -55,16 +56,28 @@ class Learner:
     def merged_model(self) -> nn.Module:
         """A plain timm model with every update in its weights and the learned head as its classifier.
 
-        It takes normalised images: subtract `learner.method.encoder.mean`, divide by `.std`.
+        It takes normalised images: subtract `learner.method.encoder.mean`, divide by `.std`. Its logits on random images have
+        been compared with the method's.
 
         Raises:
-            LoricaError: a method that does not classify with one linear head.
+            LoricaError: a method that does not classify with one linear head, or whose logits are not that head's.
         """
         classifier = self.method.classifier()
         if classifier is None:
             raise LoricaError(f"{self.method.name} has no linear classifier to export; use Learner.predict")
-        with torch.no_grad(), torch.random.fork_rng([]), merged(self.method.encoder) as encoder:
-            return encoder.with_classifier(*classifier)
+        with torch.no_grad():
+            encoder = merged(self.method.encoder)
+            model = encoder.with_classifier(*classifier)
+            probe = encoder.probe(8)
+            expected, found = self.method.predict(probe), model(encoder.normalised(probe))
+        difference = apart(found, expected)
+        if not difference <= LOGITS_AGREE:
+            raise LoricaError(
+                f"{self.method.name}: nothing is exported, since a plain model with the merged weights and the head of "
+                f"`classifier` gives other logits than the method, by {100 * difference:.2g}% of the largest on random images; "
+                f"use Learner.predict, and let `classifier` of such a method return None"
+            )
+        return model
 
 
 def load(run: Path | str, *, tasks: int | None = None) -> Learner:

@@ -15,7 +15,7 @@ from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageReader
 from lorica.data.sources import Source
 from lorica.data.stream import Stream
-from lorica.evaluation import accuracy_row
+from lorica.evaluation import accuracy_row, plain_form
 from lorica.methods import find_method
 from lorica.methods.base import MethodConfig
 from lorica.methods.linear_head import LinearHeadMethod
@@ -84,4 +84,13 @@ def test_evaluation_runs_on_merged_weights_and_leaves_the_adapters_alone(
     accuracy_row(
         method, stream.tasks[:1], lambda index: stream.test(stream.tasks[index]), accelerator=Accelerator(cpu=True)
     )
-    assert seen == [(0, len(method.encoder.blocks))]
+    assert seen[-1] == (0, len(method.encoder.blocks))
+
+
+def test_layers_that_do_more_than_their_weights_say_are_not_merged(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    kind = find_method("sd_lora")
+    method = kind(kind.Config(name="sd_lora"), tiny_encoder())
+    method.grow(stream.tasks[0])
+    assert plain_form(method) is not method
+    method.encoder.blocks[0].get_submodule("attn.qkv").register_forward_hook(lambda module, inputs, output: output + 1)
+    assert plain_form(method) is method

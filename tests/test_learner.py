@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,17 @@ from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 
 from lorica.adapters.linear import AdaptedLinear
-from lorica.data.images import ImageArrays
+from lorica.backbones.timm_vit import TimmViT
+from lorica.data.images import ImageArrays, ImageReader
 from lorica.data.sources import Source
 from lorica.errors import DataError, LoricaError
 from lorica.learner import Learner, load
+from lorica.methods import find_method
 from lorica.results import Result
 from lorica.run import run
+from lorica.types import Task
+
+MakeEncoder = Callable[..., TimmViT]
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +111,72 @@ def test_a_method_without_a_linear_classifier_cannot_be_exported(small_recipe: d
     run(small_recipe, out=tmp_path, progress=False, method="prototypes")
     with pytest.raises(LoricaError, match=r"prototypes has no linear classifier to export; use Learner.predict"):
         load(tmp_path).merged_model()
+
+
+PLAIN = """
+from lorica.methods import LinearHeadMethod
+
+class Own(LinearHeadMethod):
+    name = "own"
+
+    def trainable(self):
+        return self.head_parameters()
+"""
+SCALED = """
+    def features(self, inputs):
+        return 2 * self.encoder.features(inputs)
+"""
+COOLED = """
+    def predict(self, inputs):
+        return super().predict(inputs) / 3
+"""
+CLAIMS = """
+    def classifier(self):
+        return self.head.stacked()
+"""
+HOOKED = """
+    def grow(self, task):
+        super().grow(task)
+        self.head.register_forward_hook(lambda module, inputs, logits: logits.flip(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        ("", None),
+        (SCALED, "own has no linear classifier to export"),
+        (COOLED, "own has no linear classifier to export"),
+        (
+            SCALED + CLAIMS,
+            r"own: nothing is exported, .* gives other logits than the method, by .*% of the largest on",
+        ),
+        (COOLED + CLAIMS, "own: nothing is exported"),
+        (HOOKED, "own: nothing is exported"),
+    ],
+    ids=["plain", "features", "logits", "features it denies", "logits it denies", "a hook"],
+)
+def test_a_model_that_is_not_the_method_is_never_exported(
+    body: str, refused: str | None, tiny_encoder: MakeEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(PLAIN + body)
+    kind = find_method(str(tmp_path / "own.py"))
+    method = kind(kind.Config(name="own"), tiny_encoder())
+    method.grow(Task.of_new_classes(0, 0, ("a", "b", "c")))
+    with torch.no_grad():
+        method.head.weights[0].copy_(torch.randn(3, 32))
+    learner = Learner(method.eval(), reader=ImageReader(32))
+    with pytest.raises(LoricaError, match=refused) if refused else nullcontext():
+        learner.merged_model()
+
+
+def test_an_export_while_others_predict(learner: Learner, images: list[np.ndarray]) -> None:
+    expected = learner.logits(images[:4])
+    with ThreadPoolExecutor(8) as pool:
+        exports = [pool.submit(learner.merged_model) for _ in range(4)]
+        found = list(pool.map(lambda _: learner.logits(images[:4]), range(24)))
+    assert all(torch.equal(each, expected) for each in found)
+    assert not [m for export in exports for m in export.result().modules() if isinstance(m, AdaptedLinear)]
 
 
 def test_loading_and_exporting_leave_the_callers_random_state(finished_run: Result) -> None:

@@ -182,6 +182,3 @@ class CODAPrompt(LinearHeadMethod):
         with torch.autocast(self.device.type, enabled=False):  # small inner products, lost in bfloat16
             parts = [torch.cat(list(rows), dim=1).flatten(2) for rows in (self.keys, self.attentions, self.prompts)]
             return {"orthogonality": self.orthogonality_weight * torch.stack([overlap(each) for each in parts]).sum()}
-
-    def classifier(self) -> None:
-        """None: the head reads features that need the prompts of each input."""

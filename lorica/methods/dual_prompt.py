@@ -138,6 +138,3 @@ class DualPrompt(LinearHeadMethod):
         if self.config.batch_majority:
             chosen = chosen.bincount().argmax().expand_as(chosen)
         return self.prompted(inputs, self.prompts.of(chosen))
-
-    def classifier(self) -> None:
-        """None: the head reads features that need the prompt of each input."""

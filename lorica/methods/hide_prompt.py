@@ -374,7 +374,3 @@ class HiDePrompt(LinearHeadMethod):
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """Those of (6)."""
         return self.prompted(inputs, self.prompts.of(self.identify(inputs)))
-
-    def classifier(self) -> None:
-        """The head reads features under a prompt of the input's own, which the plain backbone does not have."""
-        return

@@ -174,6 +174,3 @@ class L2P(LinearHeadMethod):
 
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.answer(inputs)[0]
-
-    def classifier(self) -> None:
-        """None: the head reads features that need the prompts of each input."""

@@ -86,4 +86,6 @@ class LinearHeadMethod(Method):
         return self.head(self.features(inputs))
 
     def classifier(self) -> tuple[Tensor, Tensor | None] | None:
-        return self.head.stacked()
+        """The head's, unless a subclass has other features than the encoder's, or other logits than the head's."""
+        own, plain = type(self), LinearHeadMethod
+        return self.head.stacked() if (own.features, own.predict) == (plain.features, plain.predict) else None

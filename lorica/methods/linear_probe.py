@@ -25,3 +25,7 @@ class LinearProbe(LinearHeadMethod):
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs)
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """The head: the features are the encoder's."""
+        return self.head.stacked()
