@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -253,6 +256,25 @@ def test_one_encoder_serves_many(tiny_encoder, kind) -> None:
     assert not torch.equal(one, two)
     assert torch.equal(trained(kind, tiny_encoder(), 0).features(tiny_encoder(), IMAGES), one)
     close(torch.cat([first.features(encoder, image[None]) for image in IMAGES]), one)
+
+
+def test_threads_with_modules_of_their_own_share_an_encoder(tiny_encoder) -> None:
+    """Two of each kind and the plain encoder, all at once, to the bit."""
+    encoder = tiny_encoder()
+    passes = [partial(trained(kind, encoder, seed).features, encoder) for kind in KINDS for seed in (0, 1)]
+    passes.append(encoder.features)
+    with torch.no_grad():
+        expected = [each(IMAGES) for each in passes]
+        barrier = threading.Barrier(len(passes))
+
+    @torch.no_grad()
+    def again(features: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        barrier.wait()
+        return [features(IMAGES) for _ in range(10)]
+
+    with ThreadPoolExecutor(len(passes)) as pool:
+        for found, own in zip(pool.map(again, passes), expected, strict=True):
+            assert all(torch.equal(each, own) for each in found)
 
 
 @ALL
