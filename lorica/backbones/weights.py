@@ -91,7 +91,11 @@ def _header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
                 {key: tuple(part.get_shape()) for key, part in slices.items()},
                 {key: part.get_dtype() for key, part in slices.items()},
             )
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise BackboneError(
+            f"backbone.weights: {path} cannot be read ({error.strerror}); mend its permissions"
+        ) from error
+    except SafetensorError as error:
         raise BackboneError(
             f"backbone.weights: {path} is not a whole safetensors file ({str(error)[:120]}): it is cut off, or another kind of "
             "file under that name; get it again"

@@ -173,6 +173,16 @@ def test_files_that_are_no_weights_are_refused_by_a_check(
         load_backbone(NAME, weights=path, image_size=SIDE)
 
 
+def test_weights_that_cannot_be_read(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    path = saved(tmp_path / "model.safetensors", state)
+    monkeypatch.setattr(Path, "open", refused)  # root may read everything
+    with pytest.raises(BackboneError, match=r"model\.safetensors cannot be read \(Permission denied\)"):
+        load_backbone(NAME, weights=path, image_size=SIDE)
+
+
 def test_damaged_weights_in_the_cache_of_a_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """timm reads them itself; what safetensors says of them is the reason given."""
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
