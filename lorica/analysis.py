@@ -38,7 +38,7 @@ from lorica.adapters.lowrank import LowRankUpdates, project_last
 from lorica.assembly import assemble
 from lorica.backbones.encoder import Encoder
 from lorica.checkpoint import Checkpoints
-from lorica.config import Recipe, read_recipe
+from lorica.config import Recipe, read_recipe, read_saved
 from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
@@ -360,7 +360,7 @@ def _known_distances(file: Path) -> list[Distances]:
 def _recipe(run: Result) -> Recipe:
     folder = RunFolder(_folder(run))
     folder.require()
-    return read_recipe(folder.recipe)
+    return read_saved(folder.recipe)
 
 
 def _folder(run: Result) -> Path:

@@ -126,7 +126,9 @@ class FitConfig(Section):
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="learning rate over a task's steps")
-    augment: Literal["none", "shift", "flip", "crop_flip"] = "none"
+    augment: Literal["none", "shift", "flip", "crop_flip"] = Field(
+        default="none", description="`crop_flip` crops the resized centre square, not the original"
+    )
 
 
 class EvaluateConfig(Section):
@@ -200,6 +202,17 @@ def read_recipe(
         else:
             _set(values, key, value)
     return _validate(values, origin)
+
+
+def read_saved(recipe: str | Path) -> Recipe:
+    """The recipe that a run left. RecipeError as in `read_recipe`.
+
+    A run from before `data.class_order` has its classes in the order of that time.
+    """
+    saved = read_recipe(recipe)
+    if "class_order" in saved.data.model_fields_set:
+        return saved
+    return read_recipe(saved, {"data.class_order": "text"})
 
 
 def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class Learner:
         self.class_names = tuple(name for task in method.tasks for name in task.new_names)
 
     @torch.inference_mode()
-    def logits(self, images: Iterable[Any], *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
+    def logits(self, images: Any, *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
         """Logits of images, none of which may be given, too.
 
         Args:
@@ -49,7 +49,7 @@ class Learner:
     def _logits(self, images: Sequence[Any]) -> Float[Tensor, "n classes"]:
         return self.method.predict(self._reader.of(images).to(self.method.device)).cpu()
 
-    def predict(self, images: Iterable[Any], *, batch_size: int = 256) -> list[str]:
+    def predict(self, images: Any, *, batch_size: int = 256) -> list[str]:
         """The class name of each image; images as in `logits`."""
         return [self.class_names[index] for index in self.logits(images, batch_size=batch_size).argmax(dim=1)]
 
@@ -96,13 +96,14 @@ def load(run: Path | str, *, tasks: int | None = None) -> Learner:
     return Learner(method, reader=build_reader(recipe, encoder))
 
 
-def _batches(images: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
+def _batches(images: Any, size: int) -> Iterator[Sequence[Any]]:
     """DataError where there is one input, and not several."""
     if isinstance(images, str | Path) and Path(images).is_dir():
         raise DataError(f"expected several images, got the folder {images}; give its files: Path(folder).glob('*.jpg')")
     given = f"a single {type(images).__name__}"
     single = isinstance(images, str | bytes | Path | Image) or not isinstance(images, Iterable)
-    if isinstance(images, np.ndarray | Tensor) and str(images.dtype)[:2] not in ("<U", "ob"):  # and not names of files
+    named = isinstance(images, np.ndarray) and images.dtype.kind in "OU"  # files
+    if isinstance(images, np.ndarray | Tensor) and not named:
         shape = list(images.shape)
         given = f"one of shape {shape}"
         single = len(shape) < 3 or (len(shape) == 3 and (shape[0] == 3 or shape[-1] in (1, 3)))
@@ -110,6 +111,6 @@ def _batches(images: Iterable[Any], size: int) -> Iterator[Sequence[Any]]:
         raise DataError(f"expected several images, got {given}; put it into a list")
     if size < 1:
         raise DataError(f"batch_size: expected at least 1, got {size}")
-    remaining = iter(images)
+    remaining = iter(cast(Iterable[Any], images))
     while batch := list(islice(remaining, size)):
         yield batch

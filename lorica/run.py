@@ -16,7 +16,7 @@ import yaml
 from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import IN_MEMORY, Recipe, read_recipe
+from lorica.config import IN_MEMORY, Recipe, read_recipe, read_saved
 from lorica.data.sources import Source, remarks
 from lorica.data.stream import Stream
 from lorica.descent import Fit
@@ -77,6 +77,8 @@ def run(
             "or choose another folder with --out"
         )
     if resume and begun:
+        if folder.recipe.is_file() and "class_order" not in resolved.data.model_fields_set:
+            resolved = read_recipe(resolved, {"data.class_order": read_saved(folder.recipe).data.class_order})
         _require_same_recipe(folder, resolved)
         if result := _finished(folder):
             folder.tidy()
@@ -153,7 +155,7 @@ def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | N
     """
     run_folder = RunFolder(folder)
     run_folder.require()
-    parts = assemble(read_recipe(run_folder.recipe), source)
+    parts = assemble(read_saved(run_folder.recipe), source)
     Checkpoints(run_folder.checkpoints).load(parts.method, tasks)
     _require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
@@ -298,7 +300,7 @@ def _require_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
     """
     folder.require()
     old, new = (
-        dict(flatten(each.resolved())) for each in (read_recipe(folder.recipe), recipe)
+        dict(flatten(each.resolved())) for each in (read_saved(folder.recipe), recipe)
     )  # defaults of newer keys too
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in _FREE)
     if differing:

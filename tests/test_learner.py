@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -66,6 +67,86 @@ def test_files_arrays_and_floats_are_the_same_images(
 def test_a_prediction_does_not_depend_on_the_batch(learner: Learner, images: list[np.ndarray]) -> None:
     torch.testing.assert_close(learner.logits(images, batch_size=5), learner.logits(images))
     assert learner.predict([]) == []
+
+
+def test_pictures_tensors_generators_and_batches_are_the_same_images(
+    learner: Learner, images: list[np.ndarray], tmp_path: Path
+) -> None:
+    few = images[:5]
+    expected = learner.logits(few)
+    batch = np.stack(few)
+    channels_first = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    for number, image in enumerate(few):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    for given in (
+        [Image.fromarray(image) for image in few],
+        [torch.from_numpy(image) for image in few],
+        list(channels_first),
+        (image for image in few),
+        batch,
+        torch.from_numpy(batch),
+        channels_first,
+        channels_first.float() / 255,
+        np.array([str(tmp_path / f"{number}.png") for number in range(5)], dtype=object),
+        (tmp_path / f"{number}.png" for number in range(5)),
+    ):
+        assert torch.equal(learner.logits(given, batch_size=256), expected)
+    assert len(learner.predict((image for image in few), batch_size=2)) == 5
+
+
+def test_a_batch_of_grey_images(learner: Learner) -> None:
+    grey = np.random.RandomState(0).randint(0, 256, (4, 32, 32)).astype(np.uint8)
+    expected = learner.logits([np.repeat(image[..., None], 3, -1) for image in grey])
+    for given in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[:, None]):
+        assert torch.equal(learner.logits(given), expected)
+    assert torch.equal(learner.logits(grey[:1]), learner.logits(grey[:1, ..., None]))
+
+
+def test_a_transparent_picture_lies_on_the_background_of_the_recipe(learner: Learner) -> None:
+    clear, white = Image.new("RGBA", (32, 32), (0, 0, 0, 0)), np.full((32, 32), 255, np.uint8)
+    assert torch.equal(learner.logits([clear]), learner.logits([white]))
+
+
+def test_no_images_have_no_logits(learner: Learner) -> None:
+    for nothing in ([], (), iter([]), np.zeros((0, 32, 32, 3), np.uint8)):
+        assert learner.logits(nothing).shape == (0, 6)
+    assert learner.predict(iter([])) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("a.png", "expected several images, got a single str; put it into a list"),
+        (Path("a.png"), "got a single .*Path; put it into a list"),
+        (Image.new("L", (8, 8)), "got a single Image; put it into a list"),
+        (np.zeros((8, 8, 3), np.uint8), r"got one of shape \[8, 8, 3\]; put it into a list"),
+        (np.zeros((8, 8), np.uint8), r"got one of shape \[8, 8\]"),
+        (torch.zeros(3, 8, 8), r"got one of shape \[3, 8, 8\]"),
+        (b"\x89PNG", "got a single bytes"),
+        (None, "got a single NoneType"),
+        ([None], "an image to predict: expected a file's path, .* got NoneType"),
+        ([b"\x89PNG"], "an image to predict: .* got bytes"),
+        ([torch.full((3, 8, 8), -1.0)], r"x_image: .* these look normalised; undo it"),
+        ([np.full((8, 8), np.nan)], r"x_image: .* some are NaN or infinite"),
+        ([Image.new("F", (8, 8))], "32 bits per pixel, of unknown range"),
+        (["no\0name.png"], r"no\\x00name.png: embedded null"),
+    ],
+)
+def test_what_cannot_be_predicted_is_refused(learner: Learner, given: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        learner.predict(given)
+
+
+def test_a_folder_and_a_pipe_are_not_predicted(learner: Learner, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"got the folder .*; give its files"):
+        learner.predict(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(DataError) as caught:
+        learner.predict([tmp_path / "pipe.png", tmp_path / "absent.png"])
+    assert [problem.split(": ")[1] for problem in caught.value.problems] == [
+        "not a regular file",
+        "No such file or directory",
+    ]
 
 
 def test_images_that_cannot_be_read(learner: Learner, tmp_path: Path) -> None:

@@ -102,9 +102,11 @@ class Decoding:
         if image.mode in ("I", "F"):
             raise ValueError("32 bits per pixel, of unknown range; convert it to 8 bits")
         size, limit = image.size, self.max_megapixels * 1e6
-        for divisor in (2, 4, 8):
-            if shrink and image.width * image.height > limit:
-                image.draft(None, (size[0] // divisor, size[1] // divisor))  # only a JPEG can
+        if shrink and size[0] * size[1] > limit:
+            divisor = next((each for each in (2, 4) if size[0] * size[1] <= limit * each**2), 8)
+            image.draft(
+                None, (size[0] // divisor, size[1] // divisor)
+            )  # only a JPEG can; once, as drafts do not add up
         if image.width * image.height > limit:
             raise ValueError(
                 f"{size[0]} x {size[1]} pixels, more than data.max_megapixels={self.max_megapixels:g} allows; raise it, "

@@ -24,10 +24,6 @@ from lorica.errors import DataError
 WORKERS = min(16, os.cpu_count() or 1)  # threads that decode; Pillow releases the interpreter lock
 
 
-Picture = Path | str | Image.Image | np.ndarray | Tensor
-"""One image that somebody wants predicted."""
-
-
 class Images(Samples):
     """Images with their class numbers, read one at a time (from several threads at once)."""
 
@@ -210,7 +206,7 @@ class ImageReader:
             )
         return OpenedImages(ImageCache(samples, self._canvas, budget), self.image_size)
 
-    def of(self, given: Sequence[Picture]) -> Float[Tensor, "n 3 s s"]:
+    def of(self, given: Sequence[Any]) -> Float[Tensor, "n 3 s s"]:
         """From files, Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
         floats in [0, 1]. DataError naming all that cannot be read."""
         squares, problems = [], []
@@ -223,7 +219,7 @@ class ImageReader:
             raise DataError(problems)
         return centre_crop(torch.stack(squares).float() / 255, self.image_size)
 
-    def _pixels(self, picture: Picture) -> UInt8[np.ndarray, "h w 3"]:
+    def _pixels(self, picture: Any) -> UInt8[np.ndarray, "h w 3"]:
         if isinstance(picture, str | Path):
             return self.decoding.read(picture)
         if isinstance(picture, Image.Image):

@@ -63,6 +63,9 @@ def augment(
     `none`: centre crop. `shift`: centre crop, then moved by up to a tenth of the side (whole pixels) along each axis,
     the edge replicated. `flip`: centre crop, mirrored left to right half of the time. `crop_flip`: a rectangle of 5 to
     100 % of the area and a width/height of 3/4 to 4/3, resized bilinearly, and `flip`. DataError for any other kind.
+
+    `crop_flip` cuts out of the square, not out of the original as the references do: of an image that is not square, the ends
+    are never seen (a quarter of a 4:3 photograph), and a small crop is as sharp as the square, which may be less than the file.
     """
     if kind not in AUGMENTATIONS:
         raise DataError(f"fit.augment: unknown augmentation {kind!r}; expected one of {', '.join(AUGMENTATIONS)}")

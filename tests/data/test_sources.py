@@ -496,3 +496,56 @@ def test_a_source_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(load_source("invented", root=None, test_fraction=0.25, split_seed=0).train) == 2
     with pytest.raises(DataError, match=r"unknown source 'inventd'; did you mean invented\?"):
         load_source("inventd", root=None, test_fraction=0.25, split_seed=0)
+
+
+class Series:
+    """What pandas gives: values that become an array of objects."""
+
+    def __init__(self, values: list[object]) -> None:
+        self.values = values
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        return np.array(self.values, dtype=object)
+
+
+def test_a_label_of_a_thousand_million_and_many_classes_take_no_time() -> None:
+    with pytest.raises(DataError, match=r"^y_train: classes without an image: 1, 2, .* and 999999989 more$"):
+        arrays((pixels(2), [0, 10**9]), GOOD)
+    with pytest.raises(DataError, match=r"^y_train: classes without an image: 0, 1, "):
+        arrays((pixels(2), np.array([2**64 - 1, 2**63], np.uint64)), GOOD)
+    x = np.zeros((200_000, 1, 1), np.uint8)
+    for labels in (np.arange(200_000), [f"class {number}" for number in range(200_000)]):
+        assert len(arrays((x, labels), (x[:1], labels[:1])).class_names) == 200_000
+
+
+def test_names_that_are_objects_are_names() -> None:
+    source = arrays((pixels(2), Series(["a", "b"])), (pixels(1), Series(["b"])))
+    assert source.class_names == ("a", "b")
+    assert source.test.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (pixels(2), [b"a", b"b"], r"y_train: expected integers or strings, got \|S1; decode these bytes: y.astype"),
+        (pixels(2), [True, False], r"y_train: .* got bool; give the two classes as 0 and 1, or as names"),
+        (
+            pixels(2),
+            Series(["a", None]),
+            r"y_train: .* got object; these are objects of several kinds, or missing values",
+        ),
+        ([[[1, 2]], [[1]]], [0, 1], r"x_train: its entries differ in shape"),
+        ([pixels(1, 3, 4)[0], pixels(1, 4, 3)[0]], [0, 1], r"x_train: its entries differ in shape"),
+        (pixels(2, 3, 9, 9), [0, 1], r"x_train: .*; move the channels to the end"),
+        (torch.zeros(2, 1, 9, 9), [0, 1], r"x_train: .*; move the channels to the end"),
+        (np.full((2, 3, 3), np.nan), [0, 1], r"x_train: .* found nan … nan; some are NaN or infinite"),
+        (np.array([[[0.0, np.inf]]] * 2), [0, 1], r"x_train: .*; some are NaN or infinite"),
+        (np.array([[[-2.1, 2.6]]] * 2), [0, 1], r"x_train: .* found -2.1 … 2.6; these look normalised; undo it"),
+        (np.array([[[0.0, 255.0]]] * 2), [0, 1], r"x_train: .*; divide by 255"),
+        (np.array([[[0.0, 4095.0]]] * 2), [0, 1], r"x_train: .*; divide by the largest value that the format has"),
+        (pixels(2).astype(np.uint16), [0, 1], r"x_train: expected uint8, .* got uint16; scale to 0 … 255"),
+    ],
+)
+def test_pixels_and_labels_of_other_kinds_are_refused_with_a_remedy(x, y, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        arrays((x, y), GOOD)

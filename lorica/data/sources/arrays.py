@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +17,15 @@ from lorica.data.images import ImageArrays
 from lorica.data.sources.base import LISTED, ClassOrder, Source, in_order, make_source, name_faults, required, some
 from lorica.errors import DataError
 
-ArrayLike = np.ndarray | Tensor | Sequence
+
+@runtime_checkable
+class HasArray(Protocol):
+    """A column of pandas and its like."""
+
+    def __array__(self) -> np.ndarray: ...
+
+
+ArrayLike = np.ndarray | Tensor | Sequence | HasArray
 
 DESCRIPTION = (
     "an .npz file with x_train, y_train, x_test, y_test; in Python: lorica.run(..., source=lorica.arrays(...))"
