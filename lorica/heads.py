@@ -31,6 +31,13 @@ def cosines(features: Float[Tensor, "n features"], rows: Float[Tensor, "m featur
         return F.normalize(features.float(), dim=1) @ F.normalize(rows.float(), dim=1).T
 
 
+def mean_cosine(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> float | None:
+    """Mean cosine between the class means of any two classes; None of a single class. Near 1, the space has collapsed."""
+    means = torch.stack([features[labels == label].float().mean(dim=0) for label in labels.unique()])
+    number = len(means)
+    return (cosines(means, means).sum().item() - number) / (number * (number - 1)) if number > 1 else None
+
+
 class GrowingLinear(nn.Module):
     """A linear classifier with bias, one block of rows per task.
 
@@ -102,12 +109,12 @@ class GrowingLinear(nn.Module):
 class CosineHead(nn.Module):
     """Logits sigma cos(feature, row) for a fixed number of classes, with one learnable scale sigma."""
 
-    def __init__(self, width: int, classes: int, *, device: torch.device) -> None:
-        """Rows start uniform in +-1/sqrt(width), the scale at 1."""
+    def __init__(self, width: int, classes: int, *, scale: float = 1.0, device: torch.device) -> None:
+        """Rows start uniform in +-1/sqrt(width), sigma at `scale`."""
         super().__init__()
         weight = torch.empty(classes, width).uniform_(-1, 1) / math.sqrt(width)
         self.weight = nn.Parameter(weight.to(device))
-        self.scale = nn.Parameter(torch.ones((), device=device))
+        self.scale = nn.Parameter(torch.full((), scale, device=device))
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Logits, in [-sigma, sigma]."""

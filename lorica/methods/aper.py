@@ -3,7 +3,7 @@
 It was called ADAM before. With f(x) the feature of the plain backbone and g(x) that of one tuned to the classes C_1 of
 the first task,
 
-    loss = CE over c in C_1 of sigma cos(g(x), w_c)        sigma learned from 1; first task only                   (1)
+    loss = CE over c in C_1 of sigma cos(g(x), w_c)        sigma learned from 16; first task only                   (1)
     phi(x) = [f(x); g(x)]                                                                                          (2)
     p_c = mean of phi(x) over the training images x of class c, not augmented                                      (3)
     score of class c = cos(phi(x), p_c)                                                                            (4)
@@ -29,7 +29,8 @@ decay 0.05.
 
 Equation numbers are this file's; the paper is followed as our method card (section 8) relays it. Done otherwise than
 in the released code: prompts start uniform, as VPT's own do (the code: zeros), and enter before the other tokens, which
-attention cannot tell from after them. A first task of one class is refused, since (1) is then always 0. ResNets are not
+attention cannot tell from after them. Sigma starts at 16 (the code: 1, `head_scale: 1`), from
+where the rates that train do not throw it about. A first task of one class is refused, since (1) is then always 0. ResNets are not
 here.
 """
 
@@ -71,7 +72,9 @@ class APER(FirstTaskMethod):
 
     def end_task(self, context: Context) -> None:
         """(3)."""
-        self.means.add(*context.gathered(self.both_halves))
+        features, labels = context.gathered(self.both_halves)
+        self.means.add(features, labels)
+        self.measure(features[:, self.encoder.width :], labels)
 
     def both_halves(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """(2)."""

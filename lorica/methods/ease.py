@@ -2,7 +2,7 @@
 
 Tasks count from 0, t is the latest. The features phi_i(x) are the frozen backbone's with task i's own adapters beside
 the MLP of every block (`Bottlenecks`: rank 64, scale 0.1, dropout 0.1); at their start they are the plain f(x).
-While task t is learned, its adapters train with a cosine head, sigma learned from 1, that is dropped afterwards:
+While task t is learned, its adapters train with a cosine head, sigma learned from 16, that is dropped afterwards:
 
     loss = cross-entropy of sigma cos(phi_t(x), w_c) over the classes c of task t alone                            (1)
 
@@ -29,6 +29,10 @@ one task then look alike in later spaces, where (3) moves them together more tha
 
 Equations as our method card relays them (its section 5); alpha / t as in the authors' code (sun-hailong/CVPR24-Ease).
 Their numbers are this file's, `temperature` is our addition. Done otherwise than in that code:
+  * its sigma starts at 1 (`head_scale: 1`). Cross-entropy over cosines is then all but flat, sigma itself rushes to 19 in
+    ten steps at a rate that trains, or below zero, and all features end in one direction. `scale` and `mean_cosine` (of
+    the new prototypes in their own space) in the diagnostics tell;
+  * its rate falls epoch by epoch, here step by step;
   * it keeps finished adapters in a plain list, which its checkpoints therefore lack; here they are part of the state;
   * it derives the classes of a task from two sizes, the first task's and everyone else's; here tasks are of any size;
   * one pass over the data serves all spaces at the end of a task, where it takes one for each;
@@ -50,7 +54,7 @@ from torch import Tensor, nn
 
 from lorica.adapters.tuning import Bottlenecks
 from lorica.backbones.encoder import Encoder
-from lorica.heads import ClassMeans, CosineHead
+from lorica.heads import ClassMeans, CosineHead, mean_cosine
 from lorica.methods.base import Context, Method, MethodConfig, only_old_classes
 from lorica.types import Batch, Inputs, Task, seen_classes
 
@@ -67,6 +71,7 @@ class EASEConfig(MethodConfig):
     others_weight: float = Field(default=0.1, ge=0, description="alpha, of the other tasks' spaces together")
     backbone_weight: float = Field(default=0.0, ge=0, description="beta, of the plain backbone; one more pass unless 0")
     recalculate: bool = Field(default=True, description="complete all spaces anew after each task, not only the newest")
+    head_scale: float = Field(default=16.0, gt=0, description="where sigma starts; the code: 1")
     temperature: float = Field(default=1.0, gt=0, description="of the softmax over similarities")
 
 
@@ -85,6 +90,7 @@ class EASE(Method):
         Bottlenecks.require_place(encoder)
         self.adapters, self.means = nn.ModuleList(), nn.ModuleList()  # one of each for every task
         self.plain_means = ClassMeans(encoder.width, device=self.device)  # empty without backbone_weight
+        self.measured: dict[str, Any] = {}  # of the task learned last
 
     @classmethod
     def misfits(cls, config: MethodConfig, tasks: Sequence[Task]) -> Iterator[str]:
@@ -100,7 +106,8 @@ class EASE(Method):
         config, width = self.config, self.encoder.width
         adapters = Bottlenecks(self.encoder, config.rank, scale=config.scale, dropout=config.dropout)
         self.adapters.append(adapters)
-        self.head = CosineHead(width, len(task.classes), device=self.device)
+        self.head = CosineHead(width, len(task.classes), scale=config.head_scale, device=self.device)
+        self.measured = {}
         self.means.append(ClassMeans(width, device=self.device))
         for means in self.class_means():
             means.grow(seen_classes(self.tasks) - len(means.prototypes))
@@ -142,8 +149,14 @@ class EASE(Method):
         )
         for means, own in zip(self.class_means(), features.unbind(1), strict=True):
             means.add(own, labels)
+        own = features[:, self.task.index]
+        self.measured = {"scale": self.head.scale.item(), "mean_cosine": mean_cosine(own, labels)}
         for space in self.tasks if self.config.recalculate else [self.task]:
             self.complete(space)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """sigma and the mean cosine between the new prototypes, of a task just learned."""
+        return dict(self.measured)
 
     def complete(self, space: Task) -> None:
         """(2) for the classes older than this task, in its space."""

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.adapters.tuning import Bottlenecks, Tuning, start_tuning
 from lorica.backbones.encoder import Encoder
 from lorica.errors import RecipeError
-from lorica.heads import CosineHead
+from lorica.heads import CosineHead, mean_cosine
 from lorica.methods.base import Method, MethodConfig
 from lorica.types import Batch, Inputs, Task
 
@@ -26,6 +26,7 @@ class FirstTaskConfig(MethodConfig):
     cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
     tuning: str = Field(default="adapter", description="what adapts the backbone to the first task")
     rank: int = Field(default=64, ge=1, description="of tuning adapter: hidden units in each block")
+    head_scale: float = Field(default=16.0, gt=0, description="where sigma of the cosine head starts; the codes: 1")
     length: int = Field(default=5, ge=1, description="of deep_prompts and shallow_prompts: tokens of a prompt")
 
 
@@ -44,6 +45,7 @@ class FirstTaskMethod(Method):
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
         self.tuning: Tuning | None = None
+        self.measured: dict[str, Any] = {}
         if self.config.tuning == "adapter":
             Bottlenecks.require_place(encoder)
 
@@ -59,6 +61,7 @@ class FirstTaskMethod(Method):
 
     def grow(self, task: Task) -> None:
         super().grow(task)
+        self.measured = {}
         if task.index == 0:
             own = self.config
             self.tuning = start_tuning(own.tuning, self.encoder, rank=own.rank, length=own.length)
@@ -66,7 +69,7 @@ class FirstTaskMethod(Method):
                 return
             if len(task.classes) == 1:
                 raise RecipeError(f"stream: {SINGLE_FIRST}")
-            self.head = CosineHead(self.encoder.width, len(task.classes), device=self.device)
+            self.head = CosineHead(self.encoder.width, len(task.classes), scale=own.head_scale, device=self.device)
         elif "head" in self._modules:
             del self.head
 
@@ -78,6 +81,15 @@ class FirstTaskMethod(Method):
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """Cross-entropy of the cosine head, on the first task."""
         yield {"cross_entropy": F.cross_entropy(self.head(self.tuned(batch.inputs)), batch.labels)}
+
+    def measure(self, tuned: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Notes how the first task ended, from the features that it tuned: sigma, and the mean cosine between class means."""
+        if self.task.index == 0 and self.tuning is not None:
+            self.measured = {"scale": self.head.scale.item(), "mean_cosine": mean_cosine(tuned, labels)}
+
+    def diagnostics(self) -> dict[str, Any]:
+        """After the first task what `measure` noted."""
+        return dict(self.measured)
 
     def tuned(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """Features of the encoder with the module in it."""

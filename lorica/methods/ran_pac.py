@@ -2,7 +2,7 @@
 
 On the **first task** a small module in the frozen backbone (`tuning`) and a cosine head are trained by
 
-    cross-entropy of sigma cos(f(x), row), sigma learned from 1                                                    (1)
+    cross-entropy of sigma cos(f(x), row), sigma learned from 16                                                   (1)
 
 over its classes. Then the head goes, the module stays as it is, and nothing is trained any more. A fixed random layer,
 drawn once after this, widens the features:
@@ -41,6 +41,9 @@ relays it. Done otherwise than in the released code (RanPAC/RanPAC):
   * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
     factorisation (`lorica.heads`). A lambda that vanishes beside G in float64 is raised until it does not;
   * an error that is not finite never wins; in the code NaN does, by numpy's argmin;
+  * sigma starts at 16, from where the rates that train do not throw it about (the code: 1, `head_scale: 1`), and the rate
+    falls step by step (the code: epoch by epoch);
+  * prompts of deep_prompts start uniform, as VPT's own do (the code: at zero);
   * logits are not multiplied by a learned sigma, which changes no argmax;
   * a task of a single image, which cannot be divided, keeps the lambda of the task before (1, if there is none).
 Nor is there a cosine in (4): PILOT's RanPAC normalises h and the columns of W_o, which is another classifier.
@@ -107,6 +110,7 @@ class RanPAC(FirstTaskMethod):
     def end_task(self, context: Context) -> None:
         """(3) and (4)."""
         features, labels = context.gathered(self.features)
+        self.measure(features, labels)
         if self.task.index == 0:
             self.projection.copy_(torch.randn(self.projection.shape))
         order = torch.randperm(len(labels)).to(labels.device)
@@ -119,5 +123,5 @@ class RanPAC(FirstTaskMethod):
         return self.regression(self.random_features(self.features(inputs)))
 
     def diagnostics(self) -> dict[str, Any]:
-        """lambda of the latest task."""
-        return {"ridge": self.regression.ridge.item()}
+        """lambda of the latest task, and after the first one what `measure` noted."""
+        return {"ridge": self.regression.ridge.item(), **super().diagnostics()}

@@ -69,7 +69,7 @@ def seen(method, *sizes: int, labels: Tensor = LABELS):
 
 
 def learned(tuning: str, encoder, stream: Stream, number: int = 3) -> APER:
-    method = APER(APERConfig(name="aper", tuning=tuning, rank=4), encoder)
+    method = APER(APERConfig(name="aper", tuning=tuning, rank=4, head_scale=1.0), encoder)
     for task in stream.tasks[:number]:
         learn_task(method, task, stream.train(task), FIT, seed=0, accelerator=Accelerator(cpu=True))
     return method
@@ -101,10 +101,20 @@ def test_loss_by_hand(tiny_encoder, tuning) -> None:
     assert terms["cross_entropy"].item() == pytest.approx(expected / 6, rel=1e-4)
 
 
-def test_the_head_starts_at_scale_one_with_a_row_for_each_class_of_the_first_task(tiny_encoder) -> None:
-    method = learner(tiny_encoder(), untuned=True)
-    assert method.head.scale.item() == 1
+@pytest.mark.parametrize(("options", "scale"), [({}, 16), ({"head_scale": 1.0}, 1)])
+def test_the_head_starts_with_a_row_for_each_class_of_the_first_task(tiny_encoder, options, scale) -> None:
+    method = learner(tiny_encoder(), untuned=True, **options)
+    assert method.head.scale.item() == scale
     assert method.head.weight.shape == (2, 32)
+
+
+def test_diagnostics_tell_how_the_first_task_ended(tiny_encoder, stream) -> None:
+    method = learned("adapter", tiny_encoder(), stream, 1)
+    first, second = method.means.prototypes[:, 32:]  # of the tuned half
+    cosine = float(first @ second / first.norm() / second.norm())
+    assert method.diagnostics() == pytest.approx({"scale": method.head.scale.item(), "mean_cosine": cosine})
+    method.grow(stream.tasks[1])
+    assert method.diagnostics() == {}  # told once, whether the run was resumed or not
 
 
 @pytest.mark.parametrize(

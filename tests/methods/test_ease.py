@@ -123,10 +123,13 @@ def test_the_loss_is_over_the_classes_of_the_task_alone(tiny_encoder) -> None:
     assert terms["cross_entropy"].item() == pytest.approx(expected.item(), abs=1e-5)
 
 
-def test_the_head_starts_with_a_scale_of_one(tiny_encoder) -> None:
+def test_the_head_starts_with_a_scale_that_trains(tiny_encoder) -> None:
     method = learner(tiny_encoder(), 3)
     method.grow(TASKS[3])
-    assert method.head.scale == 1
+    assert method.head.scale == 16
+    as_released = EASE(EASEConfig(name="ease", head_scale=1.0), tiny_encoder())
+    as_released.grow(TASKS[0])
+    assert as_released.head.scale == 1
     assert method.head.weight.shape == (4, 32)
 
 
@@ -409,3 +412,19 @@ def test_defaults() -> None:
     assert (config.rank, config.scale, config.dropout) == (64, 0.1, 0.1)
     assert (config.others_weight, config.backbone_weight, config.temperature) == (0.1, 0.0, 1.0)
     assert config.recalculate
+
+
+# --- collapse -------------------------------------------------------------------------------------------------------
+
+
+def test_diagnostics_tell_how_each_task_ended(tiny_encoder, stream) -> None:
+    method = EASE(EASEConfig(name="ease", rank=3), tiny_encoder())
+    for number in range(3):
+        train(method, stream, range(number, number + 1))
+        new = list(stream.tasks[number].new_classes)
+        own = method.class_means()[number].prototypes[new]
+        pairs = [cosine(own[i], own[j]) for i in range(len(new)) for j in range(i)]
+        told = method.diagnostics()
+        assert told["scale"] == method.head.scale.item()
+        expected = np.mean(pairs) if pairs else None  # the last task has one class
+        assert told["mean_cosine"] == pytest.approx(expected, abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_lambda_is_chosen_on_a_random_fifth_of_the_task(tiny_encoder, each) -> N
         stacked = np.concatenate([h[:fit], ridge**0.5 * np.eye(M)]), np.concatenate([one_hot[:fit], np.zeros((M, 5))])
         weight = np.linalg.lstsq(*stacked, rcond=None)[0]
         errors.append(np.square(h[fit:] @ weight - one_hot[fit:]).mean())
-    assert method.diagnostics() == {"ridge": RIDGES[int(np.argmin(errors))]}
+    assert method.diagnostics()["ridge"] == RIDGES[int(np.argmin(errors))]
 
 
 def test_a_task_of_one_image_keeps_lambda(tiny_encoder) -> None:
@@ -343,3 +344,14 @@ def test_autocast_leaves_random_features_and_logits_in_full_precision(tiny_encod
     torch.testing.assert_close(logits, method.predict(images()), atol=0.2, rtol=0.2)
     cosines = F.cosine_similarity(logits, method.predict(images()))
     assert cosines.min() > 0.9
+
+
+def test_diagnostics_tell_how_the_first_task_ended(tiny_encoder) -> None:
+    method = learned(tiny_encoder(), TASKS[:1])
+    x, y = data(TASKS[0])
+    means = [method.features(x)[y == label].detach().mean(dim=0) for label in y.unique()]
+    pairs = [float(a @ b / a.norm() / b.norm()) for a, b in itertools.combinations(means, 2)]
+    assert method.diagnostics()["mean_cosine"] == pytest.approx(sum(pairs) / len(pairs), abs=1e-5)
+    assert method.diagnostics()["scale"] == method.head.scale.item()
+    method.grow(TASKS[1])
+    assert method.diagnostics().keys() == {"ridge"}
