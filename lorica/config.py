@@ -129,6 +129,7 @@ class FitConfig(Section):
     augment: Literal["none", "shift", "flip", "crop_flip"] = Field(
         default="none", description="`crop_flip` crops the resized centre square, not the original"
     )
+    clip_norm: float = Field(default=0.0, ge=0, description="largest norm of a step's gradient, 0 for any")
 
 
 class EvaluateConfig(Section):

@@ -40,6 +40,7 @@ class Fit:
     weight_decay: float
     schedule: Literal["constant", "cosine"]
     augment: str
+    clip_norm: float = 0.0
 
 
 class Descent:
@@ -139,6 +140,8 @@ class Descent:
             self._optimizer.zero_grad()
             self._accelerator.backward(loss)
             self.method.edit_gradients()
+            if self.fit.clip_norm:
+                nn.utils.clip_grad_norm_(self.parameters, self.fit.clip_norm)
             self._optimizer.step()
             self._terms |= {name: term.detach() for name, term in terms.items()}
         self._rate = self._schedule.get_last_lr()[0]

@@ -121,6 +121,16 @@ def test_a_task_depends_on_its_seed_alone(tiny_encoder: MakeEncoder, stream: Str
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.parametrize("clip", [0.0, 0.01])
+def test_steps_are_no_longer_than_the_clipped_gradient(clip: float, tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    """One step of SGD without momentum moves what trains by the rate times the gradient."""
+    method = Recording(tiny_encoder())
+    one = fit(optimizer="sgd", momentum=0.0, learning_rate=1.0, batch_size=24, clip_norm=clip)
+    learn_task(method, stream.tasks[0], stream.train(stream.tasks[0]), one, seed=0, accelerator=Accelerator(cpu=True))
+    moved = torch.cat([parameter.detach().flatten() for parameter in method.head.parameters()]).norm().item()
+    assert moved == pytest.approx(clip, rel=1e-3) if clip else moved > 0.1
+
+
 def test_the_cosine_schedule_falls_to_zero(
     tiny_encoder: MakeEncoder, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
