@@ -2,7 +2,8 @@
 
 y = (W0 + dW) x + b with dW low-rank. Adding dW to the *weight* and running one ordinary linear makes the cost of a step
 independent of how many directions dW sums: everything that trains gets its gradient from the one dense gradient of the
-adapted rows, G = (dL/dy)' x. Of a fused qkv only the adapted rows (q and v, say) need that product.
+adapted rows, G = (dL/dy)' x. Of a fused qkv only the adapted rows (q and v, say) need that product. Where W0 or b train,
+they have their gradients too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Rows = tuple[int, int]
 
 
 class _AdaptedRows(torch.autograd.Function):
-    """y = x W' + b where the given row ranges of W have increments; weight gradients for those rows only."""
+    """y = x W' + b where the given row ranges of W have increments; weight gradients for those rows only, unless W itself trains."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -45,7 +46,10 @@ class _AdaptedRows(torch.autograd.Function):
             (flat_grad[:, start:stop].T @ flat_x).to(ctx.increment_dtype) if needed else None
             for (start, stop), needed in zip(ctx.rows, ctx.needs_input_grad[4:], strict=True)
         ]
-        return grad_x, None, None, None, *grads
+        _, weight_trains, bias_trains, *_ = ctx.needs_input_grad
+        grad_weight = (flat_grad.T @ flat_x).to(ctx.increment_dtype) if weight_trains else None
+        grad_bias = flat_grad.sum(0).to(ctx.increment_dtype) if bias_trains else None
+        return grad_x, grad_weight, grad_bias, None, *grads
 
 
 class AdaptedLinear(nn.Module):

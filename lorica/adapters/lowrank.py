@@ -34,8 +34,11 @@ def inner_product(
 
 
 def frobenius_norm(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
-    """||U D||_F; its gradient is finite everywhere."""
-    return (inner_product(up, down, up, down) + SQUARED_NORM_FLOOR).sqrt()
+    """||U D||_F; its gradient is finite everywhere.
+
+    Where columns of U cancel, rounding can make the square negative: it counts as 0.
+    """
+    return (inner_product(up, down, up, down).clamp_min(0) + SQUARED_NORM_FLOOR).sqrt()
 
 
 def norm_product(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
@@ -197,7 +200,7 @@ class LowRankUpdates(nn.Module):
         total = torch.zeros((), dtype=torch.double)
         for update in self:
             gram = update.gram()
-            norms = (gram.diag() + SQUARED_NORM_FLOOR).sqrt()
+            norms = (gram.diag().clamp_min(0) + SQUARED_NORM_FLOOR).sqrt()
             total = total + gram / torch.outer(norms, norms)
         return total
 

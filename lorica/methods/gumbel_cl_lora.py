@@ -20,10 +20,10 @@ geometrically with the fraction of the task's steps, so that 0.5 is reached howe
 the decision use the tau reached, without noise; alpha and l are carried over, and a new logit starts at the mean of the kept
 ones; lambda = 1e-3, alpha starts at 1.
 
-`variant: readme`: ||U||_F ||D||_F instead of the norm, lambda = 0.01, tau = 0.5 + 4.5 * 0.999^step (after 800 steps still 2.5),
-alpha and l set to 0.8 and 0 again at each task, SGD, head rows that start uniform in +-sqrt(3/d) as in the code that it forks
+`variant: readme`: ||U||_F ||D||_F instead of the norm, lambda = 0.01, tau = 0.5 + 4.5 * 0.999^step (after 800 steps still 2.5;
+`anneal_rate` is that 0.999), alpha and l set to 1 and 0 again at each task, SGD, head rows that start uniform in +-sqrt(3/d) as in the code that it forks
 (default: at zero, as those of sd_lora).
-`variant: summary`: as readme, but lambda = 1e-3, the current direction stays outside the gate and unnormalised, + alpha_t U_t D_t
+`variant: summary`: as readme, but lambda = 1e-3, alpha starts at 0.8, the current direction stays outside the gate and unnormalised, + alpha_t U_t D_t
 with U_t = 0 at the start, and the decision, beta <= 1e-6, is taken for every direction. The current logit is then decided upon
 without ever having had a gradient.
 Not reproduced from the code: a temperature that never reaches the layers, separate noise for each layer and for q and v, an
@@ -36,6 +36,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
@@ -49,7 +50,8 @@ from lorica.types import Batch, Task
 
 
 def sparsemax(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The point of the simplex nearest to the scores; gradient (I - 11'/|S|) on its support S, zero elsewhere."""
+    """The point of the simplex nearest to the scores, however large these are; gradient (I - 11'/|S|) on its support S, zero elsewhere."""
+    scores = scores - scores.detach().max()  # which moves no difference; large scores would lose theirs in the sums
     ordered = scores.sort(descending=True).values
     sums, count = ordered.cumsum(0), torch.arange(1, len(scores) + 1, device=scores.device)
     size = (1 + count * ordered > sums).sum()
@@ -70,6 +72,19 @@ class GumbelCLLoRAConfig(LowRankHeadConfig):
     temperature: tuple[PositiveFloat, PositiveFloat] = Field(
         default=(5.0, 0.5), description="tau at the start, and what it falls to"
     )
+    anneal_rate: float | None = Field(
+        default=None, gt=0, lt=1, description="tau falls by this factor a step; default: by the fraction of the steps"
+    )
+    growth_threshold: float | None = Field(
+        default=None, ge=0, lt=1, description="a direction stays where its gate exceeds this; summary: 1e-6, else 0"
+    )
+    adaptive_threshold: bool = Field(
+        default=False, description="divide growth_threshold by the number of directions that share the gate"
+    )
+    top_k: int | None = Field(default=None, ge=1, description="the gate can open for this many directions, the highest")
+    hard_evaluation: bool = Field(
+        default=False, description="predictions use the direction of the widest gate alone, with weight 1"
+    )
     gate_current: bool | None = Field(default=None, description="the current direction is gated like the others")
     prune_past: bool | None = Field(default=None, description="earlier directions can be pruned too")
     carry: bool | None = Field(default=None, description="magnitudes and logits are carried across tasks")
@@ -77,15 +92,15 @@ class GumbelCLLoRAConfig(LowRankHeadConfig):
     by_variant: ClassVar[Variants] = {
         "default": {
             "entropy_weight": 1e-3, "gate_current": True, "prune_past": False, "carry": True,
-            "by_fraction": True, "norm": frobenius_norm, "initial_magnitude": 1.0, "threshold": 0.0, "head_start": "zeros",
+            "anneal_rate": None, "norm": frobenius_norm, "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "zeros",
         },
         "readme": {
             "entropy_weight": 1e-2, "gate_current": True, "prune_past": False, "carry": False,
-            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 0.0, "head_start": "kaiming",
+            "anneal_rate": 0.999, "norm": norm_product, "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "kaiming",
         },
         "summary": {
             "entropy_weight": 1e-3, "gate_current": False, "prune_past": True, "carry": False,
-            "by_fraction": False, "norm": norm_product, "initial_magnitude": 0.8, "threshold": 1e-6, "head_start": "kaiming",
+            "anneal_rate": 0.999, "norm": norm_product, "initial_magnitude": 0.8, "growth_threshold": 1e-6, "head_start": "kaiming",
         },
     }  # fmt: skip
 
@@ -104,8 +119,8 @@ class GumbelCLLoRA(LinearHeadMethod):
         chosen = config.of_variant()
         self.entropy_weight, self.gate_current = chosen["entropy_weight"], chosen["gate_current"]
         self.prune_past, self.carry = chosen["prune_past"], chosen["carry"]
-        self.by_fraction, self.norm = chosen["by_fraction"], chosen["norm"]
-        self.initial_magnitude, self.threshold = chosen["initial_magnitude"], chosen["threshold"]
+        self.anneal_rate, self.norm = chosen["anneal_rate"], chosen["norm"]
+        self.initial_magnitude, self.threshold = chosen["initial_magnitude"], chosen["growth_threshold"]
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)
         self.stored: list[int] = []  # tasks whose directions are in memory, in the order of `magnitudes` and `logits`
@@ -134,14 +149,24 @@ class GumbelCLLoRA(LinearHeadMethod):
             if noisy:
                 noise = -torch.log(-torch.log(torch.rand(len(gated)).clamp(1e-9, 1 - 1e-7)))
                 scores = scores + self.config.noise * noise.to(scores)
+            if self.config.top_k:
+                best = scores.topk(min(self.config.top_k, len(gated))).indices
+                places, scores = places[best], scores[best]
             beta = beta.index_copy(0, places, sparsemax(scores / self.temperature))
         if outside:
             beta = torch.cat([beta[:-1], beta.new_ones(1)])
         return beta
 
+    def settled_gates(self) -> Float[Tensor, " stored"]:
+        """beta as predictions use it."""
+        beta = self.gates(noisy=False, with_current=self.gate_current)
+        if self.config.hard_evaluation and self.gate_current and self.kept:
+            beta = F.one_hot(beta.argmax(), len(beta)).to(beta)
+        return beta
+
     def increment(self, site: Site) -> Float[Tensor, "out inp"]:
         """The sum in (1), for one projection."""
-        gates = self.gates(noisy=False, with_current=self.gate_current) if self.step_gates is None else self.step_gates
+        gates = self.settled_gates() if self.step_gates is None else self.step_gates
         coefficients, update = gates * self.magnitudes, self.directions[site]
         if not update.up.shape[1]:  # the current direction has been pruned
             return update(coefficients, 0.0)
@@ -173,10 +198,10 @@ class GumbelCLLoRA(LinearHeadMethod):
     def anneal(self) -> None:
         """Sets tau for the next training step."""
         start, end = self.config.temperature
-        if self.by_fraction:
+        if self.anneal_rate is None:
             tau = start * (end / start) ** (self.step / (self.steps - 1) if self.steps > 1 else 1)
         else:
-            tau = end + (start - end) * 0.999**self.step
+            tau = end + (start - end) * self.anneal_rate**self.step
         self.temperature.fill_(tau)
         self.step += 1
 
@@ -193,7 +218,8 @@ class GumbelCLLoRA(LinearHeadMethod):
     def end_task(self, context: Context) -> None:
         """Prunes what the gate is closed for."""
         gates = self.gates(noisy=False, with_current=True).tolist()
-        closed = [task for task, beta in zip(self.stored, gates, strict=True) if beta <= self.threshold]
+        threshold = self.threshold / (len(self.kept) if self.config.adaptive_threshold else 1)
+        closed = [task for task, beta in zip(self.stored, gates, strict=True) if beta <= threshold]
         candidates = self.kept if self.prune_past else self.kept[-1:]
         self._keep([task for task in self.kept if task not in candidates or task not in closed])
 
@@ -208,7 +234,7 @@ class GumbelCLLoRA(LinearHeadMethod):
     def diagnostics(self) -> dict[str, Any]:
         """For every task's direction its gate as predictions use it and its magnitude, 0 once pruned; what is kept; tau."""
         with torch.no_grad():
-            gates = self.gates(noisy=False, with_current=self.gate_current).tolist()
+            gates = self.settled_gates().tolist()
         place = {task: self.stored.index(task) for task in self.kept}
         magnitudes = self.magnitudes.tolist()
         return {

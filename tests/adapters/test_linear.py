@@ -40,6 +40,24 @@ def test_output_and_gradients_equal_an_ordinary_linear(bias: bool, shape: tuple[
         torch.testing.assert_close(ours, reference.grad)
 
 
+@pytest.mark.parametrize("trains", [{"weight"}, {"bias"}, {"weight", "bias"}])
+def test_what_trains_below_the_increments_has_its_gradient(trains: set[str]) -> None:
+    layer, first, second = adapted()
+    for name in trains:
+        layer.linear.get_parameter(name).requires_grad_(True)
+    x, probe = torch.randn(2, 5, 6), torch.randn(2, 5, 9)
+    (layer(x) * probe).sum().backward()
+    # the increments are added to the weight, so that its gradient is that of a plain layer: sums over inputs
+    expected = {"weight": torch.einsum("abo,abi->oi", probe, x), "bias": probe.sum(dim=(0, 1))}
+    for name in ("weight", "bias"):
+        gradient = layer.linear.get_parameter(name).grad
+        assert (gradient is not None) == (name in trains)
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected[name])
+    torch.testing.assert_close(first.grad, 2 * expected["weight"][:3])
+    assert second.grad is not None
+
+
 def test_gradcheck() -> None:
     torch.manual_seed(0)
     x, w, b = (torch.randn(*shape, dtype=torch.float64) for shape in ((3, 4), (5, 4), (5,)))

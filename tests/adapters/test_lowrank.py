@@ -46,6 +46,22 @@ def test_norms_by_hand() -> None:
     assert norm_product(eye, eye).item() == pytest.approx(2.0)
 
 
+def test_a_norm_whose_square_rounds_below_zero_is_a_number() -> None:
+    """Two rank-1 terms that cancel: in float32 the sum over their Gram matrices can come out negative."""
+    found = []
+    for seed in range(200):
+        draws = torch.Generator().manual_seed(seed)
+        u, d = torch.randn(50, 1, generator=draws) * 100, torch.randn(1, 50, generator=draws) * 100
+        up, down = torch.cat([u, -u], dim=1).requires_grad_(True), torch.cat([d, d * (1 + 1e-7)])
+        found.append(float(inner_product(up.detach(), down, up.detach(), down)))
+        norm = frobenius_norm(up, down)
+        norm.backward()
+        assert norm.isfinite()
+        assert up.grad is not None
+        assert up.grad.isfinite().all()
+    assert min(found) < -1e-6  # it does
+
+
 def test_gradient_of_the_norm_is_finite_at_zero_and_orthogonal_to_the_factors() -> None:
     up, down = torch.zeros(5, 2, requires_grad=True), torch.randn(2, 4, requires_grad=True)
     frobenius_norm(up, down).backward()

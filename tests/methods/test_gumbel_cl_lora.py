@@ -84,6 +84,13 @@ def test_sparsemax_of_the_cards_examples(scores, expected) -> None:
     torch.testing.assert_close(sparsemax(torch.tensor(scores)), torch.tensor(expected, dtype=torch.float))
 
 
+@pytest.mark.parametrize("level", [0.0, 1e3, 1e6, -1e6])
+def test_sparsemax_does_not_depend_on_the_level_of_its_scores(level) -> None:
+    """In float32 the sums of scores near 1e6 lose what tells them apart: they gave points that sum to 0.875."""
+    gates = sparsemax(torch.tensor([0.5, 0.25, 0.0]) + level)
+    torch.testing.assert_close(gates, torch.tensor([7 / 12, 4 / 12, 1 / 12]), atol=1e-6, rtol=0)
+
+
 def test_sparsemax_gradient() -> None:
     jacobian = torch.autograd.functional.jacobian(sparsemax, torch.tensor([0.5, 0.3, 0.25, -0.4]))
     expected = torch.zeros(4, 4)
@@ -192,11 +199,17 @@ def test_the_first_task_is_not_gated(tiny_encoder) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variant", "at"), [("default", {0: 5.0, 5: 2.5**0.5, 10: 0.5}), ("readme", {0: 5.0, 5: 0.5 + 4.5 * 0.999**5})]
+    ("variant", "at"),
+    [
+        ("default", {0: 5.0, 5: 2.5**0.5, 10: 0.5}),
+        ("readme", {0: 5.0, 5: 0.5 + 4.5 * 0.999**5}),
+        ("default+", {0: 5.0, 5: 0.5 + 4.5 * 0.9**5}),
+    ],
 )
 def test_temperature(tiny_encoder, variant, at) -> None:
-    """11 steps: geometric from 5 to 0.5 (half way: the square root of 2.5), or 0.5 + 4.5 * 0.999^step."""
-    method = learner(tiny_encoder(), 2, variant=variant)
+    """11 steps: geometric from 5 to 0.5 (half way: the square root of 2.5), or 0.5 + 4.5 * rate^step."""
+    options = {"anneal_rate": 0.9} if variant == "default+" else {}
+    method = learner(tiny_encoder(), 2, variant=variant.rstrip("+"), **options)
     method.begin_task(context(method, steps=11))
     reached = []
     for _ in range(11):
@@ -245,6 +258,60 @@ def test_all_but_one_pruned(tiny_encoder) -> None:
     method.grow(TASKS[4])
     assert method.logits.tolist() == [0.0, 0.0]  # the documents start logits and magnitudes anew
     assert method.magnitudes.tolist() == pytest.approx([0.8, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("options", "gates"),
+    [
+        ({"top_k": 2}, [0.55, 0.45, 0.0]),  # of 1, 0.9, 0.8 the first two: s - (1.9 - 1) / 2
+        ({"top_k": 9}, [1.3 / 3, 1 / 3, 0.7 / 3]),
+        ({"hard_evaluation": True}, [1.0, 0.0, 0.0]),
+    ],
+)
+def test_gates_that_open_for_some(tiny_encoder, options, gates) -> None:
+    method = learner(tiny_encoder(), 3, **options)
+    set_logits(method, 1.0, 0.9, 0.8)
+    assert method.diagnostics()["gates"] == pytest.approx(gates, abs=1e-6)
+    first, third = (next(iter(method.directions)).frozen(0), next(iter(method.directions)))
+    site = method.encoder.select(("q", "v"))[0]
+    before = method.increment(site).detach().clone()
+    with torch.no_grad():
+        third.up.mul_(-1)  # the direction of a closed gate adds nothing
+    assert torch.equal(method.increment(site), before) == (gates[2] == 0)
+    with torch.no_grad():
+        first[0].mul_(-1)
+    assert not torch.allclose(method.increment(site), before, atol=1e-3)
+
+
+def test_a_hard_choice_is_for_predictions_alone(tiny_encoder) -> None:
+    method = learner(tiny_encoder(), 3, hard_evaluation=True)
+    set_logits(method, 1.0, 0.9, 0.8)
+    assert method.gates(noisy=False, with_current=True).tolist() == pytest.approx([1.3 / 3, 1 / 3, 0.7 / 3])
+    finish(method)
+    assert method.kept == [0, 1, 2]  # what is pruned is decided by the soft gates
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, [0, 1, 2]),
+        ({"growth_threshold": 0.25}, [0, 1]),
+        ({"growth_threshold": 0.25, "adaptive_threshold": True}, [0, 1, 2]),  # 0.25 / 3 < 0.7 / 3
+        ({"growth_threshold": 0.75, "adaptive_threshold": True}, [0, 1]),
+    ],
+)
+def test_a_direction_stays_where_its_gate_exceeds_the_threshold(tiny_encoder, options, kept) -> None:
+    method = learner(tiny_encoder(), 3, **options)
+    set_logits(method, 1.0, 0.9, 0.8)  # gates 1.3, 1 and 0.7 thirds
+    finish(method)
+    assert method.kept == kept
+
+
+@pytest.mark.parametrize(("variant", "start"), [("default", 1.0), ("readme", 1.0), ("summary", 0.8)])
+def test_magnitudes_start_as_in_each_source(tiny_encoder, variant, start) -> None:
+    method = GumbelCLLoRA(GumbelCLLoRAConfig(name="gumbel_cl_lora", rank=2, variant=variant), tiny_encoder())
+    method.grow(TASKS[0])
+    assert method.magnitudes.tolist() == pytest.approx([start])
 
 
 @pytest.mark.parametrize("keep_pruned", [False, True])

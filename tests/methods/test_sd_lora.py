@@ -263,6 +263,46 @@ def test_a_schedule_that_makes_no_sense_is_refused(options) -> None:
         SDLoRARRConfig(name="sd_lora_rr", **options)
 
 
+@pytest.mark.parametrize("options", [{"rank": 4}, {"reduced_ranks": (8, 12)}, {"rank": 7}])
+def test_ranks_never_rise(options) -> None:
+    with pytest.raises(ValidationError, match="a rank must not rise"):
+        SDLoRARRConfig(name="sd_lora_rr", **options)
+    assert SDLoRARRConfig(name="sd_lora_rr", rank=8, reduced_ranks=(8, 6)).rank == 8  # it may stay
+
+
+def test_a_task_has_one_rank() -> None:
+    with pytest.raises(ValidationError, match="each once"):
+        SDLoRARRConfig(name="sd_lora_rr", reduced_from=(4, 4))
+
+
+@pytest.mark.parametrize("variant", ["paper", "absorbing"])
+def test_magnitudes_that_absorb_are_not_reset(variant) -> None:
+    with pytest.raises(ValidationError, match="absorbs"):
+        SDLoRAKDConfig(name="sd_lora_kd", variant=variant, reset_magnitudes=True)
+
+
+@pytest.mark.parametrize("norm", ["frobenius", "product"])
+@pytest.mark.parametrize("variant", ["paper", "released_code"])
+def test_norm_and_start_of_magnitudes_are_settings(tiny_encoder, variant, norm) -> None:
+    """LibContinual's reading is the released code's with magnitudes from 1."""
+    config = SDLoRAConfig(name="sd_lora", variant=variant, norm=norm, initial_magnitude=1.5, rank=3)
+    method = SDLoRA(config, tiny_encoder())
+    for task in pairs(2):
+        method.grow(task)
+    assert method.magnitudes.tolist() == [1.5, 1.5]
+    update = next(iter(method.directions))
+    with torch.no_grad():
+        up, down = update.up.normal_().clone(), update.down.normal_().clone()
+    site = method.encoder.select(("q", "v"))[0]
+    size = torch.linalg.norm(up @ down) if norm == "frobenius" else torch.linalg.norm(up) * torch.linalg.norm(down)
+    frozen_up, frozen_down = update.frozen(0)
+    expected = 1.5 * (up @ down / (size if variant == "paper" else 1) + frozen_up @ frozen_down)
+    torch.testing.assert_close(method.increment(site), expected, check_layout=False)
+    method.grow(pairs(3)[2])
+    kept_up, kept_down = update.frozen(1)
+    torch.testing.assert_close(kept_up @ kept_down, up @ down / size)
+
+
 # --- distillation ---------------------------------------------------------------------------------------------------
 
 
