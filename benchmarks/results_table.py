@@ -33,6 +33,7 @@ METHODS = (
     "inf_lora",
     "o_lora",
     "l2p",
+    "l2p:prefix",
     "dual_prompt",
     "coda_prompt",
     "hide_prompt",
