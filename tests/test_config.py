@@ -139,7 +139,7 @@ def test_options_of_another_method_are_unknown() -> None:
         ({"method": "lora", "stream": {"tasks": 2, "classes_per_task": 3}}, "stream: give either tasks or classes_per_task"),
         ({"method": "lora", "stream": {"seed": 1}}, "stream: give either tasks or classes_per_task"),
         ({"method": "lora", "data.evaluate_on": "validation"}, "data: evaluate_on: validation needs a validation_fraction"),
-        ({"method": {"name": "sd_lora_rr", "reduced_ranks": [8]}, "stream.tasks": 2}, "recipe: method: reduced_from [4, 8] and reduced_ranks [8]: give ascending tasks and as many ranks"),
+        ({"method": {"name": "sd_lora_rr", "reduced_ranks": [8]}, "stream.tasks": 2}, "recipe: method: reduced_from [4, 8] and reduced_ranks [8]: give ascending tasks, each once, and as many ranks"),
         ({"method": "lora", "precision": "fp16"}, "precision: Input should be 'fp32' or 'bf16', given 'fp16'"),
     ],
 )  # fmt: skip
