@@ -40,7 +40,8 @@ A class that returns in a later task helps to train that task's branch; its prot
 class is refused, since nothing would be scored in its branch.
 
 Neither source adapts old prototypes as the shared half moves: KD is all that protects them. The paper's note names no
-optimiser; both variants default to what the code's ImageNet-R setting uses.
+optimiser; both variants default to what the code's ImageNet-R setting uses, but for its batches of 32 (here the recipe's) and
+a rate that falls epoch by epoch (here step by step).
 """
 
 from __future__ import annotations

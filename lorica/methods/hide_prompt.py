@@ -27,7 +27,8 @@ with 1e-4 added to each variance. A **prediction** takes two passes, and each in
 
     tau = task of the class argmax g(f(x)),          logits = head(f(x; p_tau)) over all classes seen              (6)
 
-`variant: paper` (default)  M in (3) has rows of length 1, so that the term acts.
+`variant: paper` (default)  M in (3) has rows of length 1, so that the term acts: our reading, the paper's formula is not at
+                            hand.
 `variant: released_code`    M as it is (thu-ml/HiDe-Prompt). ViT-B's features leave a LayerNorm with |m|^2 near 768:
                             each row's own product towers over the others, L_c and its gradient are 0 in float32.
 
