@@ -28,6 +28,9 @@ IN_MEMORY = "in_memory"
 
 _LARGEST = 1 << 20  # bytes of a recipe
 
+# what a run had that is older than the key
+_BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.head_scale": 1.0}
+
 # they say the same thing: an override of one takes the place of the other
 _TWINS = {"stream.tasks": "classes_per_task", "stream.classes_per_task": "tasks"}
 
@@ -206,14 +209,21 @@ def read_recipe(
 
 
 def read_saved(recipe: str | Path) -> Recipe:
-    """The recipe that a run left. RecipeError as in `read_recipe`.
-
-    A run from before `data.class_order` has its classes in the order of that time.
-    """
+    """The recipe that a run left; a run older than a key of `_BEFORE` goes on as it began. RecipeError as in `read_recipe`."""
     saved = read_recipe(recipe)
-    if "class_order" in saved.data.model_fields_set:
-        return saved
-    return read_recipe(saved, {"data.class_order": "text"})
+    return read_recipe(saved, {key: value for key, value in _BEFORE.items() if _is_left_out(saved, key)})
+
+
+def as_saved(recipe: Recipe, saved: Recipe) -> Recipe:
+    """A recipe that is to continue a run: where it leaves out a key of `_BEFORE`, the run's own value."""
+    kept = dict(flatten(saved.resolved()))
+    return read_recipe(recipe, {key: kept[key] for key in _BEFORE if key in kept and _is_left_out(recipe, key)})
+
+
+def _is_left_out(recipe: Recipe, key: str) -> bool:
+    section, _, name = key.partition(".")
+    values: BaseModel = getattr(recipe, section)
+    return name in type(values).model_fields and name not in values.model_fields_set
 
 
 def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -141,6 +141,7 @@ class Metrics(BaseModel):
     cross_entropy: CrossEntropy | None = None
     diagnostics: Plain = {}
     train_seconds: list[float] = []
+    identity: Plain = {}
     complete: bool = Field(default_factory=lambda known: len(known["accuracy"]) == len(known["tasks"]))
     recipe: Plain = {}
 
@@ -316,12 +317,14 @@ class Record:
         tasks: Sequence[Mapping[str, Any]],
         cross_entropy: CrossEntropy | None,
         recipe: Mapping[str, Any],
+        identity: Mapping[str, str],
     ) -> Metrics:
         """The contents of metrics.json, once there is an entry.
 
         Args:
             tasks: of the whole stream; see `Metrics`.
             cross_entropy: of the recipe; it is left out where nothing has been trained.
+            identity: digests of the backbone's weights and of the data; unlike ones are never averaged.
         """
         return Metrics(
             method=method,
@@ -334,6 +337,7 @@ class Record:
             diagnostics=self.diagnostics,
             train_seconds=self.train_seconds,
             recipe=dict(recipe),
+            identity=dict(identity),
         )
 
     def cost(self) -> dict[str, Any]:
@@ -349,12 +353,12 @@ def read_result(path: Path | str) -> Result:
             it at once.
     """
     folder = RunFolder(path)
-    content = _read_json(folder.metrics)
+    content = read_json(folder.metrics)
     try:
         read = Metrics.of(content)
     except LoricaError as error:
         raise LoricaError([f"{folder.metrics}: {problem}" for problem in error.problems]) from error
-    cost = _last_cost(folder.cost, _read_json(folder.cost)) if folder.cost.exists() else None
+    cost = _last_cost(folder.cost, read_json(folder.cost)) if folder.cost.exists() else None
     return Result(folder.path, read, cost)
 
 
@@ -383,7 +387,8 @@ def find_runs(paths: Iterable[Path | str]) -> list[Result]:
     return results
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """The contents of a JSON file of a run. LoricaError: it cannot be read, is damaged, or has numbers that are not finite."""
     try:
         values = json.loads(file.read_bytes())
     except OSError as error:

@@ -16,7 +16,8 @@ import yaml
 from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import IN_MEMORY, Recipe, read_recipe, read_saved
+from lorica.config import IN_MEMORY, Recipe, as_saved, read_recipe, read_saved
+from lorica.data.contents import Contents, contents_of, differences, short_digest
 from lorica.data.sources import Source, remarks
 from lorica.data.stream import Stream
 from lorica.descent import Fit
@@ -28,7 +29,7 @@ from lorica.interruption import Interruptions
 from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Result, read_result
+from lorica.results import DEFAULT_VARIANTS, Result, read_json, read_result
 from lorica.session import Session
 from lorica.types import Task
 
@@ -77,8 +78,8 @@ def run(
             "or choose another folder with --out"
         )
     if resume and begun:
-        if folder.recipe.is_file() and "class_order" not in resolved.data.model_fields_set:
-            resolved = read_recipe(resolved, {"data.class_order": read_saved(folder.recipe).data.class_order})
+        if folder.recipe.is_file():
+            resolved = as_saved(resolved, read_saved(folder.recipe))
         _require_same_recipe(folder, resolved)
         if result := _finished(folder):
             folder.tidy()
@@ -160,6 +161,7 @@ def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | N
     _require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
     with progress_bar() as reporter:
+        _require_same_data(run_folder, contents_of(parts.stream.source, reporter))
         row, head_row = _tested(parts, learned, reporter)
     return Evaluation(row, [each.class_names for each in learned], head_row)
 
@@ -174,8 +176,11 @@ def _learn_stream(
 ) -> Result:
     """What is left of the stream; the folder is this process's own."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
-    if not resumed:
-        _start(parts, folder)
+    contents = contents_of(stream.source, reporter)
+    if resumed:
+        _require_same_data(folder, contents)
+    else:
+        _start(parts, folder, contents)
     session = Session(
         method,
         Fit(**recipe.fit.model_dump()),
@@ -193,7 +198,8 @@ def _learn_stream(
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
     ]
-    results = _Results(session, recipe, tasks)
+    identity = {"backbone": method.encoder.fingerprint, "data": short_digest(contents)}
+    results = _Results(session, recipe, tasks, identity)
     results.write()  # a process that was stopped may not have come to it
     try:
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
@@ -208,7 +214,7 @@ def _learn_stream(
     return read_result(folder.path)
 
 
-def _start(parts: Assembly, folder: RunFolder) -> None:
+def _start(parts: Assembly, folder: RunFolder, contents: Contents) -> None:
     """Clears what an earlier run has left, and writes what is known before anything is learned."""
     for file in (folder.metrics, folder.cost, folder.history, folder.snapshot):
         file.unlink(missing_ok=True)
@@ -220,7 +226,7 @@ def _start(parts: Assembly, folder: RunFolder) -> None:
         "device": str(parts.accelerator.device),
         "threads": torch.get_num_threads(),
         "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
-        "data": parts.stream.source.facts,
+        "data": parts.stream.source.facts | {"contents": contents},
     }
     write_json(folder.environment, environment() | facts)
 
@@ -232,8 +238,10 @@ class _Results:
     so often that it takes a twentieth of the time; and when the run ends, or an error ends it.
     """
 
-    def __init__(self, session: Session, recipe: Recipe, tasks: list[dict[str, Any]]) -> None:
-        self._session, self._recipe, self._tasks = session, recipe, tasks
+    def __init__(
+        self, session: Session, recipe: Recipe, tasks: list[dict[str, Any]], identity: Mapping[str, str]
+    ) -> None:
+        self._session, self._recipe, self._tasks, self._identity = session, recipe, tasks, identity
         self._entries = 0  # of the record, written
         self._ended = self._took = 0.0
 
@@ -254,6 +262,7 @@ class _Results:
             tasks=self._tasks,
             cross_entropy=recipe.method.cross_entropy,
             recipe=recipe.resolved(),
+            identity=self._identity,
         )
         write_json(session.folder.cost, session.record.cost())
         write_json(session.folder.metrics, metrics.model_dump())  # last: once it says that the run is complete, it is
@@ -278,6 +287,16 @@ def _require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) 
             f"{folder}: learned the classes {', '.join(learned)}; the data now gives {', '.join(now)}; "
             "restore the data as it was, or start a new run"
         )
+
+
+def _require_same_data(folder: RunFolder, contents: Contents) -> None:
+    """The samples of both halves must be those that the run began with; of a run that did not note them, nothing is known."""
+    facts = read_json(folder.environment) if folder.environment.exists() else {}
+    data = facts.get("data") if isinstance(facts, dict) else None
+    noted = data.get("contents") if isinstance(data, dict) else None
+    if isinstance(noted, dict) and (changed := differences(noted, contents)):
+        remedy = "restore it as it was, or start a new run"
+        raise CheckpointError([f"{folder.path}: since the run began, {line}; {remedy}" for line in changed])
 
 
 def _has_begun(folder: RunFolder) -> bool:

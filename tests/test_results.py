@@ -384,7 +384,7 @@ def test_a_record_collects_its_entries() -> None:
 
 
 def test_metrics_follow_from_the_record() -> None:
-    whole = Record(ENTRIES).metrics(**ABOUT, tasks=TASKS, recipe={"seed": 3})
+    whole = Record(ENTRIES).metrics(**ABOUT, tasks=TASKS, recipe={"seed": 3}, identity={})
     assert whole == Metrics(
         method="sd_lora",
         variant="paper",
@@ -398,19 +398,19 @@ def test_metrics_follow_from_the_record() -> None:
         complete=True,
         recipe={"seed": 3},
     )
-    assert not Record(ENTRIES[:1]).metrics(**ABOUT, tasks=TASKS, recipe={}).complete
+    assert not Record(ENTRIES[:1]).metrics(**ABOUT, tasks=TASKS, recipe={}, identity={}).complete
 
 
 def test_the_cross_entropy_of_a_method_that_trains_nothing_is_left_out() -> None:
     plain = [Entry(rows=[[0.9]], train_seconds=1.0, cost={"trainable": 0}), Entry(rows=[[0.9, 0.5]], train_seconds=1.0)]
-    assert Record(plain).metrics(**ABOUT, tasks=TASKS, recipe={}).cross_entropy is None
+    assert Record(plain).metrics(**ABOUT, tasks=TASKS, recipe={}, identity={}).cross_entropy is None
     trained = Entry(rows=[[0.9]], train_seconds=1.0, cost={"trainable": 10})
-    assert Record([trained, plain[1]]).metrics(**ABOUT, tasks=TASKS, recipe={}).cross_entropy == "all_seen"
+    assert Record([trained, plain[1]]).metrics(**ABOUT, tasks=TASKS, recipe={}, identity={}).cross_entropy == "all_seen"
 
 
 def test_a_method_that_learns_all_at_once_has_one_entry_with_every_row() -> None:
     record = Record([Entry(rows=ACCURACY, train_seconds=90.0)])
-    made = record.metrics(**ABOUT, tasks=TASKS, recipe={})
+    made = record.metrics(**ABOUT, tasks=TASKS, recipe={}, identity={})
     assert (made.accuracy, made.complete, made.train_seconds) == (ACCURACY, True, [90.0])
 
 

@@ -550,6 +550,19 @@ def test_a_run_older_than_a_key_is_resumed_with_its_default(small_recipe, tmp_pa
         run(small_recipe, out=tmp_path / "run", resume=True, **{"evaluate.readout": "prototypes"})
 
 
+def test_a_run_older_than_where_heads_start_goes_on_as_it_began(small_recipe, tmp_path) -> None:
+    random_start = {"method.head_start": "kaiming"}
+    whole = quiet(small_recipe, tmp_path / "whole", **random_start)
+    quiet(small_recipe, tmp_path / "run", stop_after=1, **random_start)
+    file = tmp_path / "run" / "recipe.yaml"
+    values = yaml.safe_load(file.read_text())
+    assert values["method"].pop("head_start") == "kaiming"
+    file.write_text(yaml.safe_dump(values))
+    assert quiet(small_recipe, tmp_path / "run", resume=True).accuracy == whole.accuracy
+    with pytest.raises(LoricaError, match=r"method\.head_start was 'kaiming', now 'zeros'"):
+        quiet(small_recipe, tmp_path / "run", resume=True, **{"method.head_start": "zeros"})
+
+
 def test_the_newest_checkpoint_alone(small_recipe, tmp_path) -> None:
     run(small_recipe, out=tmp_path / "run", progress=False, checkpoints="newest", stop_after=2)
     assert checkpoint_files(tmp_path / "run") == ["journal.jsonl", "task_0001.safetensors"]

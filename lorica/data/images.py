@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from abc import abstractmethod
@@ -46,6 +47,12 @@ class ImageFiles(Images):
     def describe(self, index: int) -> str:
         return str(self.paths[index])
 
+    def digest(self, index: int) -> bytes:
+        path = self.paths[index]
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").digest()
+        return hashlib.sha256(os.fsencode(path.name) + b"\0" + content).digest()
+
 
 class ImageArrays(Images):
     """Images in memory: [n, h, w], [n, h, w, 1] or [n, h, w, 3]; uint8, or floats in [0, 1]. Else DataError.
@@ -82,6 +89,10 @@ class ImageArrays(Images):
 
     def describe(self, index: int) -> str:
         return f"{self.name}[{index}]"
+
+    def digest(self, index: int) -> bytes:
+        image = np.ascontiguousarray(self.images[index])
+        return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
 
 
 def read_image(path: str | Path, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "h w 3"]:

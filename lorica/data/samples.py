@@ -20,3 +20,7 @@ class Samples(ABC):
     @abstractmethod
     def describe(self, index: int) -> str:
         """What an error message or a report calls this sample."""
+
+    @abstractmethod
+    def digest(self, index: int) -> bytes:
+        """Of the sample's name, without its place, and its contents. OSError where it cannot be read."""

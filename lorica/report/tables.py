@@ -101,7 +101,7 @@ def summarise(
     """Put runs together that differ in their seeds only.
 
     Runs share a row if method, variant, read-out, the number of tasks, the set of classes and all settings of the recipe but seeds
-    of training, device and places on disk are the same. Runs that are not complete are left out; `notes` names them. Where
+    of training, device and places on disk are the same, and so are the weights and the data that were there. Runs that are not complete are left out; `notes` names them. Where
     streams or settings in one table differ, the labels say which is which.
 
     Args:
@@ -271,8 +271,8 @@ def _cost_cell(name: str, value: int | float | None, missing: str) -> str:
 
 def _settings(run: Result) -> dict[str, str]:
     """The recipe's settings by dotted key, in order, without those that a comparison may ignore."""
-    settings = ((key, str(value)) for key, value in flatten(run.recipe) if key not in INCIDENTAL)
-    return dict(sorted(settings))
+    settings = {key: str(value) for key, value in flatten(run.recipe) if key not in INCIDENTAL}
+    return dict(sorted((settings | {f"{key} contents": str(value) for key, value in run.identity.items()}).items()))
 
 
 def _name(run: Result) -> str:

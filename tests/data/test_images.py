@@ -45,6 +45,9 @@ def test_samples_that_are_no_images_are_refused() -> None:
         def describe(self, index: int) -> str:
             return f"text {index}"
 
+        def digest(self, index: int) -> bytes:
+            return b""
+
     with pytest.raises(DataError, match=r"^data\.source: its samples are no images, and the backbone reads images"):
         ImageReader(8).open(Texts(np.zeros(2, np.int64)), 0)
 

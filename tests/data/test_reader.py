@@ -30,6 +30,9 @@ class Texts(Samples):
     def describe(self, index: int) -> str:
         return repr(self.texts[index])
 
+    def digest(self, index: int) -> bytes:
+        return self.texts[index].encode()
+
 
 class Letters:
     """A letter a token, padded with 0 to the longest text of the batch; `drop` loses each letter at random."""

@@ -36,6 +36,9 @@ class Plain(Images):
     def describe(self, index: int) -> str:
         return f"plain {index}"
 
+    def digest(self, index: int) -> bytes:
+        return bytes([index])
+
 
 def plain_source(train_per_class: Sequence[int], test_per_class: Sequence[int]) -> Source:
     names = tuple(f"class {number}" for number in range(len(train_per_class)))
