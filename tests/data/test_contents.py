@@ -44,7 +44,9 @@ def test_the_place_of_data_does_not_count_and_its_contents_do(folder: Path, tmp_
     before = contents_of(image_folder(folder))
     moved = shutil.move(folder, tmp_path / "elsewhere")
     assert contents_of(image_folder(moved)) == before
-    assert {name: count for name, (count, _) in before["train"].items()} == dict.fromkeys(["ibis", "kite", "lark", "wren"], 4)
+    assert {name: count for name, (count, _) in before["train"].items()} == dict.fromkeys(
+        ["ibis", "kite", "lark", "wren"], 4
+    )
     shutil.copy(moved / "train/lark/0.png", moved / "train/lark/1.png")
     now = contents_of(image_folder(moved))
     assert differences(before, now) == [
