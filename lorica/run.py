@@ -177,9 +177,7 @@ def _learn_stream(
     """What is left of the stream; the folder is this process's own."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
     contents = contents_of(stream.source, reporter)
-    if resumed:
-        _require_same_data(folder, contents)
-    else:
+    if not resumed:
         _start(parts, folder, contents)
     session = Session(
         method,
@@ -194,6 +192,7 @@ def _learn_stream(
     )
     session.restore()
     _require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
+    _require_same_data(folder, contents)
     tasks = [
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
