@@ -49,7 +49,7 @@ def test_the_schema_of_metrics_json() -> None:
     assert list(content) == [
         "lorica", "method", "variant", "seed", "tasks", "accuracy",
         "acc", "aaa", "acc_samples", "aaa_samples", "forgetting", "forgetting_first_last", "bwt", "new_task",
-        "cross_entropy", "diagnostics", "train_seconds", "complete", "recipe",
+        "cross_entropy", "diagnostics", "train_seconds", "identity", "complete", "recipe",
     ]  # fmt: skip
     assert content["lorica"] == "0.1.0"
     assert content["tasks"] == TASKS
