@@ -42,9 +42,10 @@ from lorica.config import Recipe, read_recipe, read_saved
 from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
-from lorica.files import RunFolder, write_json
+from lorica.files import RunFolder, taken, write_json
 from lorica.learner import load
 from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
+from lorica.ownership import require_ours
 from lorica.progress import Reporter, Silent
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
@@ -93,6 +94,7 @@ def analyse(
         LoricaError: an analysis.json that cannot be read, or `out` cannot be written.
     """
     names, done, known = labels(results), Analysis(), _known_distances(out / FILE)
+    require_ours([out / FILE])
     lines: list[StraightLine] = []
     left: list[Residuals] = []
 
@@ -128,24 +130,27 @@ def analyse(
         done.skipped.append("straight line: none asked for (--task 0)")
     done.skipped += [line.removeprefix("Left out, ") for line in tables.notes(results)]
 
-    done.figures += figures.draw_all(results, out)
+    with taken(out):
+        write_json(
+            out / FILE,
+            {
+                "runs": [_recorded(run, label) for run, label in zip(results, names, strict=True)],
+                "residuals": [asdict(item) for item in left],
+                "straight_lines": [asdict(item) for item in lines],
+                "distances": [asdict(item) for item in done.distances],
+                "skipped": [*done.skipped, *done.problems],
+            },
+        )
+    drawn = figures.all_figures(results)
     if left:
-        done.figures += figures.save(figures.residuals(left), out / "residuals")
+        drawn["residuals"] = figures.residuals(left)
     if lines:
-        done.figures += figures.save(figures.straight_lines(lines), out / "straight_line")
+        drawn["straight_line"] = figures.straight_lines(lines)
     for number, distances in enumerate(done.distances, start=1):
-        stem = "distances" if len(done.distances) == 1 else f"distances_{number}"
-        done.figures += figures.save(figures.relative_distances(distances), out / stem)
-    write_json(
-        out / FILE,
-        {
-            "runs": [_recorded(run, label) for run, label in zip(results, names, strict=True)],
-            "residuals": [asdict(item) for item in left],
-            "straight_lines": [asdict(item) for item in lines],
-            "distances": [asdict(item) for item in done.distances],
-            "skipped": [*done.skipped, *done.problems],
-        },
-    )
+        drawn["distances" if len(done.distances) == 1 else f"distances_{number}"] = figures.relative_distances(
+            distances
+        )
+    done.figures += figures.save_all(drawn, out)
     return done
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,17 @@ from lorica.errors import LoricaError, RecipeError
 from lorica.methods import ClassMeanReadout, Method, build_method, find_method
 from lorica.randomness import Draws
 from lorica.types import Task
+
+# what launchers set: how many processes there are, and which of them this one is
+_SIZES = (
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_SIZE",
+    "PMI_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+)
+_RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK")
 
 
 @dataclass
@@ -112,12 +125,28 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     require_device(recipe)
     # Accelerate keeps its state for the whole process; runs that follow each other may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = Accelerator(
-        cpu=recipe.device == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no"
-    )
-    if accelerator.num_processes > 1:
-        raise LoricaError("a run uses one process; launch it without `accelerate launch` or `torchrun`")
-    return accelerator
+    with _one_process():
+        return Accelerator(cpu=recipe.device == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no")
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Accelerate does not see what launchers leave in the environment: a lone process is an ordinary one, whatever its rank.
+
+    Raises:
+        LoricaError: this process is one of several.
+    """
+    for name in _SIZES:
+        if os.environ.get(name, "1") not in ("", "0", "1"):
+            raise LoricaError(
+                f"this is one of several processes ({name} is {os.environ[name]!r:.40}), and a run uses one; start it without "
+                f"`torchrun`, `accelerate launch`, `mpirun` or `srun`, or unset {name}"
+            )
+    hidden = {name: os.environ.pop(name) for name in (*_SIZES, *_RANKS) if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def arrivals(stream: Stream, method: Method | type[Method]) -> list[tuple[Task, Any]]:

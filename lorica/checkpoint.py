@@ -32,6 +32,7 @@ from torch import Tensor
 from lorica.errors import CheckpointError
 from lorica.files import append_line, complete_lines, cut, replacing
 from lorica.methods.base import Method
+from lorica.ownership import tensor_metadata, wrote
 from lorica.results import Entry
 from lorica.types import Task
 
@@ -212,7 +213,7 @@ class Checkpoints:
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> _Saved | None:
         if not tensors:
             return None
-        content = save(dict(tensors))
+        content = save(dict(tensors), tensor_metadata("checkpoint"))
         with replacing(self.folder / name) as file:
             file.write(content)
         return _Saved(file=name, sha256=hashlib.sha256(content).hexdigest())
@@ -245,8 +246,12 @@ class Checkpoints:
         named = {line.saved.file for line in lines if line.saved}
         named |= {line.sums.file for line in (lines if keep == "everything" else lines[-1:]) if line.sums}
         for path in self.folder.glob("task_*.safetensors"):
-            if _OURS.fullmatch(path.name) and path.name not in named:
+            if _OURS.fullmatch(path.name) and path.name not in named and wrote(path):
                 path.unlink()
+
+    def move(self, folder: Path) -> None:
+        """Goes on in another folder, into which the files have been moved."""
+        self.folder, self.journal = folder, folder / JOURNAL
 
     # --- reading ---
 

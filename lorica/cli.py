@@ -21,6 +21,7 @@ from lorica.errors import LoricaError
 from lorica.files import write_json
 from lorica.interruption import Terminated
 from lorica.methods import find_method, method_names
+from lorica.ownership import require_ours
 from lorica.progress import progress_bar
 from lorica.report import figures, tables, theorem_figure
 from lorica.results import find_runs
@@ -208,6 +209,7 @@ def theorem(
     seed: Annotated[int, typer.Option(min=0, help="of the target and of the factors' start")] = 0,
 ) -> None:
     """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
+    require_ours([out / "theorem.json"])
     result = experiment(Setting(seed=seed))
     figures.save(theorem_figure.draw(result), out / "theorem")
     write_json(out / "theorem.json", result.summary())

@@ -208,7 +208,7 @@ def read_recipe(
     return _validate(values, origin)
 
 
-def read_saved(recipe: str | Path) -> Recipe:
+def read_saved(recipe: str | Path | Mapping[str, Any]) -> Recipe:
     """The recipe that a run left; a run older than a key of `_BEFORE` goes on as it began. RecipeError as in `read_recipe`."""
     saved = read_recipe(recipe)
     return read_recipe(saved, {key: value for key, value in _BEFORE.items() if _is_left_out(saved, key)})

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lorica.config import read_recipe
+from lorica.files import RunFolder
+from lorica.ownership import require_ours
 from lorica.progress import progress_bar
 from lorica.report import figures
 from lorica.results import Result
@@ -57,6 +59,8 @@ def show(out: Path, console: Console) -> list[Result]:
     Returns:
         The results, in the order of `METHODS`; each is in `out`/<method>.
     """
+    held = [path for name in METHODS for path in RunFolder(out / name).held(anew=True)]
+    require_ours([*held, *(out / "figures").glob("*.*")])
     console.print(INTRODUCTION)
     for name, idea in METHODS.items():
         console.print(f"  [bold]{name:<14}[/] {idea}")

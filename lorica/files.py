@@ -16,12 +16,14 @@ and this file is the one place that knows these names.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +32,10 @@ from uuid import uuid4
 from filelock import FileLock, Timeout
 
 from lorica.errors import LoricaError
+from lorica.ownership import require_ours, wrote
 
+LOCK = ".lorica.lock"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 
 
@@ -47,12 +52,16 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.snapshot = self.path / "snapshot.safetensors"
         self.figures = self.path / "figures"
-        self._lock = self.path / ".lorica.lock"
+        self._arriving = self.path / ".lorica.arriving"
+        self._arrived = self.path / ".lorica.arrived"
 
     def require(self) -> None:
-        """LoricaError unless a run has begun in the folder."""
-        if not self.recipe.is_file():
-            raise LoricaError(f"{self.path}: not the folder of a run ({self.recipe.name} is missing)")
+        """LoricaError unless a run has begun in the folder, and can be read."""
+        with refusals(self.path):
+            if self._arriving.exists() or self._arrived.exists():
+                self.tidy()
+            if not self.recipe.is_file():
+                raise LoricaError(f"{self.path}: not the folder of a run ({self.recipe.name} is missing)")
 
     def tidy(self) -> None:
         """Clears what a killed process left half-written, if one did.
@@ -60,7 +69,7 @@ class RunFolder:
         Raises:
             LoricaError: as `taken`.
         """
-        if self._lock.exists():
+        if any(path.exists() for path in (self.path / LOCK, self._arriving, self._arrived)):
             with self.taken():
                 pass
 
@@ -68,30 +77,129 @@ class RunFolder:
     def taken(self) -> Iterator[None]:
         """The folder, made where it is missing, for this process alone, for the length of a `with` block.
 
-        What a killed process left half-written is cleared. The lock goes with its process, however that ends.
+        What a killed process left half-written is cleared, and what it began to hand over arrives.
 
         Raises:
-            LoricaError: another process has it (which), a file is in the way, or there is no permission.
+            LoricaError: as `lorica.files.taken`.
         """
-        file = self._lock
-        lock = FileLock(file, timeout=0)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise LoricaError(
-                f"{self.path}: {_holder(file)} is at work in it; wait for it, or choose another folder"
-            ) from None
-        except OSError as error:
-            raise LoricaError(f"{self.path}: cannot be made a run folder: {error.strerror or error}") from error
-        try:
-            file.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": _now()}))
-            clear_partial(self.path)
-            clear_partial(self.checkpoints)
+        with taken(self.path):
+            with refusals(self.path):
+                for folder in (self.checkpoints, self.anew.path, self.anew.checkpoints):
+                    clear_partial(folder)
+                self._arrive()
             yield
-        finally:
+
+    # --- one run after another: the old one stays until the new one has learned something ---
+
+    @property
+    def anew(self) -> RunFolder:
+        """Where a run learns its first task while the folder still holds another run."""
+        return RunFolder(self.path / ".lorica.anew")
+
+    def give_up_anew(self) -> None:
+        """Removes what is there of a run that has not taken the other one's place."""
+        if self.anew.path.exists():
+            shutil.rmtree(self.anew.path)
+
+    def held(self, *, anew: bool) -> list[Path]:
+        """The files here that a run replaces or removes as it goes on; or as it begins `anew`, then including all that are in
+        its folders (but for hidden ones, which it leaves alone)."""
+        files = [self.recipe, self.environment, self.metrics, self.cost, self.history, self.snapshot]
+        folders = {self.checkpoints: "**/*" if anew else "task_*.safetensors"} | (
+            {self.figures: "**/*"} if anew else {}
+        )
+        for folder, pattern in folders.items():
+            if folder.is_dir():
+                files += [path for path in sorted(folder.glob(pattern)) if not (path.is_dir() or path.name[0] == ".")]
+            else:
+                files.append(folder)
+        return [path for path in files if os.path.lexists(path)]
+
+    def clear(self) -> None:
+        """Removes the run here; of files that are not lorica's, none."""
+        ours = [path for path in self.held(anew=True) if wrote(path)]
+        for path in sorted(
+            ours, key=lambda path: path.suffix.startswith(".json")
+        ):  # journals last: they name the others
+            path.unlink()
+        for folder in sorted({path.parent for path in ours} | {self.checkpoints, self.figures}, reverse=True):
+            if folder != self.path and folder.is_dir() and not (folder.is_symlink() or any(folder.iterdir())):
+                folder.rmdir()
+
+    def hand_over(self) -> None:
+        """The run in `anew` takes the place of the one here. If the process is killed meanwhile, the next one ends it.
+
+        Raises:
+            LoricaError: a file has appeared that is not lorica's.
+        """
+        require_ours(self.held(anew=True))
+        os.replace(self.anew.path, self._arriving)
+        sync_folder(self.path)
+        self._arrive()
+
+    def _arrive(self) -> None:
+        """Two steps, of which each can be taken again: the old run goes, without its recipe at once; the new one's files move
+        in, the recipe last. So at no moment is there a mixture that can be loaded."""
+        if self._arriving.exists():
+            self.clear()
+            os.replace(self._arriving, self._arrived)
+            sync_folder(self.path)
+        if self._arrived.exists():
+            moves = {
+                path: self.path / path.relative_to(self._arrived) for path in self._arrived.rglob("*") if path.is_file()
+            }
+            require_ours(moves.values())
+            for path, target in sorted(moves.items(), key=lambda move: move[1] == self.recipe):
+                target.parent.mkdir(exist_ok=True)
+                shutil.move(path, target)  # also where the user has linked a folder to another disk
+                sync_folder(target.parent)
+            shutil.rmtree(self._arrived)
+
+
+@contextmanager
+def taken(folder: Path) -> Iterator[None]:
+    """A folder, made where it is missing, for this process alone; what a killed process left half-written in it is cleared.
+
+    The lock goes with its process, however that ends.
+
+    Raises:
+        LoricaError: another process has it (which), a file is in the way, there is no permission or no space.
+    """
+    file = folder / LOCK
+    lock = FileLock(file, timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise LoricaError(
+            f"{folder}: {_holder(file)} is at work in it; wait for it, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise LoricaError(f"{_short(folder)}: cannot be made a run folder: {error.strerror or error}") from error
+    try:
+        with refusals(folder):
+            file.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": _now()}))
+            clear_partial(folder)
+        yield
+    finally:
+        with suppress(OSError):  # of a disk that can no longer be written; the lock itself goes with the process
             file.unlink(missing_ok=True)  # while it is held, so that it is nobody else's
-            lock.release()
+        lock.release()
+
+
+@contextmanager
+def refusals(folder: Path) -> Iterator[None]:
+    """What the system refuses at or below a folder in this block, or for want of space, is a LoricaError."""
+    try:
+        yield
+    except OSError as error:
+        where = os.path.abspath(error.filename) if isinstance(error.filename, str | os.PathLike) else None
+        below = where is not None and Path(where).is_relative_to(os.path.abspath(folder))
+        if not below and (where or error.errno not in _NO_SPACE):
+            raise
+        raise LoricaError(
+            f"{_short(error.filename or folder)}: {error.strerror or error}; what was saved before is kept"
+        ) from error
 
 
 @contextmanager
@@ -189,6 +297,11 @@ def _holder(lock: Path) -> str:
         return f"process {known['process']} on {known['host']}, since {known['since']},"
     except (OSError, ValueError, KeyError, TypeError):  # it has only just taken the folder
         return "another process"
+
+
+def _short(path: object) -> str:
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:120]} … {text[-60:]}"
 
 
 def _now() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
 from lorica.backbones import load_backbone
@@ -24,10 +22,11 @@ from lorica.descent import Fit
 from lorica.environment import environment
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
-from lorica.files import RunFolder, write_json, write_text
+from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
+from lorica.ownership import recipe_text, require_ours
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, read_json, read_result
 from lorica.session import Session
@@ -67,29 +66,32 @@ def run(
     Raises:
         LoricaError: a mistake in the recipe, the data or the folder, or training that cannot go on.
     """
+    if resume and overwrite:
+        raise LoricaError("--resume continues the run in the folder, --overwrite starts it anew; give one of them")
     resolved = read_recipe(recipe, overrides)
     if source is not None:
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
-    begun = _has_begun(folder)
-    if begun and not (resume or overwrite):
-        raise LoricaError(
-            f"{folder.path}: holds a run already; --resume continues it, --overwrite starts it anew, "
-            "or choose another folder with --out"
-        )
-    if resume and begun:
-        if folder.recipe.is_file():
-            resolved = as_saved(resolved, read_saved(folder.recipe))
-        _require_same_recipe(folder, resolved)
-        if result := _finished(folder):
-            folder.tidy()
-            return result
-    parts = assemble(resolved, source)
+    if resume and folder.recipe.is_file():
+        resolved = as_saved(resolved, read_saved(folder.recipe))
+    place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
-    with folder.taken(), Interruptions() as interruptions, shown as reporter:
-        for remark in remarks(parts.stream.source.facts):
-            reporter.say(remark)
-        return _learn_stream(parts, folder, resume and _has_begun(folder), stop_after, reporter, interruptions)
+    with refusals(folder.path):
+        folder.tidy()
+        if place() == (folder.path, True) and (result := _finished(folder)):
+            return result
+        parts = assemble(resolved, source)
+        with folder.taken(), Interruptions() as interruptions, shown as reporter:
+            for remark in remarks(parts.stream.source.facts):
+                reporter.say(remark)
+            where, resumed = place()  # again: the folder may have been another process's in between
+            if where == folder.path:
+                folder.give_up_anew()
+            try:
+                return _learn_stream(parts, folder, RunFolder(where), resumed, stop_after, reporter, interruptions)
+            finally:
+                if not _has_begun(folder.anew):
+                    folder.give_up_anew()
 
 
 def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
@@ -169,22 +171,23 @@ def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | N
 def _learn_stream(
     parts: Assembly,
     folder: RunFolder,
+    where: RunFolder,
     resumed: bool,
     stop_after: int | None,
     reporter: Reporter,
     interruptions: Interruptions,
 ) -> Result:
-    """What is left of the stream; the folder is this process's own."""
+    """What is left of the stream; the folder is this process's own. Until something is learned, the run may be elsewhere."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
     contents = contents_of(stream.source, reporter)
     if not resumed:
-        _start(parts, folder, contents)
+        where.clear()
     session = Session(
         method,
         Fit(**recipe.fit.model_dump()),
         seed=recipe.seed,
         accelerator=parts.accelerator,
-        folder=folder,
+        folder=where,
         keep=recipe.checkpoints,
         snapshot_seconds=recipe.snapshot_seconds,
         reporter=reporter,
@@ -192,13 +195,15 @@ def _learn_stream(
     )
     session.restore()
     _require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
-    _require_same_data(folder, contents)
+    _require_same_data(where, contents)
+    _describe(parts, where, contents, restored=bool(session.learned))
     tasks = [
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
     ]
     identity = {"backbone": method.encoder.fingerprint, "data": short_digest(contents)}
     results = _Results(session, recipe, tasks, identity)
+    _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it
     try:
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
@@ -206,6 +211,7 @@ def _learn_stream(
             stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
             tested = [_tested(parts, stream.tasks[: stage + 1], reporter) for stage in stages]
             session.close([row for row, _ in tested], [head_row for _, head_row in tested if head_row])
+            _settle(session, folder)
             if results.is_due:
                 results.write()
     finally:
@@ -213,21 +219,32 @@ def _learn_stream(
     return read_result(folder.path)
 
 
-def _start(parts: Assembly, folder: RunFolder, contents: Contents) -> None:
-    """Clears what an earlier run has left, and writes what is known before anything is learned."""
-    for file in (folder.metrics, folder.cost, folder.history, folder.snapshot):
-        file.unlink(missing_ok=True)
-    for old in (folder.checkpoints, folder.figures):
-        shutil.rmtree(old, ignore_errors=True)
+def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restored: bool) -> None:
+    """Writes what is known before anything is learned, where it is missing.
+
+    Args:
+        restored: something has been learned already, so that the environment is no longer that of all tasks.
+    """
     resolved, encoder = parts.recipe.resolved(), parts.method.encoder
-    write_text(folder.recipe, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True, width=120))
-    facts = {
-        "device": str(parts.accelerator.device),
-        "threads": torch.get_num_threads(),
-        "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
-        "data": parts.stream.source.facts | {"contents": contents},
-    }
-    write_json(folder.environment, environment() | facts)
+    folder.path.mkdir(exist_ok=True)
+    if not folder.environment.exists():
+        facts = {
+            "device": str(parts.accelerator.device),
+            "threads": torch.get_num_threads(),
+            "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
+            "data": parts.stream.source.facts | {"contents": contents},
+        }
+        again = {"written_again": True} if restored else {}
+        write_json(folder.environment, environment() | facts | again)
+    if not folder.recipe.exists():
+        write_text(folder.recipe, recipe_text(resolved))
+
+
+def _settle(session: Session, folder: RunFolder) -> None:
+    """Once a run that learns elsewhere has learned something, it takes the place of the one in the folder."""
+    if session.learned and session.folder.path != folder.path:
+        folder.hand_over()
+        session.move(folder)
 
 
 class _Results:
@@ -302,29 +319,55 @@ def _has_begun(folder: RunFolder) -> bool:
     return bool(Checkpoints(folder.checkpoints).tasks) or folder.snapshot.exists()
 
 
+def _place(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) -> tuple[Path, bool]:
+    """Where a run is to be learned, and whether it goes on from what is there.
+
+    Raises:
+        LoricaError: files that are not lorica's; a run that is neither to be resumed nor overwritten, or of another recipe.
+    """
+    begun = _has_begun(folder)
+    require_ours(folder.held(anew=not (begun and resume)))
+    if resume and _has_begun(folder.anew) and not _differences(folder.anew, recipe):
+        return folder.anew.path, True
+    if not begun:
+        return folder.path, False
+    if overwrite:
+        return folder.anew.path, False
+    if not resume:
+        raise LoricaError(
+            f"{folder.path}: holds a run already; --resume continues it, --overwrite starts it anew, "
+            "or choose another folder with --out"
+        )
+    if differences := _differences(folder, recipe):
+        raise LoricaError(differences)
+    return folder.path, True
+
+
 def _finished(folder: RunFolder) -> Result | None:
-    """The result of a run that has learned everything, if the folder has it and the checkpoints agree."""
-    if not folder.metrics.exists():
+    """The result of a run that has learned everything, if all of it is in the folder and the checkpoints agree."""
+    if not all(file.exists() for file in (folder.recipe, folder.environment, folder.cost, folder.metrics)):
         return None
-    result = read_result(folder.path)
+    try:
+        result = read_result(folder.path)
+    except LoricaError:  # what is wrong in it follows from the checkpoints, and is written again
+        return None
     return result if result.complete and len(result.train_seconds) == Checkpoints(folder.checkpoints).tasks else None
 
 
-def _require_same_recipe(folder: RunFolder, recipe: Recipe) -> None:
-    """A run goes on with the recipe that it began with.
+def _differences(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """The keys in which a recipe is not the one with which the folder's run began, a line each.
 
     Raises:
-        LoricaError: the folder's run had another recipe; every key that differs.
+        LoricaError: that recipe is lost.
     """
-    folder.require()
-    old, new = (
-        dict(flatten(each.resolved())) for each in (read_saved(folder.recipe), recipe)
-    )  # defaults of newer keys too
+    said: Any = folder.recipe
+    if not folder.recipe.exists() and folder.metrics.exists():  # which repeats it
+        said = read_result(folder.path).recipe
+    else:
+        folder.require()
+    old, new = (dict(flatten(each.resolved())) for each in (read_saved(said), recipe))  # defaults of newer keys too
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in _FREE)
-    if differing:
-        raise LoricaError(
-            [
-                f"{folder.recipe}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"
-                for key in differing
-            ]
-        )
+    return [
+        f"{folder.recipe}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"
+        for key in differing
+    ]

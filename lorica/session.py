@@ -136,6 +136,11 @@ class Session:
         self.record.entries.append(entry)
         self.folder.snapshot.unlink(missing_ok=True)
 
+    def move(self, folder: RunFolder) -> None:
+        """Goes on in another folder, into which the files have been moved."""
+        self.folder = folder
+        self.checkpoints.move(folder.checkpoints)
+
     def _write_row(self, row: dict[str, Any]) -> None:
         append_line(self.folder.history, json.dumps(row, allow_nan=False), durable=False)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -26,7 +26,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lorica.errors import LoricaError
-from lorica.files import replacing
+from lorica.files import replacing, taken
+from lorica.ownership import figure_mark, require_ours
 from lorica.report.style import (
     LINES,
     WIDTH,
@@ -40,6 +41,7 @@ from lorica.report.style import (
 from lorica.report.tables import Row, summarise
 from lorica.results import Result
 
+_KINDS = {"pdf": "Creator", "png": "Software"}  # and where such a file says what made it
 _STEMS = 60  # at most, beside each other in one panel of accuracy_per_task
 
 
@@ -313,20 +315,27 @@ def relative_distances(distances: Distances) -> Figure:
 
 @paper
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png (200 dpi), each atomically, creating the folder; returns both paths.
+    """Write `stem`.pdf and `stem`.png; see `save_all`."""
+    return save_all({stem.name: figure}, stem.parent)
+
+
+@paper
+def save_all(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure as `folder`/name.pdf and name.png (200 dpi), each atomically, creating the folder; returns the paths.
 
     Raises:
-        LoricaError: the system refuses to write there.
+        LoricaError: files of that name that lorica did not draw, all of them, before anything is written; another process
+            is writing there; or the system refuses to.
     """
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LoricaError(f"{stem.parent}: cannot be made a folder for figures: {error.strerror or error}") from error
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path in paths:
-        with replacing(path) as file:
-            figure.savefig(file, format=path.suffix[1:], dpi=200)
-    return paths
+    paths = {folder / f"{name}.{kind}": figure for name, figure in drawn.items() for kind in _KINDS}
+    require_ours(paths)
+    if paths:
+        with taken(folder):
+            for path, figure in paths.items():
+                made_by = {_KINDS[path.suffix[1:]]: figure_mark(path.stem)}
+                with replacing(path) as file:
+                    figure.savefig(file, format=path.suffix[1:], dpi=200, metadata=made_by)
+    return [*paths]
 
 
 def draw_all(results: Sequence[Result], folder: Path, *, by: Callable[[Result], str] | None = None) -> list[Path]:
@@ -335,22 +344,27 @@ def draw_all(results: Sequence[Result], folder: Path, *, by: Callable[[Result], 
     Figures of several runs show the complete ones. Each run, complete or not, has its matrix and magnitudes, under its
     labels and seed where there are several runs.
     """
-    paths = []
+    return save_all(all_figures(results, by=by), folder)
+
+
+def all_figures(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> dict[str, Figure]:
+    """What `draw_all` saves, by name."""
+    drawn: dict[str, Figure] = {}
     if any(run.complete for run in results):
-        paths += save(accuracy_curves(results, by=by), folder / "accuracy_curves")
-        paths += save(accuracy_per_task(results, by=by), folder / "accuracy_per_task")
+        drawn["accuracy_curves"] = accuracy_curves(results, by=by)
+        drawn["accuracy_per_task"] = accuracy_per_task(results, by=by)
     if figure := growth(results, by=by):
-        paths += save(figure, folder / "growth")
+        drawn["growth"] = figure
     stems: Counter[str] = Counter()
     for run in results:
         stem = "" if len(results) == 1 else "_" + re.sub(r"\W+", "_", f"{_title(run)} {by(run) if by else ''}".strip())
         stems[stem] += 1
         if stems[stem] > 1:
             stem += f"_run_{stems[stem]}"
-        paths += save(accuracy_matrix(run), folder / f"accuracy_matrix{stem}")
+        drawn[f"accuracy_matrix{stem}"] = accuracy_matrix(run)
         if figure := magnitudes(run):
-            paths += save(figure, folder / f"magnitudes{stem}")
-    return paths
+            drawn[f"magnitudes{stem}"] = figure
+    return drawn
 
 
 def _rows(results: Sequence[Result], by: Callable[[Result], str] | None) -> list[Row]:
