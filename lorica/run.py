@@ -26,7 +26,7 @@ from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
-from lorica.ownership import recipe_text, require_ours
+from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, read_json, read_result
 from lorica.session import Session
@@ -72,7 +72,7 @@ def run(
     if source is not None:
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
-    if resume and folder.recipe.is_file():
+    if resume and wrote(folder.recipe):
         resolved = as_saved(resolved, read_saved(folder.recipe))
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
