@@ -264,8 +264,13 @@ def append_line(path: Path, line: str, *, durable: bool = True) -> None:
 
 
 def complete_lines(path: Path) -> list[bytes]:
-    """The lines of a file that `append_line` wrote, without one whose end is missing; none where there is no file."""
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    """The lines of a file that `append_line` wrote, without one whose end is missing; none where there is no file.
+
+    Raises:
+        LoricaError: the file cannot be read.
+    """
+    with refusals(path):
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
 def cut(path: Path, size: int) -> None:

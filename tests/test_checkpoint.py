@@ -107,7 +107,7 @@ def test_a_run_that_is_taken_up_again_goes_on_adding(folder: Path, tiny_encoder:
     saved_run(folder, tiny_encoder(), tasks=TASKS[:2])
     with (folder / "journal.jsonl").open("ab") as journal:
         journal.write(b'{"seal": "half a li')
-    (folder / "task_0002.safetensors").write_bytes(b"of a killed process")
+    save_file({"of_a": torch.ones(1)}, folder / "task_0002.safetensors", {"lorica": "killed process"})
     (folder / "task_notes.safetensors").write_bytes(b"a user's")
     store, made = Checkpoints(folder), method(tiny_encoder())
     store.open()

@@ -133,7 +133,7 @@ def test_table_draws_the_comparison(lorica: Lorica, finished_run: Result, tmp_pa
 def test_analyze_draws_into_the_run_and_says_what_was_left_out(
     lorica: Lorica, finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(cli.figures, "all_figures", lambda *_: {})
     shutil.copytree(finished_run.path or "", tmp_path / "run")
     code, out, err = lorica("analyze", tmp_path / "run", "--points", 3)
     assert (code, err.strip()) == (0, "")

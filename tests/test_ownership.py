@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from lorica import ownership
+from lorica import files, ownership
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
 from lorica.report import figures
@@ -125,6 +133,179 @@ def test_a_run_that_was_being_handed_over_arrives(step: str, prototypes: dict[st
     assert read_result(out).seed == 1
     assert json.loads((out / "metrics.json").read_text()) == json.loads((new / "metrics.json").read_text())
     assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in new.iterdir())
+
+
+class Killed(BaseException):
+    """Stands for a kill; nothing catches it."""
+
+
+@pytest.fixture
+def old_and_new(prototypes: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
+    old, new = tmp_path / "old", tmp_path / "new"
+    run(prototypes, out=old, progress=False)
+    run(prototypes, out=new, progress=False, seed=1)
+    return old, new
+
+
+def test_a_hand_over_that_is_killed_at_any_step_leaves_one_run_or_the_other(
+    old_and_new: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = old_and_new
+    steps, seen = 0, set()
+    while True:
+        out = tmp_path / f"run{steps}"
+        shutil.copytree(old, out)
+        shutil.copytree(new, out / ".lorica.anew")
+        left = steps
+
+        def counted(step: Any) -> Any:
+            def call(*arguments: Any, **options: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    raise Killed
+                return step(*arguments, **options)
+
+            return call
+
+        finished = True
+        with monkeypatch.context() as patch:
+            for place, name in [
+                (os, "replace"),
+                (shutil, "move"),
+                (shutil, "rmtree"),
+                (Path, "unlink"),
+                (Path, "rmdir"),
+            ]:
+                patch.setattr(place, name, counted(getattr(place, name)))
+            try:
+                RunFolder(out).hand_over()
+            except Killed:
+                finished = False
+        RunFolder(out).require()  # as every command that reads a run does
+        seed = read_result(out).seed
+        there = {path.relative_to(out): data for path, data in everything_in(out).items()}
+        origin = new if seed else old
+        assert {path: data for path, data in there.items() if ".lorica.anew" not in path.parts} == {
+            path.relative_to(origin): data for path, data in everything_in(origin).items()
+        }
+        seen.add(seed)
+        if finished:
+            break
+        steps += 1
+    assert steps > 10
+    assert seen == {0, 1}
+
+
+def test_a_process_that_is_killed_while_it_overwrites_leaves_the_old_run(
+    small_recipe: dict[str, Any], prototypes: dict[str, Any], tmp_path: Path
+) -> None:
+    out, recipe = tmp_path / "run", tmp_path / "recipe.yaml"
+    run(prototypes, out=out, progress=False)
+    before = everything_in(out)
+    recipe.write_text(yaml.safe_dump({**small_recipe, "fit": {**small_recipe["fit"], "epochs": 100_000}}))
+    command = [sys.executable, "-m", "lorica", "run", str(recipe), "--out", str(out), "--overwrite"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not (out / ".lorica.anew" / "history.jsonl").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(LoricaError, match=rf"run: process {process.pid} on .* is at work in it"):
+            run(small_recipe, out=out, progress=False, overwrite=True)
+        process.send_signal(signal.SIGKILL)
+    RunFolder(out).require()
+    left = everything_in(out)
+    assert {path: left[path] for path in before} == before
+    assert evaluate(out).accuracy == read_result(out).accuracy[-1]
+    assert run(prototypes, out=out, progress=False, overwrite=True, seed=1).complete
+    assert {path.name for path in out.iterdir()} == {path.relative_to(out).parts[0] for path in before}
+
+
+# ---- what the system refuses
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO])
+@pytest.mark.parametrize("call", ["fsync", "replace", "open"])
+def test_a_disk_that_no_longer_takes_anything_keeps_what_was_saved(
+    call: str, number: int, prototypes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    whole = run(prototypes, out=tmp_path / "whole", progress=False)
+    run(prototypes, out=out, progress=False, stop_after=1)
+    before = everything_in(out)
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        if call == "open":
+            opened = Path.open
+            patch.setattr(
+                Path, "open", lambda self, mode="r", *a, **k: opened(self, mode, *a, **k) if "r" in mode else refuse()
+            )
+        else:
+            patch.setattr(files.os, call, refuse)
+        with pytest.raises(LoricaError, match=os.strerror(number)):
+            run(prototypes, out=out, progress=False, resume=True)
+    left = everything_in(out)
+    kept = {path for path in before if path.suffix == ".safetensors" or path.name in ("recipe.yaml", "metrics.json")}
+    assert kept
+    assert all(left[path] == before[path] for path in kept)
+    assert run(prototypes, out=out, progress=False, resume=True).accuracy == whole.accuracy
+
+
+@pytest.mark.parametrize("name", ["n" * 256, "a" * 200 + "/" + "b" * 300])
+def test_a_name_that_is_too_long_for_the_system(name: str, prototypes: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(LoricaError, match="File name too long") as caught:
+        run(prototypes, out=tmp_path / name, progress=False)
+    assert all(len(problem) < 400 for problem in caught.value.problems)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "figures"])
+def test_a_file_where_a_folder_belongs_is_named_and_stays(
+    name: str, prototypes: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(LoricaError, match=f"{name}: is in the way and not lorica's"):
+        run(prototypes, out=out, progress=False)
+    assert (out / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "checkpoints/journal.jsonl"])
+def test_a_folder_where_a_file_belongs_is_named_and_stays(
+    name: str, prototypes: dict[str, Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (out / name).mkdir(parents=True)
+    with pytest.raises(LoricaError):
+        run(prototypes, out=out, progress=False)
+    assert (out / name).is_dir()
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "recipe.yaml", "checkpoints/journal.jsonl"])
+@pytest.mark.parametrize("how", ["run", "evaluate"])
+def test_what_cannot_be_read_is_named(
+    how: str, name: str, prototypes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root reads everything, so that the system's refusal is played."""
+    out = tmp_path / "run"
+    run(prototypes, out=out, progress=False, stop_after=1)
+
+    def locked(call: Any) -> Any:
+        def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
+            if isinstance(path, str | Path) and Path(path).is_relative_to(out / name):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return call(path, *arguments, **options)
+
+        return refuse
+
+    for place, call in [(io, "open"), (os, "open"), (os, "scandir"), (os, "listdir")]:
+        monkeypatch.setattr(place, call, locked(getattr(place, call)))
+    with pytest.raises(LoricaError, match=r"Permission denied|not lorica's, or damaged") as caught:
+        run(prototypes, out=out, progress=False, resume=True) if how == "run" else evaluate(out)
+    assert str(out / name) in str(caught.value)
 
 
 def test_resume_and_overwrite_contradict_each_other(prototypes: dict[str, Any], tmp_path: Path) -> None:
