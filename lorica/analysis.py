@@ -77,6 +77,7 @@ def analyse(
     task: int = 2,
     points: int = 11,
     fine_tune: int = 0,
+    given: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> Analysis:
     """Draws all that there is to draw of some runs, and writes the numbers behind it to `out`/analysis.json.
@@ -89,6 +90,7 @@ def analyse(
         points: on the straight line, its ends included.
         fine_tune: measure distances of weights after fine-tuning on each of that many first tasks; 0 trains nothing. What
             `out`/analysis.json holds for the same recipe is drawn in any case, and not measured again.
+        given: where data and weights are now, a device, the method's file, as `lorica.config.read_saved` takes them.
 
     Raises:
         LoricaError: an analysis.json that cannot be read, or `out` cannot be written.
@@ -108,15 +110,19 @@ def analyse(
         return []
 
     for run, label in zip(results, names, strict=True):
-        left += attempt("residuals", label, lambda run=run, label=label: residuals(run, label))
+        left += attempt("residuals", label, lambda run=run, label=label: residuals(run, label, given))
         if task:
             lines += attempt(
                 "straight line",
                 label,
-                lambda run=run, label=label: straight_line(run, label, task=task, points=points, reporter=reporter),
+                lambda run=run, label=label: straight_line(
+                    run, label, task=task, points=points, given=given, reporter=reporter
+                ),
             )
         for found in attempt(
-            "distances", label, lambda run=run: _distances_of(run, fine_tune, [*done.distances, *known], reporter)
+            "distances",
+            label,
+            lambda run=run: _distances_of(run, fine_tune, [*done.distances, *known], given, reporter),
         ):
             if found and found not in done.distances:
                 done.distances.append(found)
@@ -184,7 +190,7 @@ def labels(results: Sequence[Result]) -> list[str]:
     return names
 
 
-def residuals(run: Result, label: str) -> Residuals:
+def residuals(run: Result, label: str, given: Mapping[str, Any] | None = None) -> Residuals:
     """Fig. 3a: what is left of each new direction after least squares on the earlier ones.
 
     A run that recorded residuals while learning (SD-LoRA-KD, against the directions it kept) is taken at its word;
@@ -201,7 +207,7 @@ def residuals(run: Result, label: str) -> Residuals:
         power = 0.5 if run.recipe.get("method", {}).get("squared_residual") else 1.0
         found = {t + 1: value**power for t, value in enumerate(logged) if value is not None}
         return Residuals(label, list(found), list(found.values()), dropped)
-    method = _learned(run, len(run.accuracy))
+    method = _learned(run, len(run.accuracy), given)
     updates = next((module for module in method.modules() if isinstance(module, LowRankUpdates)), None)
     gram = torch.empty(0, 0) if updates is None else updates.gram()
     tasks = kept[-1] if kept else list(range(len(gram)))
@@ -222,6 +228,7 @@ def straight_line(
     task: int = 2,
     points: int = 11,
     source: Source | None = None,
+    given: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> StraightLine:
     """Fig. 4: accuracies along the straight line between the weights before and after a task.
@@ -239,21 +246,21 @@ def straight_line(
             at once.
         LoricaError: no such task, a checkpoint or the data is missing or has changed.
     """
-    if find_method(_recipe(run).method.name).learns_all_at_once:
+    if find_method(_recipe(run, given).method.name).learns_all_at_once:
         raise NotApplicable("learns all tasks at once")
     if not 2 <= task <= len(run.accuracy):
         raise LoricaError(
             f"{run.path}: no straight line at task {task}: the run has learned {len(run.accuracy)} tasks; "
             f"give --task from 2 to {len(run.accuracy)}, or 0 for none"
         )
-    before, after = merged(_learned(run, task - 1)), merged(_learned(run, task))
+    before, after = merged(_learned(run, task - 1, given)), merged(_learned(run, task, given))
     start = before.encoder.state_dict()
     stop = {name: tensor.clone() for name, tensor in after.encoder.state_dict().items()}
     if all(torch.equal(start[name], stop[name]) for name in stop):
         raise NotApplicable(f"task {task} does not change the encoder's weights")
     if after.classifier() is None:
         raise NotApplicable("does not predict with one set of weights and one linear head")
-    parts = assemble(_recipe(run), source)
+    parts = assemble(_recipe(run, given), source)
     tasks, known = parts.stream.tasks[:task], [each.class_names for each in after.tasks]
     if [each.class_names for each in tasks] != known:
         raise CheckpointError(f"{run.path}: the data now gives other classes than the run learned; restore it")
@@ -273,7 +280,12 @@ def straight_line(
 
 
 def relative_distances(
-    run: Result, *, tasks: int = 5, source: Source | None = None, reporter: Reporter | None = None
+    run: Result,
+    *,
+    tasks: int = 5,
+    source: Source | None = None,
+    given: Mapping[str, Any] | None = None,
+    reporter: Reporter | None = None,
 ) -> Distances:
     """Figs. 2a and 7: fine-tunes the run's backbone on each of its first tasks, each time from W0, and measures how far it goes.
 
@@ -288,7 +300,7 @@ def relative_distances(
             f"{run.path}: cannot fine-tune on {tasks} tasks one by one: the run has {len(run.tasks)}; "
             f"give --fine-tune from 2 to {len(run.tasks)}, or 0 for none"
         )
-    recipe, kinds = _fine_tuning(run)
+    recipe, kinds = _fine_tuning(run, given)
     parts = assemble(recipe, source)
     encoder, fit = parts.method.encoder, Fit(**recipe.fit.model_dump())
     start = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
@@ -324,18 +336,20 @@ def distances_between(
     )
 
 
-def _distances_of(run: Result, number: int, known: Sequence[Distances], reporter: Reporter | None) -> Distances | None:
+def _distances_of(
+    run: Result, number: int, known: Sequence[Distances], given: Mapping[str, Any] | None, reporter: Reporter | None
+) -> Distances | None:
     """Those known for the run's recipe, or else measured on `number` tasks; None if that is 0."""
-    identity = _identity(*_fine_tuning(run))
+    identity = _identity(*_fine_tuning(run, given))
     for distances in known:
         if distances.recipe == identity and number in (0, len(distances.to_start)):
             return distances
-    return relative_distances(run, tasks=number, reporter=reporter) if number else None
+    return relative_distances(run, tasks=number, given=given, reporter=reporter) if number else None
 
 
-def _fine_tuning(run: Result) -> tuple[Recipe, tuple[str, ...]]:
+def _fine_tuning(run: Result, given: Mapping[str, Any] | None) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe that fine-tunes everything on the run's stream, and the projections to compare."""
-    own = _recipe(run)
+    own = _recipe(run, given)
     kinds = own.method.projections if isinstance(own.method, LowRankConfig) else ("q", "v")
     values = own.resolved() | {"method": {"name": "full_finetune"}}
     values["fit"] = {key: values["fit"][key] for key in ("epochs", "batch_size", "augment")}
@@ -362,10 +376,10 @@ def _known_distances(file: Path) -> list[Distances]:
         raise LoricaError(f"{file}: not an analysis of this version of lorica, or altered; delete it") from error
 
 
-def _recipe(run: Result) -> Recipe:
+def _recipe(run: Result, given: Mapping[str, Any] | None) -> Recipe:
     folder = RunFolder(_folder(run))
     folder.require()
-    return read_saved(folder.recipe)
+    return read_saved(folder.recipe, given or {})
 
 
 def _folder(run: Result) -> Path:
@@ -374,16 +388,16 @@ def _folder(run: Result) -> Path:
     return run.path
 
 
-def _learned(run: Result, tasks: int) -> Method:
+def _learned(run: Result, tasks: int, given: Mapping[str, Any] | None) -> Method:
     """The run's method as it was after that many tasks."""
-    at_once = find_method(_recipe(run).method.name).learns_all_at_once
+    at_once = find_method(_recipe(run, given).method.name).learns_all_at_once
     folder = RunFolder(_folder(run)).checkpoints
     if (1 if at_once else tasks) not in Checkpoints(folder).there():
         raise CheckpointError(
             f"{folder}: the checkpoint after task {tasks} is needed and is not there; restore it, "
             f"learn the run again, or (for the straight line) give another --task, or --task 0"
         )
-    method = load(_folder(run), tasks=1 if at_once else tasks).method
+    method = load(_folder(run), tasks=1 if at_once else tasks, **(given or {})).method
     return method.learner if isinstance(method, ClassMeanReadout) else method
 
 

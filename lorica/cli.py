@@ -15,7 +15,7 @@ from rich.table import Table
 from lorica import analysis
 from lorica import demo as demonstration
 from lorica.backbones import backbone_names
-from lorica.config import packaged_recipes, read_recipe
+from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import remarks, source_names
 from lorica.errors import LoricaError
 from lorica.files import write_json
@@ -42,6 +42,13 @@ console = Console()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
+MethodFile = Annotated[
+    Path | None, typer.Option(help="the .py file that defines the method; no file is executed that is not named")
+]
+Moved = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key.sub=value]…", help="data.root and backbone.weights, where they have moved; device"),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="replace keys of the recipe")]
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="a packaged recipe (`lorica list recipes`) or a YAML file")
@@ -80,9 +87,10 @@ def run(
     resume: Annotated[bool, typer.Option("--resume", help="continue where the run was stopped")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="start anew in a folder that holds a run")] = False,
     stop_after: Annotated[int | None, typer.Option(min=1, help="leave the run after that many tasks")] = None,
+    method_file: MethodFile = None,
 ) -> None:
     """Learn a stream of tasks with one method."""
-    resolved = read_recipe(recipe, overrides or [])
+    resolved = read_recipe(recipe, [*(overrides or []), *_naming(method_file)])
     folder = out or default_folder(recipe, resolved)
     result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
     figures.draw_all([result], folder / "figures")
@@ -103,9 +111,12 @@ def check(
     recipe: RecipeName,
     overrides: Overrides = None,
     fast: Annotated[bool, typer.Option("--fast", help="read the headers of images only, do not decode them")] = False,
+    method_file: MethodFile = None,
 ) -> None:
     """Validate a recipe and its data; nothing is trained."""
-    resolved, stream = check_recipe(read_recipe(recipe, overrides or []), decode_all=not fast)
+    resolved, stream = check_recipe(
+        read_recipe(recipe, [*(overrides or []), *_naming(method_file)]), decode_all=not fast
+    )
     for remark in remarks(stream.source.facts):
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
@@ -166,10 +177,12 @@ def table(
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="folder of a run")],
+    moved: Moved = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="go back to the checkpoint after this many tasks")] = None,
+    method_file: MethodFile = None,
 ) -> None:
     """Test a run's checkpoint again, task by task."""
-    tested = evaluate_run(folder, tasks=tasks)
+    tested = evaluate_run(folder, tasks=tasks, method_file=method_file, **read_overrides(moved or []))
     columns = {"accuracy %": tested.accuracy}
     if tested.head_accuracy:
         columns = {"by class means %": tested.accuracy, "by its head %": tested.head_accuracy}
@@ -191,12 +204,27 @@ def analyze(
     fine_tune: Annotated[
         int, typer.Option(min=0, help="fine-tune on each of the first tasks, that many, and compare; 0 = train nothing")
     ] = 0,
+    method_file: MethodFile = None,
+    moved: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="data.root and backbone.weights, where they have moved; device"
+        ),
+    ] = None,
 ) -> None:
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
     results = find_runs(runs)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
-        done = analysis.analyse(results, folder, task=task, points=points, fine_tune=fine_tune, reporter=reporter)
+        done = analysis.analyse(
+            results,
+            folder,
+            task=task,
+            points=points,
+            fine_tune=fine_tune,
+            given=read_overrides([*(moved or []), *_naming(method_file)]),
+            reporter=reporter,
+        )
     console.print(analysis.summary(done))
     console.print(f"Figures, and the numbers in them ({analysis.FILE}), are in [bold]{folder}[/]")
     if done.problems:
@@ -238,6 +266,11 @@ def main() -> None:
                 f"\n{why}: finished tasks are kept, and of the one under way its last snapshot; --resume continues"
             )
         raise SystemExit(code) from None
+
+
+def _naming(method_file: Path | None) -> list[str]:
+    """The override that names a method's file."""
+    return [f"method.name={method_file}"] if method_file else []
 
 
 def _first_line(item: object) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
-from lorica.methods import MethodConfig, find_method
+from lorica.methods import MethodConfig, find_method, method_file_sha256
 from lorica.nested import flatten
 from lorica.recipe_text import Written, override, parse
 
@@ -30,6 +30,11 @@ _LARGEST = 1 << 20  # bytes of a recipe
 
 # what a run had that is older than the key
 _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.head_scale": 1.0}
+
+PLACES = ("data.root", "backbone.weights")
+"""Keys that say where things are and not what they are, which their contents decide."""
+
+_GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
 
 # they say the same thing: an override of one takes the place of the other
 _TWINS = {"stream.tasks": "classes_per_task", "stream.classes_per_task": "tasks"}
@@ -189,15 +194,32 @@ def read_recipe(
         recipe: a packaged name, a YAML file, a mapping, or a recipe read already.
         overrides: `key.sub=value` strings (see `lorica.recipe_text`), or a mapping of dotted keys or nested sections.
 
+    A method in a `.py` file is executed, and so must be named in the call: in the overrides, or in a mapping; a YAML file
+    may be somebody else's.
+
     Raises:
         RecipeError: every problem, one line each, with the dotted key and the nearest known one.
     """
+    return _read_from(recipe, overrides, trusted=not isinstance(recipe, str | Path))
+
+
+def _read_from(
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any],
+    *,
+    trusted: bool,
+    saved: bool = False,
+) -> Recipe:
+    """`read_recipe`; what is not `trusted` names no file that is executed, what is `saved` no place relative to this process's."""
     if isinstance(recipe, Recipe):
         if not overrides:
             return recipe
         recipe = recipe.model_dump(mode="json", exclude_unset=True, serialize_as_any=True)
     origin, values = _load(recipe)
-    pairs = _pairs(overrides) if not isinstance(overrides, Mapping) else list(flatten(overrides))
+    pairs = _pairs(overrides)
+    if saved and (problems := list(_misplaced(dict(flatten(values)), dict(pairs)))):
+        raise RecipeError([f"{origin}: {problem}" for problem in problems])
+    trusted |= any(key in ("method", "method.name") for key, _ in pairs)
     for key, value in pairs:
         if key in _TWINS and _value(value) is not None and isinstance(stream := values.get("stream"), dict):
             stream.pop(_TWINS[key], None)
@@ -205,12 +227,25 @@ def read_recipe(
             values["method"] = {"name": value}
         else:
             _set(values, key, value)
-    return _validate(values, origin)
+    return _validate(values, origin, trusted=trusted)
 
 
-def read_saved(recipe: str | Path | Mapping[str, Any]) -> Recipe:
-    """The recipe that a run left; a run older than a key of `_BEFORE` goes on as it began. RecipeError as in `read_recipe`."""
-    saved = read_recipe(recipe)
+def read_saved(
+    recipe: str | Path | Mapping[str, Any], given: Sequence[str] | Mapping[str, Any] = (), *, method_file: Any = None
+) -> Recipe:
+    """The recipe that a run left; a run older than a key of `_BEFORE` goes on as it began.
+
+    Args:
+        given: where its data and its weights are now, and a device: `data.root`, `backbone.weights` and `device`, as overrides.
+        method_file: of a run whose method is a `.py` file: that file. None other is executed.
+
+    Raises:
+        RecipeError: as in `read_recipe`; other keys are given; or a method file that is not the one that the run began with.
+    """
+    pairs = _pairs(given) + ([("method.name", str(method_file))] if method_file else [])
+    if fixed := [key for key, _ in pairs if key not in _GIVEN]:
+        raise RecipeError([f"{key}: a run keeps its own; {', '.join(_GIVEN[:-1])} may be given" for key in fixed])
+    saved = _read_from(recipe, dict(pairs), trusted=False, saved=True)
     return read_recipe(saved, {key: value for key, value in _BEFORE.items() if _is_left_out(saved, key)})
 
 
@@ -251,6 +286,17 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     return origin, _nested(values)
 
 
+def _misplaced(saved: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    """What a run's recipe cannot say of where things are, or what is given of them that it has not."""
+    for key in PLACES:
+        text = _plain(saved.get(key), str, key)
+        if text is not None and not Path(str(text)).is_absolute():
+            yield f"{key}: a run names absolute paths, and this is {str(text)!r:.200}; learn it again"
+    name = str(_plain(saved.get("method.name"), str, "method.name"))
+    if "method.name" in given and not name.endswith(".py"):
+        yield f"method.name: the method of this run is {name}, and not in a file; leave out the method file"
+
+
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
@@ -287,7 +333,14 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+def read_overrides(texts: Sequence[str]) -> dict[str, Any]:
+    """`key.sub=value` of a command line as a mapping for `read_recipe`; RecipeError for what has no `=`."""
+    return dict(_pairs(texts))
+
+
+def _pairs(overrides: Sequence[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(flatten(overrides))
     parted = [text.partition("=") for text in overrides]
     if wrong := [key for key, equals, _ in parted if not equals]:
         raise RecipeError([f"{text}: expected key.sub=value" for text in wrong])
@@ -350,7 +403,7 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[key] = value
 
 
-def _validate(values: dict[str, Any], origin: str) -> Recipe:
+def _validate(values: dict[str, Any], origin: str, *, trusted: bool) -> Recipe:
     problems: list[str] = []
     section = values.get("method")
     method_values = section if isinstance(section, dict) else {"name": section}
@@ -361,10 +414,13 @@ def _validate(values: dict[str, Any], origin: str) -> Recipe:
         problems.append("method.name: missing; `lorica list methods` names them")
     else:
         try:
+            if name.endswith(".py"):
+                method_values = _of_file(name, method_values, trusted=trusted)
+                name = method_values["name"]
+            elif _value(method_values.get("sha256")) is not None:
+                raise RecipeError(f"method.sha256: belongs to a method in a .py file, not to {name}")
             method = find_method(name)
             known += [f"method.{key}" for key in _keys(method.Config)]
-            if name.endswith(".py"):
-                method_values = {**method_values, "name": str(_absolute(Path(name)))}
             if isinstance(fit, dict):
                 fit = {**method.fit_defaults(_value(method_values.get("variant"))), **fit}
             config = _read(method.Config, _plain(method_values, method.Config, "method"))
@@ -382,6 +438,22 @@ def _validate(values: dict[str, Any], origin: str) -> Recipe:
     # what the method chose for `fit` is not the user's choice: it goes when another method takes this one's place
     recipe.fit.model_fields_set.intersection_update(values.get("fit", {}))
     return recipe
+
+
+def _of_file(name: str, values: Mapping[str, Any], *, trusted: bool) -> dict[str, Any]:
+    """A method section that names a file: where it is, and its contents."""
+    if not trusted:
+        raise RecipeError(
+            f"method.name: {name} is a program; it is executed only if you name it yourself, after a look into it: "
+            f"--method-file FILE, or in Python method_file=FILE (for lorica.run: method={{'name': FILE}})"
+        )
+    noted, found = _plain(values.get("sha256"), str, "method.sha256"), method_file_sha256(name)
+    if noted is not None and noted != found:
+        raise RecipeError(
+            f"method.sha256: {name} has other contents than the file that this recipe was run with (sha256 {found[:12]} …, "
+            f"then {str(noted)[:12]} …); restore that file, or start a new run"
+        )
+    return {**values, "name": str(_absolute(Path(name))), "sha256": found}
 
 
 def _problems(error: ValidationError, known: Sequence[str], above: str = "") -> Iterator[str]:
@@ -406,7 +478,8 @@ def _hint(place: str, known: Sequence[str]) -> str:
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        yield f"{prefix}{name}"
+        if field.exclude_if is None:  # what a run notes is nobody's to write
+            yield f"{prefix}{name}"
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from _keys(inner, f"{prefix}{name}.")

@@ -17,7 +17,7 @@ from lorica.adapters.attach import merged
 from lorica.assembly import build_reader
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import read_recipe
+from lorica.config import read_saved
 from lorica.data.reader import Reader
 from lorica.errors import DataError, LoricaError
 from lorica.evaluation import LOGITS_AGREE, apart
@@ -80,15 +80,20 @@ class Learner:
         return model
 
 
-def load(run: Path | str, *, tasks: int | None = None) -> Learner:
-    """The learner of a run's folder, as it was after its last task, or after that many `tasks`.
+def load(run: Path | str, *, tasks: int | None = None, method_file: str | Path | None = None, **moved: Any) -> Learner:
+    """The learner of a run's folder.
+
+    Args:
+        tasks: as it was after that many; absent = after its last one.
+        method_file: the `.py` file of the run's method, where it has one; no file is executed that is not named here.
+        moved: where its weights are now, if they were moved: `**{"backbone.weights": …}`. Their contents decide.
 
     Raises:
-        LoricaError: not a run's folder, no such checkpoint, or one that does not fit.
+        LoricaError: not a run's folder, no such checkpoint, one that does not fit, or another method file than the run's.
     """
     folder = RunFolder(run)
     folder.require()
-    recipe = read_recipe(folder.recipe)
+    recipe = read_saved(folder.recipe, moved, method_file=method_file)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
         encoder = load_backbone(**recipe.backbone.model_dump())
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)

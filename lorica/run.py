@@ -14,7 +14,7 @@ import torch
 from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import IN_MEMORY, Recipe, as_saved, read_recipe, read_saved
+from lorica.config import IN_MEMORY, PLACES, Recipe, as_saved, read_recipe, read_saved
 from lorica.data.contents import Contents, contents_of, differences, short_digest
 from lorica.data.sources import Source, remarks
 from lorica.data.stream import Stream
@@ -32,7 +32,7 @@ from lorica.results import DEFAULT_VARIANTS, Result, read_json, read_result
 from lorica.session import Session
 from lorica.types import Task
 
-_FREE = ("device", "checkpoints", "snapshot_seconds")
+_FREE = ("device", "checkpoints", "snapshot_seconds", *PLACES)
 """Keys of a recipe that may differ when a run is resumed."""
 
 
@@ -73,7 +73,7 @@ def run(
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
     if resume and wrote(folder.recipe):
-        resolved = as_saved(resolved, read_saved(folder.recipe))
+        resolved = as_saved(resolved, _saved(folder.recipe, resolved))
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     shown = progress_bar() if progress is True else nullcontext(progress or Silent())
     with refusals(folder.path):
@@ -146,19 +146,29 @@ class Evaluation(NamedTuple):
     head_accuracy: list[float] | None
 
 
-def evaluate(folder: str | Path, *, tasks: int | None = None, source: Source | None = None) -> Evaluation:
+def evaluate(
+    folder: str | Path,
+    *,
+    tasks: int | None = None,
+    source: Source | None = None,
+    method_file: str | Path | None = None,
+    **moved: Any,
+) -> Evaluation:
     """Tests a run's checkpoint again.
 
     Args:
         tasks: the checkpoint after that many tasks; absent = the last one.
         source: the data again, for a run that was given it as an object.
+        method_file: the `.py` file of the run's method, where it has one; no file is executed that is not named here.
+        moved: where data and weights are now, if they were moved, and a device:
+            `**{"data.root": …, "backbone.weights": …, "device": …}`. The contents decide whether they are the run's.
 
     Raises:
         LoricaError: not a run's folder, no such checkpoint, or one that does not fit the backbone or the data.
     """
     run_folder = RunFolder(folder)
     run_folder.require()
-    parts = assemble(read_saved(run_folder.recipe), source)
+    parts = assemble(read_saved(run_folder.recipe, moved, method_file=method_file), source)
     Checkpoints(run_folder.checkpoints).load(parts.method, tasks)
     _require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
@@ -236,8 +246,9 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
         }
         again = {"written_again": True} if restored else {}
         write_json(folder.environment, environment() | facts | again)
-    if not folder.recipe.exists():
-        write_text(folder.recipe, recipe_text(resolved))
+    text = recipe_text(resolved)  # another one where data or weights have moved
+    if not folder.recipe.exists() or folder.recipe.read_bytes() != text.encode():
+        write_text(folder.recipe, text)
 
 
 def _settle(session: Session, folder: RunFolder) -> None:
@@ -343,6 +354,11 @@ def _place(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) 
     return folder.path, True
 
 
+def _saved(saved: Path | Mapping[str, Any], now: Recipe) -> Recipe:
+    """The recipe of a run that `now` is to continue, of whose method file it must be the same."""
+    return read_saved(saved, method_file=now.method.name if now.method.name.endswith(".py") else None)
+
+
 def _finished(folder: RunFolder) -> Result | None:
     """The result of a run that has learned everything, if all of it is in the folder and the checkpoints agree."""
     if not all(file.exists() for file in (folder.recipe, folder.environment, folder.cost, folder.metrics)):
@@ -365,7 +381,7 @@ def _differences(folder: RunFolder, recipe: Recipe) -> list[str]:
         said = read_result(folder.path).recipe
     else:
         folder.require()
-    old, new = (dict(flatten(each.resolved())) for each in (read_saved(said), recipe))  # defaults of newer keys too
+    old, new = (dict(flatten(each.resolved())) for each in (_saved(said, recipe), recipe))  # defaults of newer keys too
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in _FREE)
     return [
         f"{folder.recipe}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"

@@ -266,14 +266,14 @@ def test_distances_are_not_measured_twice(
 ) -> None:
     calls = []
 
-    def measured(run: Result, *, tasks: int, reporter: object) -> analysis.Distances:
+    def measured(run: Result, *, tasks: int, given: object, reporter: object) -> analysis.Distances:
         calls.append(tasks)
-        recipe, kinds = analysis._fine_tuning(run)
+        recipe, kinds = analysis._fine_tuning(run, None)
         square = [[float(i != j) for i in range(tasks)] for j in range(tasks)]
         return analysis.Distances("", [1.0] * tasks, square, square, analysis._identity(recipe, kinds))
 
     monkeypatch.setattr(analysis, "relative_distances", measured)
-    monkeypatch.setattr(analysis.figures, "save", lambda *_: [])
+    monkeypatch.setattr(analysis.figures, "save_all", lambda *_: [])
     runs = [finished_run, learn("lora")]
     first = analyse(runs, tmp_path, task=0)
     assert (calls, first.distances) == ([], [])
@@ -293,7 +293,7 @@ def test_distances_are_not_measured_twice(
 def test_what_fails_for_one_run_is_said_and_the_rest_is_drawn(
     copied: Result, finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(analysis.figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(analysis.figures, "all_figures", lambda *_: {})
     assert copied.path is not None
     shutil.rmtree(copied.path / "checkpoints")
     done = analyse([finished_run, copied], tmp_path / "out", points=2)

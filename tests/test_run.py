@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
 from lorica import files
+from lorica.analysis import relative_distances, residuals
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import read_recipe
@@ -23,7 +27,7 @@ from lorica.data.sources import Source, arrays
 from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeError, TrainingError
 from lorica.learner import load
 from lorica.methods import build_method
-from lorica.results import Result
+from lorica.results import Result, read_result
 from lorica.run import check, default_folder, evaluate, run
 
 Recipe = dict[str, Any]
@@ -92,7 +96,7 @@ def quiet(recipe: Any, out: Path, **more: Any) -> Result:
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of all checkpoints."""
-    recipe = read_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
     held = Checkpoints(folder / "checkpoints")
     tensors = {}
     for number in held.there():
@@ -451,7 +455,121 @@ def test_a_method_in_a_file_of_ones_own(small_recipe: Recipe, tmp_path: Path, mo
     assert all("up" in key for key in changed)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert evaluate(tmp_path / "run")[0] == result.accuracy[-1]
+    (tmp_path / "moved.py").write_text(OWN_METHOD)  # the contents count, not the place
+    for file in ("../half_lora.py", tmp_path / "moved.py"):
+        assert evaluate(tmp_path / "run", method_file=file).accuracy == result.accuracy[-1]
+        assert load(tmp_path / "run", method_file=file).class_names
+        again = quiet(small_recipe, tmp_path / "run", method=str(file), resume=True)
+        assert again.accuracy == result.accuracy
+
+
+def test_no_file_is_executed_that_is_not_named_in_the_call(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is that takes a run's folder or a recipe, and wherever the file lies."""
+    file, out = tmp_path / "half_lora.py", tmp_path / "run"
+    file.write_text(OWN_METHOD)
+    quiet(small_recipe, out, method=str(file), stop_after=1)
+    monkeypatch.chdir(tmp_path)
+    trap = 'from pathlib import Path; Path("executed").touch()\n'
+    file.write_text(trap)
+    recipe = out / "recipe.yaml"
+    for name in (str(file), "half_lora.py", "./run/../half_lora.py"):
+        recipe.write_text(re.sub(r"name: .*\.py", f"name: {name}", recipe.read_text()))
+        for call in (
+            partial(load, out),
+            partial(evaluate, out),
+            partial(check, recipe),
+            partial(quiet, recipe, out, resume=True),
+            partial(quiet, small_recipe, out, resume=True),
+            partial(quiet, recipe, tmp_path / "anew"),
+            partial(read_recipe, recipe, {"method.rank": 2}),
+            partial(residuals, read_result(out), "label"),
+            partial(relative_distances, read_result(out), tasks=2),
+        ):
+            with pytest.raises(LoricaError, match=r"half_lora\.py is a program; it is executed only if you name it"):
+                call()
+            assert not (tmp_path / "executed").exists()
+    # nor another one in its place: it is read, and found to be another
+    with pytest.raises(LoricaError, match=r"other contents than the file that this recipe was run with"):
+        load(out, method_file=file)
+    assert not (tmp_path / "executed").exists()
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
+def test_what_is_given_beside_a_method_file(small_recipe: Recipe, finished_run: Result, tmp_path: Path) -> None:
+    assert finished_run.path is not None
+    (tmp_path / "picture.py").write_bytes(b"\x89PNG\x00")
+    with pytest.raises(RecipeError, match=r"picture\.py is not a Python file"):
+        check(small_recipe, method=str(tmp_path / "picture.py"))
+    (tmp_path / "half.py").write_text("def (:\n")
+    with pytest.raises(RecipeError, match=r"half\.py is not a Python file: .*line 1"):
+        check(small_recipe, method=str(tmp_path / "half.py"))
+    with pytest.raises(RecipeError, match=r"method\.sha256: belongs to a method in a \.py file"):
+        check(small_recipe, method={"name": "sd_lora", "sha256": "00"})
+    with pytest.raises(RecipeError, match=r"there is no file .*nowhere\.py"):
+        check(small_recipe, method=str(tmp_path / "nowhere.py"))
+    (tmp_path / "half_lora.py").write_text(OWN_METHOD)
+    with pytest.raises(LoricaError, match="the method of this run is sd_lora, and not in a file"):
+        load(finished_run.path, method_file=tmp_path / "half_lora.py")
+
+
+# ---- data and weights that have moved
+
+
+def test_data_and_weights_that_moved_are_known_by_their_contents(small_recipe: Recipe, tmp_path: Path) -> None:
+    old, new, out = tmp_path / "old", tmp_path / "new", tmp_path / "run"
+    old.mkdir()
+    data, weights = Path(small_recipe["data"]["root"]), Path(small_recipe["backbone"]["weights"])
+    for file in (data, weights):
+        shutil.copy(file, old)
+
+    def recipe(folder: Path) -> dict[str, Any]:
+        given = {"data": {"root": str(folder / data.name)}, "backbone": {"weights": str(folder / weights.name)}}
+        return small_recipe | {key: small_recipe[key] | values for key, values in given.items()}
+
+    whole = quiet(small_recipe, tmp_path / "whole")
+    quiet(recipe(old), out, stop_after=2)
+    old.rename(new)
+    with pytest.raises(LoricaError, match="old"):
+        load(out)
+    moved = {"data.root": new / data.name, "backbone.weights": new / weights.name}
+    assert load(out, **moved).class_names == load(tmp_path / "whole", tasks=2).class_names
+    assert evaluate(out, **moved).accuracy == whole.accuracy[1]
+    shutil.copytree(out, tmp_path / "unfinished")
+    assert quiet(recipe(new), out, resume=True).accuracy == whole.accuracy
+    assert evaluate(out).accuracy == whole.accuracy[-1]  # from now on it knows where they are
+    # other contents are refused, wherever they are
+    (tmp_path / "other").mkdir()
+    with np.load(data) as held:
+        np.savez(tmp_path / "other" / data.name, **dict(held) | {"x_train": held["x_train"] ^ 1})
+    resume = partial(quiet, small_recipe, tmp_path / "unfinished", resume=True)
+    for call in (partial(evaluate, out), resume):
+        with pytest.raises(LoricaError, match="since the run began"):
+            call(**moved | {"data.root": tmp_path / "other" / data.name})
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, tmp_path / "other" / weights.name)
+    for call in (partial(load, out), partial(evaluate, out), resume):
+        with pytest.raises(LoricaError, match="learned on another backbone"):
+            call(**{"backbone.weights": tmp_path / "other" / weights.name})
+
+
+def test_only_places_may_be_given_with_a_run(finished_run: Result) -> None:
+    assert finished_run.path is not None
+    with pytest.raises(
+        RecipeError, match=r"fit\.epochs: a run keeps its own; data\.root, backbone\.weights, device may"
+    ):
+        load(finished_run.path, fit={"epochs": 3})
+
+
+def test_nothing_of_a_run_is_relative_to_the_working_directory(finished_run: Result, tmp_path: Path) -> None:
+    assert finished_run.path is not None
+    shutil.copytree(finished_run.path, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(re.sub(r"root: .*", "root: six.npz", recipe.read_text()))
+    for call in (load, evaluate):
+        with pytest.raises(RecipeError, match=r"recipe\.yaml: data\.root: a run names absolute paths"):
+            call(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

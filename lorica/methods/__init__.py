@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import sys
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -27,6 +28,7 @@ __all__ = [
     "MethodConfig",
     "build_method",
     "find_method",
+    "method_file_sha256",
     "method_names",
 ]
 
@@ -47,13 +49,13 @@ def method_names() -> list[str]:
 
 
 def find_method(name: str) -> type[Method]:
-    """The method class of that name, or the one that a `.py` file defines.
+    """The method class of that name, or the one that a `.py` file defines, which is executed.
 
     Raises:
         RecipeError: no such method (with the nearest names), or a file without exactly one method.
     """
     if name.endswith(".py"):
-        return _from_file(Path(name))
+        return _from_source(Path(name), _source(Path(name)))
     packaged = _packaged()
     if name not in packaged:
         near = difflib.get_close_matches(name, packaged, n=1)
@@ -83,13 +85,31 @@ def _methods_of(module: ModuleType) -> list[type[Method]]:
     ]
 
 
-def _from_file(path: Path) -> type[Method]:
-    spec = importlib.util.spec_from_file_location(f"lorica_user_method_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise RecipeError(f"method.name: there is no file {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where pydantic looks up the annotations of the file's own Config
-    spec.loader.exec_module(module)
+def method_file_sha256(name: str) -> str:
+    """The sha256 of a `.py` file's contents; RecipeError where there is none."""
+    return hashlib.sha256(_source(Path(name))).hexdigest()
+
+
+def _source(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise RecipeError(f"method.name: there is no file {path}") from None
+    except OSError as error:
+        raise RecipeError(f"method.name: {path} cannot be read: {error.strerror or error}") from error
+
+
+@lru_cache
+def _from_source(path: Path, source: bytes) -> type[Method]:
+    """The method of a file with these contents; the same class whenever it is asked for."""
+    try:
+        code = compile(source, str(path), "exec")
+    except (SyntaxError, ValueError) as error:  # also what is no text
+        raise RecipeError(f"method.name: {path} is not a Python file: {error}") from error
+    module = ModuleType(f"lorica_user_method_{path.stem}_{hashlib.sha256(source).hexdigest()[:8]}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where pydantic looks up the annotations of the file's own Config
+    exec(code, module.__dict__)
     found = _methods_of(module)
     if len(found) != 1:
         names = ", ".join(method.__name__ for method in found) or "none"

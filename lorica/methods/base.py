@@ -43,6 +43,11 @@ class MethodConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(description="name of the method, or a .py file that defines one")
+    sha256: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of the contents of that .py file; a run notes it",
+    )
     cross_entropy: Literal["current_task", "all_seen"] = Field(
         default="current_task",
         description="which logits enter the loss: those of the task's own classes, or of all seen so far",
