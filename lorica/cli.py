@@ -64,6 +64,13 @@ class Listing(StrEnum):
     recipes = "recipes"
 
 
+class Spread(StrEnum):
+    """What `lorica table` can write behind ±."""
+
+    deviation = "deviation"
+    error = "error"
+
+
 class Format(StrEnum):
     """What `lorica table` can write."""
 
@@ -157,19 +164,28 @@ def table(
     figures_in: Annotated[
         Path | None, typer.Option("--figures", help="also draw the comparison into this folder")
     ] = None,
+    spread: Annotated[
+        Spread, typer.Option(help="over seeds: standard deviation, or standard error of the mean")
+    ] = Spread.deviation,
+    properties: Annotated[
+        bool, typer.Option("--properties", help="say which are rehearsal-free, take one pass, and train end to end")
+    ] = False,
 ) -> None:
     """Compare finished runs: mean and standard deviation over seeds for each method."""
+    error = spread is Spread.error
     results = find_runs(runs)
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
-            console.print(tables.to_rich(rows, remarks, width=console.width))
+            console.print(tables.to_rich(rows, remarks, width=console.width, error=error))
         case Format.markdown:
-            typer.echo(tables.to_markdown(rows, remarks))
+            typer.echo(tables.to_markdown(rows, remarks, error=error))
         case Format.latex:
-            typer.echo(tables.to_latex(rows, remarks))
+            typer.echo(tables.to_latex(rows, remarks, error=error))
         case Format.csv:
             typer.echo(tables.to_csv(rows))
+    if properties:
+        console.print(tables.properties(rows))
     if figures_in:
         figures.draw_all(results, figures_in)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -43,6 +43,9 @@ def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> 
         `backbone`: parameters of the backbone.
         `trainable`, `trainable_by_kind`, `trainable_head`: parameters that trained on the task.
         `stored`, `stored_by_kind`: floats in a checkpoint, without integers such as a seed.
+        `stored_features`: floats of these that were computed from features of training images and not trained: class
+            means, covariances, sums, bases (SD-LoRA's Table 5). A module names such tensors in `of_features`.
+        `end_to_end`: whether the logits alone can train all that the task trained, and rest on nothing of `stored_features`.
         `flops_per_prediction`: FLOPs of matrix products and convolutions, attention included, for one input with the
         updates merged; a multiply-add counts as 2. Norms, activations and softmax do not count.
         `forwards_per_prediction`: passes through the backbone for one input; half of the blocks make half a pass.
@@ -58,6 +61,10 @@ def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> 
         "trainable_head": trainable.get("head", 0),
         "stored": sum(stored.values()),
         "stored_by_kind": stored,
+        "stored_features": sum(tensor.numel() for name, tensor in _of_features(method).items() if name in state),
+        "end_to_end": _is_end_to_end(
+            method, set(shapes_of(method, method.trainable()) if trained is None else trained)
+        ),
         "flops_per_prediction": flops,
         "forwards_per_prediction": forwards,
     }
@@ -81,6 +88,53 @@ def _kind(method: Method, name: str, dimensions: int) -> str:
         return found
     own = [part for part in path if part != "learner"]  # a read-out stands around its method
     return own[0] if own else last if dimensions > 1 else "coefficients"
+
+
+def _of_features(method: Method) -> dict[str, Tensor]:
+    """The tensors that modules declare in `of_features`, by name."""
+    return {
+        f"{place}.{name}".lstrip("."): getattr(module, name)
+        for place, module in method.named_modules()
+        for name in getattr(module, "of_features", ())
+    }
+
+
+def _is_end_to_end(method: Method, trained: Set[str]) -> bool | None:
+    """Looks for what was trained in the graph of some logits. What is gone already never saw the final loss."""
+    if method.device.type == "meta":  # where nothing trains
+        return None
+    there = {name: tensor for name, tensor in method.named_parameters() if name in trained}
+    if not trained or there.keys() != trained:
+        return False
+    statistics = [tensor for tensor in _of_features(method).values() if tensor.is_floating_point()]
+    asked = [*there.values(), *statistics]
+    before = [tensor.requires_grad for tensor in asked]
+    device = method.device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), _evaluating(method), torch.enable_grad():
+            for tensor in asked:
+                tensor.requires_grad_(True)
+            reached = _leaves(method.predict(method.encoder.example(1)))
+    finally:
+        for tensor, had in zip(asked, before, strict=True):
+            tensor.requires_grad_(had)
+    return all(id(tensor) in reached for tensor in there.values()) and not any(
+        id(each) in reached for each in statistics
+    )
+
+
+def _leaves(output: Tensor) -> set[int]:
+    """The ids of the tensors that a gradient of the output goes to."""
+    nodes, seen, leaves = [output.grad_fn], set[Any](), set[int]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        nodes += [inner for inner, _ in node.next_functions]
+    return leaves
 
 
 @torch.no_grad()

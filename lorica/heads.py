@@ -129,6 +129,7 @@ class ClassMeans(nn.Module):
         counts: how many samples it is the mean of, [classes].
     """
 
+    of_features = ("prototypes",)
     prototypes: Tensor
     counts: Tensor
 
@@ -179,6 +180,7 @@ class RidgeHead(nn.Module):
         ridge: that of W.
     """
 
+    of_features = ("gram", "targets", "weight")
     gram: Tensor
     targets: Tensor
     weight: Tensor

@@ -283,3 +283,50 @@ def test_a_gpu_counts_as_the_cpu_does(tiny_encoder: MakeEncoder) -> None:
     cost = measure(method)
     assert cost["flops_per_prediction"] == FORWARD + 2 * 32 * 5
     assert torch.equal(torch.cuda.get_rng_state(), random)
+
+
+# ---- the properties of SD-LoRA's Table 1
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "end_to_end"),
+    [
+        ("sd_lora", 0, True),
+        ("lora", 0, True),
+        ("linear_probe", 0, True),
+        ("full_finetune", 0, True),
+        ("coda_prompt", 0, True),  # which its paper is named for
+        ("l2p", 0, False),  # keys learn from similarities alone
+        ("dual_prompt", 0, False),
+        ("prototypes", 5 * 32, False),
+        ("aper", 5 * 64, False),
+        ("cl_lora", 5 * 32, False),
+    ],
+)
+def test_what_is_stored_of_features_and_what_the_logits_train(
+    name: str, features: int, end_to_end: bool, tiny_encoder: MakeEncoder
+) -> None:
+    method = learned(
+        name, tiny_encoder(), **({"general_blocks": (0,), "blocks": (1,)} if name == "dual_prompt" else {})
+    )
+    before = {name: parameter.requires_grad for name, parameter in method.named_parameters()}
+    cost = measure(method)
+    assert (cost["stored_features"], cost["end_to_end"]) == (features, end_to_end)
+    assert {name: parameter.requires_grad for name, parameter in method.named_parameters()} == before
+    assert all(parameter.grad is None for parameter in method.parameters())
+
+
+def test_bases_and_gaussians_are_features(tiny_encoder: MakeEncoder) -> None:
+    gaussians = learned("hide_prompt", tiny_encoder())
+    held = {name: value.numel() for name, value in gaussians.own_state().items() if value.is_floating_point()}
+    assert measure(gaussians)["stored_features"] == sum(
+        held[name] for name in held if name.rpartition(".")[2] in ("means", "factors")
+    )
+    bases = learned("inf_lora", tiny_encoder())
+    with torch.no_grad():
+        for module in bases.modules():
+            if hasattr(module, "vectors"):
+                module.vectors = torch.zeros(32, 3)
+    cost = measure(bases)
+    assert cost["stored_features"] == 2 * 32 * 3  # k and v of a block share their inputs
+    assert cost["end_to_end"]  # the bases shape what trains, and no prediction reads them

@@ -9,6 +9,9 @@ With U_k D_k/||U_k D_k||_F written as the unit direction k, the weight of a proj
 and SD-LoRA itself is row D. One scalar alpha serves all projections, as there; starts, head, loss and optimiser are SD-LoRA's
 too, so that with one seed rows A, B and D agree after the first task. No reference code exists for these rows.
 
+Figs. 2b and 2c compare with two baselines that are not normalised: `lora_fixed` with `normalised: false`, W0 + alpha U_1 D_1,
+which starts as LoRA does, at U_1 = 0; and one direction that trains on and on without alpha, which is `lora`.
+
 The colours that mark what trains in the paper's table are lost in our copy; the reading above follows its prose.
 Row C literally sets the coefficient of a finished direction to 1 (`frozen_coefficient: one`, the default), so that its
 function jumps when the next task begins; `learned` keeps each alpha as it was trained.
@@ -20,6 +23,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
@@ -33,6 +37,12 @@ class LoRAFrozenConfig(LowRankHeadConfig):
     """Options of row C."""
 
     frozen_coefficient: Literal["one", "learned"] = "one"
+
+
+class LoRAFixedConfig(LowRankHeadConfig):
+    """Options of row A."""
+
+    normalised: bool = Field(default=True, description="a unit direction; false as in Fig. 2's fixed baseline")
 
 
 class Ablation(LinearHeadMethod):
@@ -53,16 +63,21 @@ class Ablation(LinearHeadMethod):
 
     frozen_magnitudes: Tensor
 
+    @property
+    def normalised(self) -> bool:
+        """Whether directions are divided by their norms."""
+        return True
+
     def increment(self, site: Site) -> Float[Tensor, "out inp"]:
         """The row's sum of weighted unit directions, for one projection."""
         directions = self.directions[site]
-        norm = frobenius_norm(directions.up, directions.down)
+        norm = frobenius_norm(directions.up, directions.down) if self.normalised else 1.0
         return directions(self.frozen_magnitudes, self.magnitude / norm)
 
     def grow(self, task: Task) -> None:
         super().grow(task)
         if len(self.tasks) == 1 or self.new_direction_per_task:
-            self.directions.grow(self.config.rank, zero_up=False)
+            self.directions.grow(self.config.rank, zero_up=not self.normalised)
 
     def trainable(self) -> list[nn.Parameter]:
         parameters = [self.magnitude, *self.head_parameters()]
@@ -78,7 +93,13 @@ class LoRAFixed(Ablation):
     """Row A: the first task's direction for good."""
 
     name = "lora_fixed"
+    Config = LoRAFixedConfig
+    config: LoRAFixedConfig
     direction_trains = "first_task"
+
+    @property
+    def normalised(self) -> bool:
+        return self.config.normalised
 
 
 class LoRASingle(Ablation):

@@ -20,7 +20,8 @@ shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one bat
 
 `variant: paper` (default) follows the paper as our method card relays it (the card's section 6), with one step on (3):
   * gradient reassignment: dKD/dU is multiplied by |dKD/dU' - dKD/dU|, U' the teacher's. The product of two gradients
-    would all but switch KD off (the factor averages 1e-5 to 1e-3 on digits), so it is divided by its mean in each U;
+    would all but switch KD off (the factor averages 1e-5 to 1e-3 on digits), so it is divided by its mean in each U
+    (`reassignment: product` does not);
   * ORTH = sum_{i != k} ||U_i' U_k||^2 over ordered pairs of tasks, blocks and projections; pairs of earlier tasks are
     constant and left out;
   * in KD the head is a constant: otherwise it can satisfy (4) by making all logits equal;
@@ -152,9 +153,9 @@ class CLLoRAConfig(LowRankConfig):
     distillation: bool = Field(default=True, description="KD of the shared half")
     distillation_weight: float = Field(default=5.0, ge=0, description="l1")
     temperature: float = Field(default=2.0, gt=0, description="of both sides of KD")
-    reassignment: Literal["gradients", "rows", "none"] | None = Field(
+    reassignment: Literal["gradients", "product", "rows", "none"] | None = Field(
         default=None,
-        description="what weights KD's gradient: |teacher's - student's|, or the teacher's row norms",
+        description="what weights KD's gradient: |teacher's - student's| over its mean, the same undivided, or the teacher's row norms",
     )
     block_weights: bool = Field(default=True, description="learn w; otherwise it is 1, and has no ORTH")
     orthogonality: Literal["factors", "block_weights", "none"] | None = Field(
@@ -174,7 +175,7 @@ class CLLoRAConfig(LowRankConfig):
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> CLLoRAConfig:
-        if not self.distillation and self.reassignment in ("gradients", "rows"):
+        if not self.distillation and self.reassignment not in (None, "none"):
             raise ValueError(f"reassignment {self.reassignment} needs distillation")
         if not self.block_weights and self.orthogonality == "block_weights":
             raise ValueError("orthogonality of block_weights needs block_weights")
@@ -304,7 +305,7 @@ class CLLoRA(Method):
         self, embedded: Float[Tensor, "n tokens dim"], tokens: Float[Tensor, "n tokens dim"]
     ) -> Float[Tensor, ""]:
         """l1 KD of (4), from what enters and what leaves the shared half; its gradient is the reassigned one."""
-        by_gradients = self.reassignment == "gradients"
+        by_gradients = self.reassignment in ("gradients", "product")
         teaching = {site: each.teacher.detach().requires_grad_(by_gradients) for site, each in self.lower.items()}
         head = {
             name: value if self.head_is_distilled else value.detach() for name, value in self.head.named_parameters()
@@ -325,7 +326,9 @@ class CLLoRA(Method):
             if by_gradients
             else [torch.linalg.vector_norm(each, dim=1, keepdim=True) for each in teachers]
         )
-        reassigned = [mean_one(each) * grad for each, grad in zip(importance, own, strict=True)]
+        if self.reassignment != "product":
+            importance = [mean_one(each) for each in importance]
+        reassigned = [each * grad for each, grad in zip(importance, own, strict=True)]
         # a linear function with these gradients, added to the loss's value
         linear = zip([*ups, *others], [*reassigned, *gradients[len(ups) :][: len(others)]], strict=True)
         return loss.detach() + torch.stack([(grad * (each - each.detach())).sum() for each, grad in linear]).sum()

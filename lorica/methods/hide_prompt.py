@@ -141,6 +141,7 @@ class Gaussians(nn.Module):
         clusters: [classes], how many of the slots each class uses; 0 where it had no images.
     """
 
+    of_features = ("means", "factors")
     means: Tensor
     factors: Tensor
     clusters: Tensor

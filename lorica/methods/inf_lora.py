@@ -107,6 +107,7 @@ class Memory(nn.Module):
         holds_free: what they span.
     """
 
+    of_features = ("vectors",)
     vectors: Tensor
 
     def __init__(self, features: int, *, device: torch.device) -> None:

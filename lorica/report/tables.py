@@ -23,6 +23,7 @@ CAPTION = (
     "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
     "Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
 )
+OF_ERROR = CAPTION.replace("sample standard deviation over seeds", "standard error of the mean over seeds")
 INCIDENTAL = (
     "seed",
     "device",
@@ -43,20 +44,25 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1 in the denominator; None for a single value), fractions."""
+    """Mean, sample standard deviation (n - 1 in the denominator) and standard error of the mean (that over the root of n; both
+    None for a single value), fractions."""
 
     mean: float
     std: float | None
+    error: float | None = None
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """The spread of at least one value."""
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None)
+        if len(values) < 2:
+            return cls(fmean(values), None)
+        std = stdev(values)
+        return cls(fmean(values), std, std / len(values) ** 0.5)
 
-    def percent(self, plus_minus: str = "±") -> str:
-        """In percent with one decimal: "81.3 ± 0.4", or "81.3" without a standard deviation."""
-        mean = f"{100 * self.mean:z.1f}"
-        return mean if self.std is None else f"{mean} {plus_minus} {100 * self.std:.1f}"
+    def percent(self, plus_minus: str = "±", *, error: bool = False) -> str:
+        """In percent with one decimal: "81.3 ± 0.4" with the deviation, or the standard `error`; "81.3" for a single value."""
+        mean, spread = f"{100 * self.mean:z.1f}", self.error if error else self.std
+        return mean if spread is None else f"{mean} {plus_minus} {100 * spread:.1f}"
 
 
 def compact(number: int | float) -> str:
@@ -163,16 +169,31 @@ def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = Non
     return lines
 
 
-def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE) -> Table:
-    """A table for a terminal of that many columns, in percent, with the notes below it.
+def properties(rows: Sequence[Row]) -> Table:
+    """The three properties of SD-LoRA's Table 1, each as it was measured; "–" where a run is older than the measure.
+
+    Rehearsal-free: nothing is stored that was computed from features of training images. One pass: a prediction takes one
+    through the backbone. End-to-end: the logits alone can train all that the last task trained, and rest on no such statistics.
+    """
+    table = Table("Method", "Rehearsal-free", "One pass", "End-to-end", "Stored features", box=box.SIMPLE_HEAD)
+    for row in rows:
+        features, passes, end_to_end = map(row.cost, ("stored_features", "forwards_per_prediction", "end_to_end"))
+        held = [features if features is None else not features, passes if passes is None else passes <= 1, end_to_end]
+        answers = ("–" if each is None else "yes" if each else "no" for each in held)
+        table.add_row(Text(row.label), *answers, "–" if features is None else compact(features))
+    return table
+
+
+def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE, error: bool = False) -> Table:
+    """A table for a terminal of that many columns, in percent, with the notes below it; spreads are standard `error`s if asked.
 
     On a narrow one names and spreads take two lines, and columns stand closer.
     """
-    header, *body = _cells(rows)
+    header, *body = _cells(rows, error=error)
     measures = _headings().values()
     narrow = width < _WIDE
     table = Table(
-        caption=Text("\n".join([CAPTION, *notes])),
+        caption=Text("\n".join([OF_ERROR if error else CAPTION, *notes])),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=not narrow,
@@ -192,22 +213,31 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
 
 
 def to_markdown(
-    rows: Sequence[Row], notes: Sequence[str] = (), columns: Mapping[str, Callable[[Row], str]] | None = None
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    columns: Mapping[str, Callable[[Row], str]] | None = None,
+    *,
+    error: bool = False,
 ) -> str:
     """A Markdown table, in percent, with the notes below it; `columns` are further ones, what a row has there by heading."""
-    header, *body = _cells(rows)
+    header, *body = _cells(rows, error=error)
     for heading, cell in (columns or {}).items():
         header.append(heading)
         for row, line in zip(rows, body, strict=True):
             line.append(cell(row))
     rule = ["---", *["---:"] * (len(header) - 1)]
     lines = [" | ".join(cell.replace("|", r"\|") for cell in line) for line in (header, rule, *body)]
-    return "\n".join([f"| {line} |" for line in lines] + ["", CAPTION] + [f"\n{note}" for note in notes]) + "\n"
+    return (
+        "\n".join(
+            [f"| {line} |" for line in lines] + ["", OF_ERROR if error else CAPTION] + [f"\n{note}" for note in notes]
+        )
+        + "\n"
+    )
 
 
-def to_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
+def to_latex(rows: Sequence[Row], notes: Sequence[str] = (), *, error: bool = False) -> str:
     r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it."""
-    header, *body = _cells(rows, r"\pm", "--")
+    header, *body = _cells(rows, r"\pm", "--", error=error)
     costs = len(header) - len(COSTS)
     lines = [[_escape(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
     return "\n".join(
@@ -219,7 +249,7 @@ def to_latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
             *(" & ".join(line) + r" \\" for line in lines),
             r"\bottomrule",
             r"\end{tabular}",
-            *(f"% {note}" for note in (CAPTION, *notes)),
+            *(f"% {note}" for note in (OF_ERROR if error else CAPTION, *notes)),
             "",
         ]
     )
@@ -229,27 +259,29 @@ def to_csv(rows: Sequence[Row]) -> str:
     """For other programs: every measure at full precision, as fractions, and costs as they were measured,
     flops_per_prediction in FLOPs.
 
-    A field is empty where there is no standard deviation or no cost.
+    A field is empty where there is no deviation (_std) and error (_error), or no cost.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    spreads = [column for name in MEASURES for column in (name, f"{name}_std")]
-    writer.writerow(["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads, *COSTS])
+    spreads = [column for name in MEASURES for column in (name, f"{name}_std", f"{name}_error")]
+    writer.writerow(
+        ["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads, *COSTS, "stored_features"]
+    )
     for row in rows:
-        values = [value for spread in row.spreads.values() for value in (spread.mean, spread.std)]
-        values += [row.cost(name) for name in COSTS]
+        values = [value for spread in row.spreads.values() for value in (spread.mean, spread.std, spread.error)]
+        values += [row.cost(name) for name in (*COSTS, "stored_features")]
         writer.writerow([row.label, row.method, row.variant, row.extra, row.tasks, row.classes, row.seeds, *values])
     return text.getvalue()
 
 
-def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–") -> list[list[str]]:
+def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *, error: bool = False) -> list[list[str]]:
     """The heading and a line for each row: label, seeds, and a cell for each measure and each cost."""
     headings = _headings()
     return [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
         [
             row.label,
             str(row.seeds),
-            *(row.spreads[name].percent(plus_minus) for name in headings),
+            *(row.spreads[name].percent(plus_minus, error=error) for name in headings),
             *(_cost_cell(name, row.cost(name), missing) for name in COSTS),
         ]
         for row in rows

@@ -20,7 +20,7 @@ def task(index: int) -> Task:
 
 def grown(kind, encoder, tasks: int, config=None):
     torch.manual_seed(0)
-    method = kind(config or LowRankHeadConfig(name=kind.name, rank=3, head_start="kaiming"), encoder)
+    method = kind(config or kind.Config(name=kind.name, rank=3, head_start="kaiming"), encoder)
     for index in range(tasks):
         method.grow(task(index))
     return method
@@ -38,6 +38,21 @@ def test_row_a_trains_its_direction_at_the_first_task_only(tiny_encoder) -> None
     method.grow(task(1))
     assert [tuple(p.shape) for p in method.trainable()] == [(), (2, 32), (2,)]
     assert all(torch.equal(a, b) for a, b in zip(before, method.directions.factors(), strict=True))
+
+
+def test_fig_2s_fixed_baseline_is_row_a_without_norms(tiny_encoder) -> None:
+    config = LoRAFixed.Config(name="lora_fixed", rank=3, normalised=False)
+    method, plain = grown(LoRAFixed, tiny_encoder(), 1, config), tiny_encoder()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(method.features(images), plain.features(images))  # U = 0: the frozen backbone
+    with torch.no_grad():
+        for factor in method.directions.factors():
+            factor.normal_()
+        method.magnitude.fill_(0.7)
+    method.grow(task(1))
+    assert [tuple(p.shape) for p in method.trainable()] == [(), (2, 32), (2,)]
+    update = method.directions[(site := method.encoder.select(("v",))[1])]
+    torch.testing.assert_close(method.increment(site), 0.7 * update.up @ update.down)
 
 
 def test_row_b_keeps_one_direction(tiny_encoder) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lorica.errors import LoricaError
 from lorica.report import Spread, notes, summarise, to_csv, to_latex, to_markdown, to_rich
-from lorica.report.tables import CAPTION, compact
+from lorica.report.tables import CAPTION, compact, properties
 from lorica.results import Result
 
 MakeRun = Callable[..., Result]
@@ -31,6 +31,8 @@ def test_the_standard_deviation_is_that_of_a_sample() -> None:
     spread = Spread.of([0.2, 0.4, 0.9])  # mean 0.5; (0.09 + 0.01 + 0.16) / 2 = 0.13
     assert spread.mean == pytest.approx(0.5)
     assert spread.std == pytest.approx(sqrt(0.13))
+    assert spread.error == pytest.approx(sqrt(0.13 / 3))
+    assert (spread.percent(), spread.percent(error=True)) == ("50.0 ± 36.1", "50.0 ± 20.8")
 
 
 def test_a_single_value_has_no_standard_deviation() -> None:
@@ -247,3 +249,29 @@ def test_an_ablation_is_named_by_what_it_changes(make_run: MakeRun) -> None:
     usual = {"name": "sd_lora", "rank": 10, "reset": False}
     runs = [make_run([[0.5]], recipe={"method": usual | changed}) for changed in ({}, {"rank": 4}, {"reset": True})]
     assert [row.label for row in summarise(runs)] == ["sd_lora", "sd_lora, method.rank=4", "sd_lora, method.reset=True"]
+
+
+def test_standard_errors_in_place_of_deviations(make_run: MakeRun) -> None:
+    rows = summarise([make_run([[0.6]], seed=seed) for seed in range(3)] + [make_run([[0.9]], seed=3)])
+    for table in (to_markdown(rows, error=True), to_latex(rows, error=True)):
+        assert re.search(r"67.5 (±|\\pm) 7.5", table)
+        assert "standard error of the mean over seeds" in table
+    for table in (to_markdown(rows), to_latex(rows)):
+        assert re.search(r"67.5 (±|\\pm) 15.0", table)
+        assert "sample standard deviation over seeds" in table
+
+
+def test_the_three_properties_are_those_measured(make_run: MakeRun) -> None:
+    old = make_run([[0.5]], "old")
+    costs = {
+        "sd_lora": {"stored_features": 0, "forwards_per_prediction": 1.0, "end_to_end": True},
+        "hide_prompt": {"stored_features": 5_000, "forwards_per_prediction": 2.0, "end_to_end": False},
+    }
+    rows = summarise([old, *(replace(make_run([[0.5]], name), cost=cost) for name, cost in costs.items())])
+    table = properties(rows)
+    lines = list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
+    assert lines == [
+        ("old", "–", "–", "–", "–"),
+        ("sd_lora", "yes", "yes", "yes", "0"),
+        ("hide_prompt", "no", "no", "no", "5.00k"),
+    ]
