@@ -43,6 +43,7 @@ from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, taken, write_json
+from lorica.isolation import isolated
 from lorica.learner import load
 from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
 from lorica.ownership import require_ours
@@ -70,6 +71,7 @@ class Analysis:
     problems: list[str] = field(default_factory=list)
 
 
+@isolated()
 def analyse(
     results: Sequence[Result],
     out: Path,

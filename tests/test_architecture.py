@@ -63,6 +63,7 @@ def test_nothing_is_unpickled_and_no_device_is_chosen_by_hand(name: str) -> None
 def test_nothing_is_seeded_for_the_whole_process_or_printed(name: str) -> None:
     """Seeds are set inside `fork_rng` only; what is said goes through a console or a reporter."""
     called = list(calls(SOURCES[name]))
+    assert not {"random", "secrets"} & {item.split(".")[0] for item in imports(SOURCES[name])}
     assert not set(called) & {"print", "np.random.seed", "numpy.random.seed", "random.seed", "set_seed"}
     if "torch.manual_seed" in called:
         assert name == "randomness.py"
