@@ -18,6 +18,7 @@ from lorica.errors import LoricaError
 from lorica.metrics import MEASURES
 from lorica.nested import flatten
 from lorica.results import COSTS, Result
+from lorica.terminal import printable
 
 CAPTION = (
     "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
@@ -163,8 +164,8 @@ def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = Non
     return lines
 
 
-def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE) -> Table:
-    """A table for a terminal of that many columns, in percent, with the notes below it.
+def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE, encoding: str = "utf-8") -> Table:
+    """A table for a terminal of that many columns and that encoding, in percent, with the notes below it.
 
     On a narrow one names and spreads take two lines, and columns stand closer.
     """
@@ -172,7 +173,7 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
     measures = _headings().values()
     narrow = width < _WIDE
     table = Table(
-        caption=Text("\n".join([CAPTION, *notes])),
+        caption=Text(printable("\n".join([CAPTION, *notes]), encoding)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=not narrow,
@@ -187,7 +188,7 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
         table.add_column(broken, justify="right", no_wrap=heading not in measures, overflow="fold")
     for label, *line in body:
         name = label.replace(" (", "\n(").replace(", ", ",\n") if narrow else label
-        table.add_row(*map(Text, (name, *line)))
+        table.add_row(*(Text(printable(cell, encoding)) for cell in (name, *line)))
     return table
 
 
