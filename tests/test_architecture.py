@@ -80,7 +80,7 @@ def test_importing_lorica_changes_nothing() -> None:
         "assert dict(os.environ) == before[0] and random.getstate() == before[1]\n"
         "assert torch.equal(torch.get_rng_state(), before[2]) and torch.get_num_threads() == before[3]\n"
         "assert (numpy.random.get_state()[1] == legacy).all() and os.getcwd() == before[4]\n"
-        "import sys; slow = {'matplotlib', 'sklearn', 'transformers'} & set(sys.modules)\n"
+        "import lorica.cli, sys; slow = {'matplotlib', 'sklearn', 'transformers'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorica import cli
+from lorica import cli, report
 from lorica.config import packaged_recipes
 from lorica.errors import LoricaError
 from lorica.methods import find_method, method_names
@@ -241,6 +241,27 @@ def test_debug_shows_the_traceback(place: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["lorica", *arguments[:place], "--debug", *arguments[place:]])
     with pytest.raises(LoricaError, match=r"fit.epochs"):
         cli.main()
+
+
+def test_settings_with_which_matplotlib_cannot_be_imported(
+    lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the run, and not after it."""
+
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "lorica.report.figures":
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    monkeypatch.delitem(sys.modules, "lorica.report.figures")
+    monkeypatch.delattr(report, "figures")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    code, _, err = lorica("run", recipe_file, "--out", tmp_path / "run")
+    assert code == 2
+    assert "matplotlib cannot be imported ('utf-8' codec can't decode" in err
+    assert "mend or remove its settings: the file matplotlibrc" in err
+    assert not (tmp_path / "run").exists()
+    assert lorica("list", "methods")[0] == 0
 
 
 def test_ctrl_c_says_that_the_run_can_be_resumed(
