@@ -43,6 +43,7 @@ from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, taken, write_json
+from lorica.isolation import isolated
 from lorica.learner import load
 from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
 from lorica.ownership import require_ours
@@ -50,6 +51,7 @@ from lorica.progress import Reporter, Silent
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
 from lorica.results import Result
+from lorica.terminal import visible
 from lorica.training import Fit, learn_task
 
 FILE = "analysis.json"
@@ -70,6 +72,7 @@ class Analysis:
     problems: list[str] = field(default_factory=list)
 
 
+@isolated()
 def analyse(
     results: Sequence[Result],
     out: Path,
@@ -163,17 +166,20 @@ def analyse(
 def summary(done: Analysis) -> Table:
     """What was drawn, what distances say, and what was left out and why, for the terminal."""
     table = Table(box=None, show_header=False)
-    table.add_row("drawn", ", ".join(path.stem for path in done.figures if path.suffix == ".pdf"))
+    rows = [("drawn", ", ".join(path.stem for path in done.figures if path.suffix == ".pdf"))]
     for distances in done.distances:
         pairs = [ratio for i, row in enumerate(distances.ratios) for ratio in row[:i]]
         closer = "all" if max(pairs) < 1 else "none" if min(pairs) >= 1 else "some"
-        table.add_row(
-            "distances",
-            f"{closer} of the pairs are closer to each other than to W0: rho {min(pairs):.2f} to {max(pairs):.2f} "
-            f"({distances.label})",
+        rows.append(
+            (
+                "distances",
+                f"{closer} of the pairs are closer to each other than to W0: rho {min(pairs):.2f} to {max(pairs):.2f} "
+                f"({distances.label})",
+            )
         )
-    for line in done.skipped:
-        table.add_row("left out", Text(line))
+    rows += [("left out", line) for line in done.skipped]
+    for what, line in rows:
+        table.add_row(what, Text(visible(line)))
     return table
 
 

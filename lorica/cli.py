@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from enum import StrEnum
@@ -9,11 +10,9 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from lorica import analysis
-from lorica import demo as demonstration
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import remarks, source_names
@@ -23,12 +22,13 @@ from lorica.interruption import Terminated
 from lorica.methods import find_method, method_names
 from lorica.ownership import require_ours
 from lorica.progress import progress_bar
-from lorica.report import figures, tables, theorem_figure
+from lorica.report import tables
 from lorica.results import find_runs
 from lorica.run import check as check_recipe
 from lorica.run import default_folder
 from lorica.run import evaluate as evaluate_run
 from lorica.run import run as run_recipe
+from lorica.terminal import Screen, open_streams, screenful
 from lorica.theorem import Setting, experiment
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ app = typer.Typer(
     help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
-console = Console()
+console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
@@ -83,6 +83,9 @@ class Format(StrEnum):
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo")) -> None:
     """Digits in 5 tasks: forgetting, and its cure, in two minutes and without a download."""
+    _figures()
+    from lorica import demo as demonstration
+
     demonstration.show(out, console)
 
 
@@ -97,12 +100,13 @@ def run(
     method_file: MethodFile = None,
 ) -> None:
     """Learn a stream of tasks with one method."""
+    figures = _figures()
     resolved = read_recipe(recipe, [*(overrides or []), *_naming(method_file)])
     folder = out or default_folder(recipe, resolved)
     result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
     figures.draw_all([result], folder / "figures")
     if result.complete:
-        console.print(tables.to_rich(tables.summarise([result]), width=console.width))
+        console.print(tables.to_rich(tables.summarise([result]), width=console.width, encoding=console.encoding))
         if own := result.head:
             console.print(f"By its own head: Acc {100 * own.acc:.1f}, AAA {100 * own.aaa:.1f}")
     else:
@@ -110,7 +114,7 @@ def run(
             f"{len(result.accuracy)} of {len(result.tasks)} tasks learned, average accuracy {100 * result.acc:.1f} %; "
             "--resume goes on"
         )
-    console.print(f"Everything about this run is in [bold]{folder}[/]")
+    console.print("Everything about this run is in", console.strong(folder))
 
 
 @app.command()
@@ -125,12 +129,14 @@ def check(
         read_recipe(recipe, [*(overrides or []), *_naming(method_file)]), decode_all=not fast
     )
     for remark in remarks(stream.source.facts):
-        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        console.print(remark, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
     console.print(
-        f"[green]valid[/]: {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "
+        Text("valid", "green"),
+        f": {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "
         f"{len(stream.class_names)} classes in {len(stream.tasks)} tasks of {' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}, "
-        f"{len(stream.source.train)} training and {len(stream.source.test)} test images"
+        f"{len(stream.source.train)} training and {len(stream.source.test)} test images",
+        sep="",
     )
 
 
@@ -149,11 +155,11 @@ def list_names(
         case Listing.recipes:
             entries = packaged_recipes()
     if plain:
-        typer.echo("\n".join(entries))
+        console.out("\n".join(entries))
         return
     table = Table("name", "", box=None, title=what.value, title_justify="left")
     for name, description in entries.items():
-        table.add_row(f"[bold]{name}[/]", description)
+        table.add_row(console.strong(name), description)
     console.print(table)
 
 
@@ -177,16 +183,17 @@ def table(
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
-            console.print(tables.to_rich(rows, remarks, width=console.width, error=error))
+            console.print(tables.to_rich(rows, remarks, width=console.width, encoding=console.encoding, error=error))
         case Format.markdown:
-            typer.echo(tables.to_markdown(rows, remarks, error=error))
+            console.out(tables.to_markdown(rows, remarks, error=error))
         case Format.latex:
-            typer.echo(tables.to_latex(rows, remarks, error=error))
+            console.out(tables.to_latex(rows, remarks, error=error))
         case Format.csv:
-            typer.echo(tables.to_csv(rows))
+            console.out(tables.to_csv(rows))
     if properties:
         console.print(tables.properties(rows))
     if figures_in:
+        figures = _figures()
         figures.draw_all(results, figures_in)
 
 
@@ -229,6 +236,9 @@ def analyze(
     ] = None,
 ) -> None:
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
+    _figures()
+    from lorica import analysis
+
     results = find_runs(runs)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
@@ -242,7 +252,7 @@ def analyze(
             reporter=reporter,
         )
     console.print(analysis.summary(done))
-    console.print(f"Figures, and the numbers in them ({analysis.FILE}), are in [bold]{folder}[/]")
+    console.print(f"Figures, and the numbers in them ({analysis.FILE}), are in", console.strong(folder))
     if done.problems:
         raise LoricaError(done.problems)
 
@@ -253,25 +263,29 @@ def theorem(
     seed: Annotated[int, typer.Option(min=0, help="of the target and of the factors' start")] = 0,
 ) -> None:
     """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
+    figures = _figures()
+    from lorica.report import theorem_figure
+
     require_ours([out / "theorem.json"])
     result = experiment(Setting(seed=seed))
     figures.save(theorem_figure.draw(result), out / "theorem")
     write_json(out / "theorem.json", result.summary())
     console.print(theorem_figure.to_rich(result))
-    console.print(f"theorem.pdf, theorem.png and theorem.json are in [bold]{out}[/]")
+    console.print("theorem.pdf, theorem.png and theorem.json are in", console.strong(out))
 
 
 def main() -> None:
     """Entry point: user errors become lines and exit code 2; `--debug` shows the traceback instead."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
-    errors = Console(stderr=True)
+    open_streams()
+    errors = Screen(stderr=True)
     try:
         app(args=arguments)
     except LoricaError as error:
         if "--debug" in sys.argv:
             raise
-        for problem in error.problems:
-            errors.print(problem, style="red", markup=False, highlight=False, soft_wrap=True)
+        for line in screenful(error.problems):
+            errors.print(line, style="red", soft_wrap=True)
         raise SystemExit(2) from None
     except (SystemExit, KeyboardInterrupt) as leaving:
         code = leaving.code if isinstance(leaving, SystemExit) else _INTERRUPTED
@@ -287,6 +301,23 @@ def main() -> None:
 def _naming(method_file: Path | None) -> list[str]:
     """The override that names a method's file."""
     return [f"method.name={method_file}"] if method_file else []
+
+
+def _figures():
+    """`lorica.report.figures`, once something is to be drawn: matplotlib takes seconds, and reads settings of the user's.
+
+    Raises:
+        LoricaError: settings with which it cannot be imported.
+    """
+    os.environ["MPLBACKEND"] = "agg"  # Jupyter's is for notebooks, and not there for a command that is started in one
+    try:
+        from lorica.report import figures
+    except (OSError, ValueError) as error:
+        raise LoricaError(
+            f"matplotlib cannot be imported ({error}); mend or remove its settings: the file matplotlibrc in this folder, the one "
+            "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
+        ) from error
+    return figures
 
 
 def _first_line(item: object) -> str:

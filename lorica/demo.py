@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from lorica.config import read_recipe
 from lorica.files import RunFolder
@@ -18,6 +19,7 @@ from lorica.progress import progress_bar
 from lorica.report import figures
 from lorica.results import Result
 from lorica.run import run
+from lorica.terminal import Screen
 
 METHODS = {
     "sd_lora": "new low-rank direction per task, old directions fixed, all magnitudes keep learning",
@@ -53,7 +55,7 @@ NEXT_STEPS = """\
 """
 
 
-def show(out: Path, console: Console) -> list[Result]:
+def show(out: Path, console: Screen) -> list[Result]:
     """Runs the four methods, prints the table and what it means, draws the figures.
 
     Returns:
@@ -61,9 +63,9 @@ def show(out: Path, console: Console) -> list[Result]:
     """
     held = [path for name in METHODS for path in RunFolder(out / name).held(anew=True)]
     require_ours([*held, *(out / "figures").glob("*.*")])
-    console.print(INTRODUCTION)
+    console.print(INTRODUCTION, markup=True)
     for name, idea in METHODS.items():
-        console.print(f"  [bold]{name:<14}[/] {idea}")
+        console.print(" ", console.strong(f"{name:<14}"), idea)
     console.print()
     results = []
     with progress_bar(console) as reporter:
@@ -71,12 +73,13 @@ def show(out: Path, console: Console) -> list[Result]:
             start = time.perf_counter()
             recipe = read_recipe("digits", {"method.name": name})
             results.append(run(recipe, out=out / name, overwrite=True, progress=reporter))
-            console.print(f"  [green]done[/] {name:<14} {time.perf_counter() - start:4.0f} s")
+            console.print(" ", Text("done", "green"), f"{name:<14} {time.perf_counter() - start:4.0f} s")
     drawn = figures.draw_all(results, out / "figures")
     console.print(_table(results))
     names = "".join(f"  {path}\n" for path in drawn if path.suffix == ".png")
-    console.print(READING)
-    console.print(NEXT_STEPS.format(out=out, figures=names, lorica=_command()), highlight=False)
+    console.print(READING, markup=True)
+    said = {"out": str(out), "figures": names, "lorica": _command()}
+    console.print(NEXT_STEPS.format(**{key: escape(value) for key, value in said.items()}), markup=True)
     return results
 
 

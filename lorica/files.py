@@ -175,7 +175,7 @@ def taken(folder: Path) -> Iterator[None]:
             f"{folder}: {_holder(file)} is at work in it; wait for it, or choose another folder"
         ) from None
     except OSError as error:
-        raise LoricaError(f"{_short(folder)}: cannot be made a run folder: {error.strerror or error}") from error
+        raise LoricaError(f"{_short(folder)}: cannot be made a folder: {error.strerror or error}") from error
     try:
         with refusals(folder):
             file.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": _now()}))

@@ -22,6 +22,7 @@ from lorica.data.reader import Reader
 from lorica.errors import DataError, LoricaError
 from lorica.evaluation import LOGITS_AGREE, apart
 from lorica.files import RunFolder
+from lorica.isolation import isolated
 from lorica.methods import Method, build_method
 
 
@@ -32,6 +33,7 @@ class Learner:
         self.method, self._reader = method, reader
         self.class_names = tuple(name for task in method.tasks for name in task.new_names)
 
+    @isolated()
     @torch.inference_mode()
     def logits(self, images: Any, *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
         """Logits of images, none of which may be given, too.
@@ -53,6 +55,7 @@ class Learner:
         """The class name of each image; images as in `logits`."""
         return [self.class_names[index] for index in self.logits(images, batch_size=batch_size).argmax(dim=1)]
 
+    @isolated()
     def merged_model(self) -> nn.Module:
         """A plain timm model with every update in its weights and the learned head as its classifier.
 
@@ -80,6 +83,7 @@ class Learner:
         return model
 
 
+@isolated()
 def load(run: Path | str, *, tasks: int | None = None, method_file: str | Path | None = None, **moved: Any) -> Learner:
     """The learner of a run's folder.
 

@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from lorica.terminal import Screen, printable, shown
 
 
 @runtime_checkable
@@ -42,28 +45,31 @@ class Bar:
         self._task = progress.add_task("", total=None, note="", speed="")
 
     def stage(self, description: str, steps: int) -> None:
+        description = printable(shown(description), self._progress.console.encoding)
         self._progress.reset(self._task, description=description, total=steps, note="", speed="")
 
     def step(self, note: str = "") -> None:
+        note = printable(shown(note), self._progress.console.encoding)
         speed = self._progress.tasks[0].speed
         self._progress.update(self._task, advance=1, note=note, speed=f"{speed:.1f}/s" if speed else "")
 
     def say(self, remark: str) -> None:
-        self._progress.console.print(remark, markup=False, highlight=False, soft_wrap=True)
+        console = self._progress.console
+        console.print(Text(printable(remark, console.encoding)), soft_wrap=True)
 
 
 @contextmanager
 def progress_bar(console: Console | None = None) -> Iterator[Reporter]:
     """A `Bar` on the console for the length of a `with` block; cleared at its end."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TextColumn("{task.fields[speed]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console or Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console or Screen(stderr=True), transient=True) as progress:
         yield Bar(progress)

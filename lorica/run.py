@@ -24,6 +24,7 @@ from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
+from lorica.isolation import isolated
 from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
@@ -36,6 +37,7 @@ _FREE = ("device", "checkpoints", "snapshot_seconds", *PLACES)
 """Keys of a recipe that may differ when a run is resumed."""
 
 
+@isolated()
 def run(
     recipe: Recipe | str | Path | Mapping[str, Any],
     *,
@@ -108,6 +110,7 @@ def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Re
     return Path("runs") / name / "-".join(parts)
 
 
+@isolated()
 def check(
     recipe: Recipe | str | Path | Mapping[str, Any],
     *,
@@ -126,8 +129,9 @@ def check(
     require_device(resolved)
     with torch.device("meta"):  # shapes without weights
         encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
-    # a method of the user's own may look at weights, which are not there
-    with torch.random.fork_rng([]), suppress(RuntimeError):
+    # a method of the user's own may look at weights, which are not there; a packaged one does not
+    own = resolved.method.name.endswith(".py")
+    with torch.random.fork_rng([]), suppress(RuntimeError) if own else nullcontext():
         build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
     return resolved, build_stream(resolved, source or build_source(resolved, decode_all=decode_all), encoder)
 
@@ -146,6 +150,7 @@ class Evaluation(NamedTuple):
     head_accuracy: list[float] | None
 
 
+@isolated()
 def evaluate(
     folder: str | Path,
     *,

@@ -63,6 +63,7 @@ def test_nothing_is_unpickled_and_no_device_is_chosen_by_hand(name: str) -> None
 def test_nothing_is_seeded_for_the_whole_process_or_printed(name: str) -> None:
     """Seeds are set inside `fork_rng` only; what is said goes through a console or a reporter."""
     called = list(calls(SOURCES[name]))
+    assert not {"random", "secrets"} & {item.split(".")[0] for item in imports(SOURCES[name])}
     assert not set(called) & {"print", "np.random.seed", "numpy.random.seed", "random.seed", "set_seed"}
     if "torch.manual_seed" in called:
         assert name == "randomness.py"
@@ -79,7 +80,7 @@ def test_importing_lorica_changes_nothing() -> None:
         "assert dict(os.environ) == before[0] and random.getstate() == before[1]\n"
         "assert torch.equal(torch.get_rng_state(), before[2]) and torch.get_num_threads() == before[3]\n"
         "assert (numpy.random.get_state()[1] == legacy).all() and os.getcwd() == before[4]\n"
-        "import sys; slow = {'matplotlib', 'sklearn', 'transformers'} & set(sys.modules)\n"
+        "import lorica.cli, sys; slow = {'matplotlib', 'sklearn', 'transformers'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

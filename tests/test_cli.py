@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from lorica import cli
+from lorica import cli, report
 from lorica.config import packaged_recipes
 from lorica.errors import LoricaError
 from lorica.methods import find_method, method_names
+from lorica.report import figures
 from lorica.results import Result
 
 
@@ -37,7 +38,7 @@ class Lorica:
 @pytest.fixture
 def lorica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lorica:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(cli, "console", cli.Console(width=200))
+    monkeypatch.setattr(cli, "console", cli.Screen(width=200))
     return Lorica(monkeypatch, capsys)
 
 
@@ -83,7 +84,7 @@ def test_run_then_evaluate(lorica: Lorica, recipe_file: Path, tmp_path: Path, mo
     assert code == 0
     assert metrics["tasks"][1]["classes"][0] not in out
 
-    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])  # seconds, and seen above
+    monkeypatch.setattr(figures, "draw_all", lambda *_: [])  # seconds, and seen above
     assert lorica("run", recipe_file, "method.rank=2", "--out", folder)[0] == 2
     assert lorica("run", recipe_file, "method.rank=2", "--out", folder, "--resume")[0] == 0
 
@@ -91,7 +92,7 @@ def test_run_then_evaluate(lorica: Lorica, recipe_file: Path, tmp_path: Path, mo
 def test_a_run_read_by_class_means_shows_both_accuracies(
     lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(figures, "draw_all", lambda *_: [])
     code, out, _ = lorica("run", recipe_file, "method.rank=2", "evaluate.readout=prototypes", "--out", tmp_path / "run")
     assert code == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -107,7 +108,7 @@ def test_a_run_goes_to_its_default_folder(
     lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(figures, "draw_all", lambda *_: [])
     assert lorica("run", recipe_file, "method=prototypes", "seed=1")[0] == 0
     assert (tmp_path / "runs/mine/prototypes-seed1/metrics.json").is_file()
 
@@ -133,7 +134,7 @@ def test_table_draws_the_comparison(lorica: Lorica, finished_run: Result, tmp_pa
 def test_analyze_draws_into_the_run_and_says_what_was_left_out(
     lorica: Lorica, finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.figures, "all_figures", lambda *_: {})
+    monkeypatch.setattr(figures, "all_figures", lambda *_: {})
     shutil.copytree(finished_run.path or "", tmp_path / "run")
     code, out, err = lorica("analyze", tmp_path / "run", "--points", 3)
     assert (code, err.strip()) == (0, "")
@@ -147,7 +148,7 @@ def test_analyze_draws_into_the_run_and_says_what_was_left_out(
 def test_analyze_draws_what_it_can_and_then_says_what_is_wrong(
     lorica: Lorica, finished_run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli.figures, "draw_all", lambda *_: [])
+    monkeypatch.setattr(figures, "draw_all", lambda *_: [])
     code, out, err = lorica("analyze", finished_run.path, "--task", 7, "--out", tmp_path)
     assert code == 2
     assert "residuals" in out
@@ -240,6 +241,27 @@ def test_debug_shows_the_traceback(place: int, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["lorica", *arguments[:place], "--debug", *arguments[place:]])
     with pytest.raises(LoricaError, match=r"fit.epochs"):
         cli.main()
+
+
+def test_settings_with_which_matplotlib_cannot_be_imported(
+    lorica: Lorica, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the run, and not after it."""
+
+    class Broken:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "lorica.report.figures":
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+
+    monkeypatch.delitem(sys.modules, "lorica.report.figures")
+    monkeypatch.delattr(report, "figures")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    code, _, err = lorica("run", recipe_file, "--out", tmp_path / "run")
+    assert code == 2
+    assert "matplotlib cannot be imported ('utf-8' codec can't decode" in err
+    assert "mend or remove its settings: the file matplotlibrc" in err
+    assert not (tmp_path / "run").exists()
+    assert lorica("list", "methods")[0] == 0
 
 
 def test_ctrl_c_says_that_the_run_can_be_resumed(

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from lorica import demo
 from lorica.config import Recipe, read_recipe
+from lorica.terminal import Screen
 
 
 def test_demo_runs_every_method_and_shows_the_table(
@@ -23,7 +23,7 @@ def test_demo_runs_every_method_and_shows_the_table(
         return read_recipe(small_recipe, overrides | {"fit.epochs": 1})
 
     monkeypatch.setattr(demo, "read_recipe", small)
-    results = demo.show(tmp_path / "demo", Console(file=sys.stdout, width=200))
+    results = demo.show(tmp_path / "demo", Screen(file=sys.stdout, width=200))
     assert [recipe.method.name for recipe in asked] == list(demo.METHODS)
     assert {recipe.data.source for recipe in asked} == {"digits"}
     assert [result.method for result in results] == list(demo.METHODS)

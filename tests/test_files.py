@@ -126,7 +126,7 @@ def test_a_folder_has_one_process_at_a_time_and_the_second_is_told_who(tmp_path:
 def test_a_file_in_the_way_of_a_run_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("")
     with (
-        pytest.raises(LoricaError, match=r"runs/birds: cannot be made a run folder: Not a directory"),
+        pytest.raises(LoricaError, match=r"runs/birds: cannot be made a folder: Not a directory"),
         RunFolder(tmp_path / "runs" / "birds").taken(),
     ):
         pass

@@ -26,7 +26,7 @@ from lorica.config import read_recipe
 from lorica.data.sources import Source, arrays
 from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeError, TrainingError
 from lorica.learner import load
-from lorica.methods import build_method
+from lorica.methods import build_method, find_method
 from lorica.results import Result, read_result
 from lorica.run import check, default_folder, evaluate, run
 
@@ -645,6 +645,15 @@ def test_a_method_that_looks_at_weights_can_be_checked(small_recipe, tmp_path) -
     before = torch.get_rng_state()
     assert check(small_recipe, method=str(file))[0].method.name == str(file)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_fault_of_a_packaged_method_is_not_hidden_by_check(small_recipe, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(find_method("sd_lora"), "__init__", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        check(small_recipe)
 
 
 def test_a_first_task_of_one_class_is_refused_before_anything_is_written(six_classes, tmp_path) -> None:

@@ -24,7 +24,7 @@ def load_tiny(*, image_size: int | None = None, normalisation: str = "backbone",
     Raises:
         BackboneError: another image size than the one it was trained for.
     """
-    card = json.loads((_FILES / f"{NAME}.json").read_text())
+    card = json.loads((_FILES / f"{NAME}.json").read_text(encoding="utf-8"))
     architecture = card["architecture"]
     if image_size not in (None, architecture["img_size"]):
         raise BackboneError(

@@ -17,6 +17,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from lorica.errors import DataError
+from lorica.terminal import shown
 
 # identified by Pillow, but without pixels of its own reading; EPS would run Ghostscript on the file
 _NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -184,9 +185,3 @@ def _words(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return " ".join(str(error).split())[:200] or f"damaged ({type(error).__name__})"
-
-
-def shown(path: str | Path) -> str:
-    """A path with what a terminal cannot or must not be given written out."""
-    text = str(path)
-    return text if text.isprintable() else ascii(text)[1:-1]

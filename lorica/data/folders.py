@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lorica.data.decoding import image_suffixes, shown
+from lorica.data.decoding import image_suffixes
+from lorica.terminal import shown
 
 _SYSTEM = {"@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "lost+found"} | {
     "system volume information"

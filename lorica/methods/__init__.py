@@ -9,8 +9,10 @@ import inspect
 import pkgutil
 import sys
 from functools import lru_cache
+from importlib.abc import InspectLoader
+from importlib.util import decode_source, module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Literal
 
 from lorica.backbones.encoder import Encoder
@@ -99,17 +101,34 @@ def _source(path: Path) -> bytes:
         raise RecipeError(f"method.name: {path} cannot be read: {error.strerror or error}") from error
 
 
+class _Loader(InspectLoader):
+    """Loads a module from the very bytes that were hashed; nothing is cached beside the file."""
+
+    def __init__(self, source: bytes, path: Path) -> None:
+        self._source, self._path = source, path
+
+    def get_source(self, fullname: str) -> str:
+        return decode_source(self._source)
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self._source, str(self._path))
+
+
 @lru_cache
 def _from_source(path: Path, source: bytes) -> type[Method]:
     """The method of a file with these contents; the same class whenever it is asked for."""
+    name = f"lorica_user_method_{path.stem}_{hashlib.sha256(source).hexdigest()[:8]}"
+    loader = _Loader(source, path)
+    spec = spec_from_loader(name, loader, origin=str(path))
+    assert spec is not None  # there is a loader
+    spec.has_location = True  # sets __file__
+    module = module_from_spec(spec)
     try:
-        code = compile(source, str(path), "exec")
+        loader.get_code(name)
     except (SyntaxError, ValueError) as error:  # also what is no text
         raise RecipeError(f"method.name: {path} is not a Python file: {error}") from error
-    module = ModuleType(f"lorica_user_method_{path.stem}_{hashlib.sha256(source).hexdigest()[:8]}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where pydantic looks up the annotations of the file's own Config
-    exec(code, module.__dict__)
+    sys.modules[name] = module  # where pydantic looks up the annotations of the file's own Config
+    loader.exec_module(module)
     found = _methods_of(module)
     if len(found) != 1:
         names = ", ".join(method.__name__ for method in found) or "none"

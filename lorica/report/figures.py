@@ -9,6 +9,7 @@ run is complete.
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from lorica.report.style import (
     WIDTH,
     axes_of,
     legend_below,
+    literal,
     look_of,
     number_tasks,
     paper,
@@ -100,7 +102,7 @@ def accuracy_curves(results: Sequence[Result], *, by: Callable[[Result], str] | 
         curves = 100 * np.array([[np.mean(accuracies) for accuracies in run.accuracy] for run in row.runs])
         tasks, mean = np.arange(1, row.tasks + 1), curves.mean(axis=0)
         look = look_of(index)
-        axes.plot(tasks, mean, linestyle=LINES[index % len(LINES)], label=row.label, **look)
+        axes.plot(tasks, mean, linestyle=LINES[index % len(LINES)], label=literal(row.label), **look)
         if row.seeds > 1:
             std = curves.std(axis=0, ddof=1)
             axes.fill_between(tasks, mean - std, mean + std, color=look["color"], alpha=0.15, linewidth=0)
@@ -133,7 +135,7 @@ def accuracy_per_task(results: Sequence[Result], *, by: Callable[[Result], str] 
         for axes in panels:  # each draws everything and shows its own part
             axes.vlines(tasks, last, new, color=look["color"], linewidth=1, alpha=0.6)
             axes.plot(tasks, new, linestyle="none", marker="_", color=look["color"])
-            handle = axes.plot(tasks, last, linestyle="none", label=row.label, **look)
+            handle = axes.plot(tasks, last, linestyle="none", label=literal(row.label), **look)
         handles += handle
     for axes, start in zip(panels, starts, strict=True):
         for task in range(start + start % 2, start + per_panel, 2):
@@ -162,7 +164,7 @@ def accuracy_matrix(result: Result) -> Figure:
             axes.text(i + 1, t + 1, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=7.5)
     number_tasks(axes, 1, number)
     axes.set_yticks(axes.get_xticks())
-    axes.set(xlabel="task tested", ylabel="tasks learned", title=_title(result))
+    axes.set(xlabel="task tested", ylabel="tasks learned", title=literal(_title(result)))
     figure.colorbar(image, label="accuracy (%)", shrink=0.8)
     return figure
 
@@ -193,12 +195,12 @@ def magnitudes(result: Result) -> Figure | None:
         )
     axes.grid(axis="y")
     number_tasks(axes, 1, number)
-    axes.set(xlabel="direction $k$", ylabel=r"magnitude $\alpha_k$", title=_title(result), xlim=_room(number))
+    axes.set(xlabel="direction $k$", ylabel=r"magnitude $\alpha_k$", title=literal(_title(result)), xlim=_room(number))
     if dropped:
         at_the_foot = axes.get_xaxis_transform()
         axes.plot(dropped, [0.03] * len(dropped), "x", color="0.3", transform=at_the_foot)
         axes.margins(y=0.12)
-        axes.set_title(f"{_title(result)}    (×: dropped)")
+        axes.set_title(f"{literal(_title(result))}    (×: dropped)")
     if number > 1:
         norm = BoundaryNorm(np.arange(0.5, number + 1), number)
         bar = figure.colorbar(ScalarMappable(norm, shades), ax=axes, label="after task")
@@ -224,7 +226,7 @@ def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = No
         tasks = np.arange(1, row.tasks + 1)
         kept = np.mean([[len(each) for each in run.diagnostics["kept"]] for run in row.runs], axis=0)
         accuracy = 100 * np.mean([[np.mean(each) for each in run.accuracy] for run in row.runs], axis=0)
-        left.plot(tasks, kept, label=row.label, **look)
+        left.plot(tasks, kept, label=literal(row.label), **look)
         right.plot(tasks, accuracy, **look)
     for axes in (left, right):
         axes.grid(axis="y")
@@ -246,7 +248,9 @@ def residuals(runs: Sequence[Residuals]) -> Figure:
     figure, axes = axes_of(2.6)
     for index, run in enumerate(runs):
         look = look_of(index)
-        line = axes.plot(run.tasks, run.residuals, linestyle=LINES[index % len(LINES)], label=run.label, **look)[0]
+        line = axes.plot(
+            run.tasks, run.residuals, linestyle=LINES[index % len(LINES)], label=literal(run.label), **look
+        )[0]
         hollow = [k for k, task in enumerate(run.tasks) if task in run.dropped]
         line.set_markevery([k for k in range(len(run.tasks)) if k not in hollow])
         at = np.array(hollow, dtype=int)
@@ -271,7 +275,7 @@ def straight_lines(runs: Sequence[StraightLine]) -> Figure:
         for index, run in enumerate(runs):
             values = 100 * np.array(getattr(run, kind))
             style = LINES[index % len(LINES)]
-            axes.plot(run.positions, values, linestyle=style, label=run.label, clip_on=False, **look_of(index))
+            axes.plot(run.positions, values, linestyle=style, label=literal(run.label), clip_on=False, **look_of(index))
         axes.grid(axis="y")
         axes.set(title=title, xlabel=f"$s$, from before (0) to after task {task} (1)", xlim=(0, 1))
         axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", "¼", "½", "¾", "1"))
@@ -308,7 +312,7 @@ def relative_distances(distances: Distances) -> Figure:
     number_tasks(right, 1, number)
     right.set(xlabel="task $i$", xlim=(0.5, number + 0.5), ylim=(0, 1.6))
     right.set_ylabel(r"$\|W_i - W_j\|$ / distance to $W_0$")
-    figure.suptitle(distances.label, fontsize=9)
+    figure.suptitle(literal(distances.label), fontsize=9)
     legend_below(figure, levels)
     return figure
 
@@ -330,7 +334,10 @@ def save_all(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
     paths = {folder / f"{name}.{kind}": figure for name, figure in drawn.items() for kind in _KINDS}
     require_ours(paths)
     if paths:
-        with taken(folder):
+        with taken(folder), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing from"
+            )  # letters of a name that the font lacks are boxes
             for path, figure in paths.items():
                 made_by = {_KINDS[path.suffix[1:]]: figure_mark(path.stem)}
                 with replacing(path) as file:

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lorica.terminal import visible
+
+# of a user's matplotlibrc only the fonts hold, which may be needed for the letters of a name; text.usetex, say, needs LaTeX
+_THEIRS = ("backend", "interactive", "font.family", "font.serif", "font.sans-serif", "font.monospace")
+
 paper = rc_context(
-    {
+    {key: value for key, value in rcParamsDefault.items() if not key.startswith(_THEIRS)}
+    | {
         "font.size": 9,
         "legend.fontsize": 8.5,
         "legend.frameon": False,
@@ -32,6 +38,12 @@ WIDTH = 5.5  # inches, the text width of the usual conference styles
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":")
+
+
+def literal(text: str) -> str:
+    """A text as matplotlib shows it unchanged: $ begins no mathematics, and _ keeps nothing out of a legend."""
+    text = visible(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def axes_of(height: float) -> tuple[Figure, Axes]:

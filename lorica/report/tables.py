@@ -18,6 +18,7 @@ from lorica.errors import LoricaError
 from lorica.metrics import MEASURES
 from lorica.nested import flatten
 from lorica.results import COSTS, Result
+from lorica.terminal import printable
 
 CAPTION = (
     "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
@@ -184,8 +185,10 @@ def properties(rows: Sequence[Row]) -> Table:
     return table
 
 
-def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE, error: bool = False) -> Table:
-    """A table for a terminal of that many columns, in percent, with the notes below it; spreads are standard `error`s if asked.
+def to_rich(
+    rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE, encoding: str = "utf-8", error: bool = False
+) -> Table:
+    """A table for a terminal of that many columns and that encoding, in percent, with the notes below it; spreads are standard `error`s if asked.
 
     On a narrow one names and spreads take two lines, and columns stand closer.
     """
@@ -193,7 +196,7 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
     measures = _headings().values()
     narrow = width < _WIDE
     table = Table(
-        caption=Text("\n".join([OF_ERROR if error else CAPTION, *notes])),
+        caption=Text(printable("\n".join([OF_ERROR if error else CAPTION, *notes]), encoding)),
         caption_justify="left",
         box=box.SIMPLE_HEAD,
         collapse_padding=not narrow,
@@ -208,7 +211,7 @@ def to_rich(rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WID
         table.add_column(broken, justify="right", no_wrap=heading not in measures, overflow="fold")
     for label, *line in body:
         name = label.replace(" (", "\n(").replace(", ", ",\n") if narrow else label
-        table.add_row(*map(Text, (name, *line)))
+        table.add_row(*(Text(printable(cell, encoding)) for cell in (name, *line)))
     return table
 
 

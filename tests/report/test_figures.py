@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from lorica.errors import LoricaError
 from lorica.report import (
@@ -24,8 +26,9 @@ from lorica.report import (
     straight_lines,
     style,
 )
-from lorica.report.figures import Distances, Residuals, StraightLine
+from lorica.report.figures import Distances, Residuals, StraightLine, all_figures
 from lorica.results import Result
+from lorica.terminal import visible
 
 MakeRun = Callable[..., Result]
 
@@ -36,6 +39,13 @@ def flat(tasks: int, value: float = 0.5) -> list[list[float]]:
 
 def legend(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def displayed(text: Text) -> str:
+    """What is drawn of a text of matplotlib's: it takes \\$ for $, and what is between two others for mathematics."""
+    shown, is_mathematics = text._preprocess_math(text.get_text())
+    assert not is_mathematics
+    return shown
 
 
 def test_curves_are_means_over_seeds_with_a_band_where_there_are_several(two_seeds: list[Result]) -> None:
@@ -235,7 +245,7 @@ def test_a_figure_is_saved_as_pdf_and_png_and_nothing_else(tmp_path: Path, make_
 
 def test_saving_under_a_file_says_what_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "figures").write_text("")
-    with pytest.raises(LoricaError, match="figures: cannot be made a folder for figures: File exists"):
+    with pytest.raises(LoricaError, match="figures: cannot be made a folder: File exists"):
         save(Figure(), tmp_path / "figures" / "x")
 
 
@@ -269,3 +279,46 @@ def test_drawing_leaves_matplotlib_as_it_was(tmp_path: Path, two_seeds: list[Res
     before = dict(matplotlib.rcParams)
     save(accuracy_curves(two_seeds), tmp_path / "curves")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("label", ["$x_{", "$a$", r"\$", "100 %, $5", "_wren", "[red] {0}", "a\x1bb", "木"])
+def test_labels_are_shown_as_they_are(label: str, tmp_path: Path, make_run: MakeRun) -> None:
+    """No mathematics, nothing left out of the legend, and a box where the font has no letter."""
+    runs = [make_run(flat(3), label), make_run(flat(3), "other")]
+    lines = straight_lines([StraightLine(label, 2, [0.0, 1.0], [0.5, 0.5], [0.5, 0.5])])
+    left = residuals([Residuals(label, [2, 3], [0.5, 0.5], []), Residuals("other", [2], [1.0], [])])
+    apart = relative_distances(Distances(label, [1.0, 1.0], [[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [1.0, 0.0]], {}))
+    for figure in (accuracy_curves(runs), accuracy_per_task(runs), lines, left):
+        (first, *_) = figure.legends[0].get_texts()
+        assert displayed(first).strip() == visible(label)
+    assert displayed(apart._suptitle).strip() == visible(label)
+    assert displayed(accuracy_matrix(runs[0]).axes[0].title).strip() == f"{visible(label)}, seed 0"
+    save(left, tmp_path / "figure")
+    all_figures(runs)  # names of files that can be
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"text.usetex": True},
+    {"text.parse_math": False, "svg.fonttype": "path", "savefig.format": "svg", "figure.dpi": 3},
+    {"axes.formatter.use_locale": True, "lines.linestyle": "none", "figure.constrained_layout.use": False},
+    {"font.family": "no such font"},
+    {
+        "pdf.fonttype": 3,
+        "savefig.bbox": "tight",
+        "savefig.transparent": True,
+        "axes.prop_cycle": "cycler('color', ['w'])",
+    },
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda settings: next(iter(settings)))
+def test_figures_do_not_depend_on_the_users_settings(
+    settings: dict[str, Any], tmp_path: Path, two_seeds: list[Result]
+) -> None:
+    """A usetex in the matplotlibrc, say, needs LaTeX, and would end a run after its last task."""
+    pictures = []
+    for given in ({}, settings):
+        with matplotlib.rc_context(given):
+            _, png = save(accuracy_matrix(two_seeds[0]), tmp_path / "matrix")
+            pictures.append(png.read_bytes())
+    assert pictures[0] == pictures[1]

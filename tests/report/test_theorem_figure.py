@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from lorica import cli
 from lorica.report import save, theorem_figure
+from lorica.terminal import Screen
 from lorica.theorem import Experiment, Setting, experiment
 
 SMALL = Setting(spectrum=(1.0, 0.4), epsilons=(0.1, 1e-2, 1e-3), rows=6, columns=5, rank=3, learning_rate=0.05)
@@ -59,7 +59,7 @@ def test_a_figure_without_a_fit(result: Experiment, tmp_path: Path) -> None:
 
 
 def test_the_table_has_errors_beside_their_terms(result: Experiment) -> None:
-    console = Console(width=80, file=StringIO())
+    console = Screen(width=80, file=StringIO())
     console.print(theorem_figure.to_rich(result))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     last = result.descents[-1].best_errors[1]
@@ -70,7 +70,7 @@ def test_the_table_has_errors_beside_their_terms(result: Experiment) -> None:
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setattr(cli, "Setting", lambda seed: replace(SMALL, seed=seed))
-    monkeypatch.setattr(cli, "console", Console(width=120))
+    monkeypatch.setattr(cli, "console", Screen(width=120))
     monkeypatch.setattr(sys, "argv", ["lorica", "theorem", "--out", str(tmp_path / "new"), "--seed", "7"])
     with pytest.raises(SystemExit) as leaving:
         cli.main()
