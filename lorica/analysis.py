@@ -45,6 +45,7 @@ from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, taken, write_json
 from lorica.learner import load
 from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
+from lorica.nested import flatten
 from lorica.ownership import require_ours
 from lorica.progress import Reporter, Silent
 from lorica.report import figures, tables
@@ -124,7 +125,7 @@ def analyse(
         done.skipped.append(f"magnitudes: none in {', '.join(plain)}")
     if not (fine_tune or done.distances):
         done.skipped.append("distances: they need training; ask for it with --fine-tune 5")
-    if not any(run.diagnostics.get("kept") and run.complete for run in results):
+    if not any(run.kept and run.complete for run in results):
         done.skipped.append("growth: no complete run says which adapters it keeps")
     if not task:
         done.skipped.append("straight line: none asked for (--task 0)")
@@ -194,11 +195,10 @@ def residuals(run: Result, label: str) -> Residuals:
         NotApplicable: fewer than two low-rank directions.
         LoricaError: no checkpoint after the last task learned, or one that does not fit.
     """
-    kept = run.diagnostics.get("kept")
-    logged = run.diagnostics.get("residual") or []
+    kept, logged = run.kept, run.residuals
     dropped = [t + 1 for t, tasks in enumerate(kept or []) if t not in tasks]
     if any(value is not None for value in logged):
-        power = 0.5 if run.recipe.get("method", {}).get("squared_residual") else 1.0
+        power = 0.5 if dict(flatten(run.recipe)).get("method.squared_residual") else 1.0
         found = {t + 1: value**power for t, value in enumerate(logged) if value is not None}
         return Residuals(label, list(found), list(found.values()), dropped)
     method = _learned(run, len(run.accuracy))
@@ -403,5 +403,5 @@ def _recorded(run: Result, label: str) -> dict[str, Any]:
         "complete": run.complete,
         "accuracy": run.accuracy,
         "magnitudes": run.magnitudes,
-        "kept": run.diagnostics.get("kept"),
+        "kept": run.kept,
     }

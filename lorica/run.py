@@ -28,7 +28,8 @@ from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Result, read_json, read_result
+from lorica.reading import read_json
+from lorica.results import DEFAULT_VARIANTS, Result, read_result
 from lorica.session import Session
 from lorica.types import Task
 
