@@ -242,9 +242,9 @@ class Metrics(BaseModel):
 
     @property
     def magnitudes(self) -> list[list[float]] | None:
-        """The magnitudes alpha_0 … alpha_t after each task t, row t with t+1 entries; None if the method has none."""
+        """The magnitudes alpha_0 … after each task t, t+1 of them or fewer; None if the method has none."""
         rows = self._reported("magnitudes", _Rows.validate_python)
-        return rows if rows and all(len(row) == t + 1 for t, row in enumerate(rows)) else None
+        return rows if rows and all(0 < len(row) <= t + 1 for t, row in enumerate(rows)) else None
 
     @property
     def kept(self) -> list[list[int]] | None:
