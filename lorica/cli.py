@@ -148,7 +148,7 @@ def table(
     ] = None,
 ) -> None:
     """Compare finished runs: mean and standard deviation over seeds for each method."""
-    results = find_runs(runs)
+    results = find_runs(runs, left_out=_left_out)
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
@@ -193,7 +193,7 @@ def analyze(
     ] = 0,
 ) -> None:
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
-    results = find_runs(runs)
+    results = find_runs(runs, left_out=_left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
         done = analysis.analyse(results, folder, task=task, points=points, fine_tune=fine_tune, reporter=reporter)
@@ -238,6 +238,11 @@ def main() -> None:
                 f"\n{why}: finished tasks are kept, and of the one under way its last snapshot; --resume continues"
             )
         raise SystemExit(code) from None
+
+
+def _left_out(line: str) -> None:
+    """On standard error, beside the table of the other runs."""
+    Console(stderr=True).print(f"left out: {line}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _first_line(item: object) -> str:

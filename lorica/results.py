@@ -11,7 +11,7 @@ imports torch.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -426,28 +426,37 @@ def read_result(path: Path | str) -> Result:
     return Result(folder.path, read, cost)
 
 
-def find_runs(paths: Iterable[Path | str]) -> list[Result]:
+def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | None = None) -> list[Result]:
     """Every run at or below the given folders, each once, sorted by path with numbers as numbers (run-2 before run-10).
 
+    Args:
+        left_out: called with each line about a run below one of the folders whose files are no good, which then does not
+            keep the others from being read; absent = it is an error.
+
     Raises:
-        LoricaError: a path is not a folder, holds no run, or a metrics.json is bad; all of them at once.
+        LoricaError: a path is not a folder, holds no run, or the files of a run are bad; all of them at once.
     """
     folders: dict[Path, Path] = {}  # resolved, so that a run reached twice is read once -> as given
+    given = {Path(path).resolve() for path in paths}
     results: list[Result] = []
     problems: list[str] = []
+    skipped: list[str] = []
     for path in map(Path, paths):
         found = {file.parent.resolve(): file.parent for file in path.rglob("metrics.json")}
         if not found:
             what = "no metrics.json in it or below" if path.is_dir() else "not a folder"
             problems.append(f"{path}: {what}; expected the folder of a run, or one that holds such folders")
         folders = found | folders
-    for folder in sorted(folders.values(), key=_natural):
+    for resolved, folder in sorted(folders.items(), key=lambda item: _natural(item[1])):
         try:
             results.append(read_result(folder))
         except LoricaError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise LoricaError(problems)
+            (problems if left_out is None or resolved in given else skipped).extend(error.problems)
+    if problems or (skipped and not results):
+        raise LoricaError(problems + skipped)
+    for line in skipped:
+        assert left_out
+        left_out(line)
     return results
 
 
