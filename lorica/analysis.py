@@ -20,15 +20,15 @@ while independent moves of one length, being nearly orthogonal, would give sqrt(
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
@@ -46,8 +46,10 @@ from lorica.files import RunFolder, taken, write_json
 from lorica.isolation import isolated
 from lorica.learner import load
 from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
+from lorica.nested import flatten
 from lorica.ownership import require_ours
 from lorica.progress import Reporter, Silent
+from lorica.reading import WIDER, WRITTEN, Plain, misfits, read_json
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
 from lorica.results import Result
@@ -55,6 +57,7 @@ from lorica.terminal import visible
 from lorica.training import Fit, learn_task
 
 FILE = "analysis.json"
+_Length = Annotated[float, Field(ge=0)]
 _T = TypeVar("_T")
 
 
@@ -133,7 +136,7 @@ def analyse(
         done.skipped.append(f"magnitudes: none in {', '.join(plain)}")
     if not (fine_tune or done.distances):
         done.skipped.append("distances: they need training; ask for it with --fine-tune 5")
-    if not any(run.diagnostics.get("kept") and run.complete for run in results):
+    if not any(run.kept and run.complete for run in results):
         done.skipped.append("growth: no complete run says which adapters it keeps")
     if not task:
         done.skipped.append("straight line: none asked for (--task 0)")
@@ -206,11 +209,10 @@ def residuals(run: Result, label: str, given: Mapping[str, Any] | None = None) -
         NotApplicable: fewer than two low-rank directions.
         LoricaError: no checkpoint after the last task learned, or one that does not fit.
     """
-    kept = run.diagnostics.get("kept")
-    logged = run.diagnostics.get("residual") or []
+    kept, logged = run.kept, run.residuals
     dropped = [t + 1 for t, tasks in enumerate(kept or []) if t not in tasks]
     if any(value is not None for value in logged):
-        power = 0.5 if run.recipe.get("method", {}).get("squared_residual") else 1.0
+        power = 0.5 if dict(flatten(run.recipe)).get("method.squared_residual") else 1.0
         found = {t + 1: value**power for t, value in enumerate(logged) if value is not None}
         return Residuals(label, list(found), list(found.values()), dropped)
     method = _learned(run, len(run.accuracy), given)
@@ -373,13 +375,42 @@ def _name(recipe: Recipe, kinds: Sequence[str]) -> str:
     return f"{recipe.backbone.name}, {' and '.join(kinds)}, seed {recipe.seed}"
 
 
+class _Distances(BaseModel):
+    """See `lorica.report.figures.Distances`."""
+
+    model_config = WRITTEN
+
+    label: str
+    to_start: Annotated[list[_Length], Field(min_length=2)]
+    between: list[list[_Length]]
+    ratios: list[list[_Length]]
+    recipe: Plain
+
+    @model_validator(mode="after")
+    def _square(self) -> _Distances:
+        for key, rows in (("between", self.between), ("ratios", self.ratios)):
+            if [len(row) for row in rows] != [len(self.to_start)] * len(self.to_start):
+                raise ValueError(f"{key}: expected {len(self.to_start)} rows of as many distances")
+        return self
+
+
+class _Known(BaseModel):
+    """The contents of analysis.json, as far as they are read again."""
+
+    model_config = WIDER
+
+    distances: list[_Distances]
+
+
 def _known_distances(file: Path) -> list[Distances]:
     if not file.is_file():
         return []
     try:
-        return [Distances(**values) for values in json.loads(file.read_bytes())["distances"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoricaError(f"{file}: not an analysis of this version of lorica, or altered; delete it") from error
+        read = _Known.model_validate(read_json(file))
+    except ValidationError as error:
+        foreign = "not an analysis of this version of lorica, or altered; delete it"
+        raise LoricaError([f"{file}: {line}; {foreign}" for line in misfits(error)]) from error
+    return [Distances(**each.model_dump()) for each in read.distances]
 
 
 def _recipe(run: Result, given: Mapping[str, Any] | None) -> Recipe:
@@ -423,5 +454,5 @@ def _recorded(run: Result, label: str) -> dict[str, Any]:
         "complete": run.complete,
         "accuracy": run.accuracy,
         "magnitudes": run.magnitudes,
-        "kept": run.diagnostics.get("kept"),
+        "kept": run.kept,
     }

@@ -10,7 +10,8 @@ journal is enough to see what a checkpoint consists of, and storage grows by wha
 written for a task; without it, the task has not been learned.
 
 Nothing is pickled. Each line has the hash of its files and is sealed together with all lines before it, so that altered,
-truncated or foreign checkpoints are refused rather than loaded.
+truncated or foreign checkpoints are refused rather than loaded. A seal keeps no secret, so it is not taken as a proof: what is
+sealed must also follow from the lines before it, and tensors must be those of the method, before anything changes in it.
 """
 
 from __future__ import annotations
@@ -18,21 +19,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
-from safetensors.torch import load_file, save
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from lorica.errors import CheckpointError
+from lorica.errors import CheckpointError, LoricaError, TrainingError
 from lorica.files import append_line, complete_lines, cut, replacing
-from lorica.methods.base import Method
+from lorica.methods.base import Method, misfits_of, number_not_finite
 from lorica.ownership import tensor_metadata, wrote
+from lorica.reading import WRITTEN, Count, misfits, parsed, shown
 from lorica.results import Entry
 from lorica.types import Task
 
@@ -47,20 +52,45 @@ Keep = Literal["all", "newest", "everything"]
 class _Saved(BaseModel):
     """A file of tensors, and its hash."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = WRITTEN
 
     file: str
     sha256: str
 
 
+class _Backbone(BaseModel):
+    """What was learned on; the fingerprint tells it, the rest is for people."""
+
+    model_config = WRITTEN
+
+    name: str
+    tag: str
+    fingerprint: str
+
+
 class _Head(BaseModel):
     """The first line: what the checkpoints belong to."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = WRITTEN
 
     format: Literal[3]
     method: dict[str, Any]
-    backbone: dict[str, Any]
+    backbone: _Backbone
+
+
+class _Task(BaseModel):
+    """See `lorica.types.Task`."""
+
+    model_config = WRITTEN
+
+    index: Count
+    classes: Annotated[list[Count], Field(min_length=1)]
+    new_classes: list[Count]
+    class_names: list[str]
+
+    @property
+    def task(self) -> Task:
+        return Task(self.index, tuple(self.classes), tuple(self.new_classes), tuple(self.class_names))
 
 
 class _Line(BaseModel):
@@ -78,18 +108,95 @@ class _Line(BaseModel):
         history: size of the history by then, in bytes.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = WRITTEN
 
-    task: dict[str, Any]
+    task: _Task
     structure: dict[str, Any]
     base: bool
     saved: _Saved | None
     whole: list[str]
-    extended: dict[str, int]
+    extended: dict[str, Count]
     removed: list[str]
     sums: _Saved | None
     entry: Entry
-    history: int
+    history: Count
+
+
+@dataclass
+class _Account:
+    """What the lines of a journal say together, so far.
+
+    Attributes:
+        names: of the classes, in the order of their numbers.
+        tensors: names of those that the newest checkpoint consists of.
+        lines: their number.
+        rows: those of the accuracy matrix.
+        by_class_means: the lines have rows by the method's own predictions, too; None before the first.
+    """
+
+    names: dict[str, int] = field(default_factory=dict)
+    tensors: set[str] = field(default_factory=set)
+    lines: int = 0
+    rows: int = 0
+    by_class_means: bool | None = None
+
+    def misfits(self, line: _Line) -> Iterator[str]:
+        """Why a line cannot be the next one."""
+        if line.task.index != self.lines:
+            yield f"task.index is {line.task.index}, expected {self.lines}"
+        yield from self._class_misfits(line.task)
+        yield from self._tensor_misfits(line)
+        lengths = [len(row) for row in line.entry.rows]
+        expected = list(range(self.rows + 1, self.rows + 1 + (len(lengths) if not self.lines else 1)))
+        if lengths != expected:
+            yield f"entry.rows has rows of {shown(lengths)} numbers, expected {shown(expected)}"
+        own = [len(row) for row in line.entry.head_rows]
+        if (own or self.by_class_means) and (own != lengths or self.by_class_means is False):
+            wanted = [] if self.by_class_means is False else lengths
+            yield f"entry.head_rows has rows of {shown(own)} numbers, expected {shown(wanted)}"
+
+    def _class_misfits(self, task: _Task) -> Iterator[str]:
+        if any(one >= other for one, other in pairwise(task.classes)):
+            yield f"task.classes is {shown(task.classes)}, expected ascending numbers"
+        new = list(range(len(self.names), len(self.names) + len(task.new_classes)))
+        old = [number for number in task.classes if number < len(self.names)]
+        if task.new_classes != new:
+            yield f"task.new_classes is {shown(task.new_classes)}, expected {shown(new)}: those after earlier tasks'"
+        elif task.classes != old + new:
+            yield f"task.classes is {shown(task.classes)}, expected {shown(old + new)}"
+        if len(task.class_names) != len(task.classes):
+            yield f"task.class_names has {len(task.class_names)} names, expected {len(task.classes)}"
+        elif len(set(task.class_names)) < len(task.class_names):
+            yield f"task.class_names is {shown(task.class_names)}, expected different names"
+        else:
+            for number, name in zip(task.classes, task.class_names, strict=True):
+                known = self.names.get(name)
+                if known != (number if number < len(self.names) else None):
+                    yield f"task.class_names has {shown(name)} for class {number}, another than in earlier tasks"
+
+    def _tensor_misfits(self, line: _Line) -> Iterator[str]:
+        there = set() if line.base else self.tensors
+        if not (line.base or self.lines):
+            yield "base is false, expected true: there is no earlier task"
+        in_file, named = [*line.whole, *line.extended], f"task_{self.lines:04d}"
+        if len(set(in_file)) < len(in_file):
+            yield f"whole and extended are {shown(in_file)}, expected different names"
+        if unknown := (line.extended.keys() | set(line.removed)) - there:
+            yield f"extended and removed have {shown(sorted(unknown)[0])}, which no earlier line has"
+        if (line.saved is None) == bool(in_file):
+            yield f"saved is {shown(line.saved)}, with {len(in_file)} tensors in it"
+        for key, saved, file in (("saved", line.saved, named), ("sums", line.sums, f"{named}-sums")):
+            if saved and saved.file != f"{file}.safetensors":
+                yield f"{key}.file is {shown(saved.file)}, expected '{file}.safetensors'"
+
+    def add(self, line: _Line) -> None:
+        """Takes a line up that fits."""
+        numbered = zip(line.task.class_names, line.task.classes, strict=True)
+        self.names |= {name: number for name, number in numbered if number in line.task.new_classes}
+        self.tensors = ((set() if line.base else self.tensors) - set(line.removed)) | set(line.whole)
+        self.lines += 1
+        self.rows += len(line.entry.rows)
+        self.by_class_means = bool(line.entry.head_rows)
 
 
 class _Known(NamedTuple):
@@ -105,7 +212,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.journal = folder, folder / JOURNAL
-        self._head, self._lines, self._fault = self._read()
+        self._head, self._lines, self._faults = self._read()
         self._seal = ""
         self._known: dict[str, _Known] = {}
 
@@ -134,7 +241,7 @@ class Checkpoints:
     @property
     def learned_tasks(self) -> list[Task]:
         """The tasks that have been learned, in order."""
-        return [_task(line.task) for line in self._lines]
+        return [line.task.task for line in self._lines]
 
     @property
     def history(self) -> int:
@@ -167,14 +274,20 @@ class Checkpoints:
         """Adds the checkpoint after the method's latest task. Files that are no longer wanted go once it is safe.
 
         Raises:
+            TrainingError: a tensor that is not finite, and could not be loaded.
             LoricaError: the system refuses to write there.
             ValueError: the entry has a number that JSON lacks.
         """
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.own_state().items()}
+        if bad := [name for name, tensor in state.items() if number_not_finite(tensor)]:
+            raise TrainingError(
+                f"{method.name}: {bad[0]} is not finite after task {method.task.index + 1}; start anew with a lower "
+                "fit.learning_rate, or let a method of your own keep such numbers in buffers with persistent=False"
+            )
         self.folder.mkdir(exist_ok=True)
         if self._head is None:
             self._append(_head_of(method).model_dump())
             self._head = _head_of(method)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.own_state().items()}
         sums = {name: state.pop(name) for name in method.needed_to_learn_on()}
         base = keep == "newest" or not self._lines
         before = {} if base else self._known
@@ -192,7 +305,9 @@ class Checkpoints:
                 new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
         task = method.task
         line = _Line(
-            task={key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task).items()},
+            task=_Task(
+                **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task).items()}
+            ),
             structure=json.loads(json.dumps(method.structure())),
             base=base,
             saved=self._write(f"task_{task.index:04d}.safetensors", new),
@@ -302,15 +417,31 @@ class Checkpoints:
             self._known = {name: _Known(value.shape, value.dtype, _digest(value)) for name, value in state.items()}
         if not into_method:
             return
-        if sums is not None and has_sums:
-            state |= load_file(sums)
-        restore(method, [_task(line.task) for line in self._lines[:number]], newest.structure)
-        own = method.own_state()
-        state |= {name: torch.zeros_like(own[name]) for name in method.needed_to_learn_on() if name not in state}
-        try:
+        summed = _tensors(sums) if sums is not None and has_sums else {}
+        files = {name: self.folder / line.saved.file for line in lines if line.saved for name in _names(line)}
+        with unharmed(method):
+            try:
+                restore(method, [line.task.task for line in self._lines[:number]], newest.structure)
+            except CheckpointError as error:
+                raise CheckpointError(
+                    [
+                        f"{self.journal}: line {number + 1}: {problem}; {self._restored(number - 1)}"
+                        for problem in error.problems
+                    ]
+                ) from error
+            own, late = method.own_state(), method.needed_to_learn_on()
+            problems = [f"{sums}: {name} is unknown" for name in sorted(summed.keys() - set(late))]
+            if sums is None or has_sums:
+                state |= summed
+                files |= dict.fromkeys(late, sums or self.journal)
+            else:
+                state |= {name: torch.zeros_like(own[name]) for name in late}
+            problems += [
+                f"{files.get(name, self.journal)}: {name} {why}" for name, why in misfits_of(method, own, state).items()
+            ]
+            if problems:
+                raise CheckpointError([f"{problem}; {self._restored(number - 1)}" for problem in problems])
             method.load_own_state(state)
-        except KeyError as error:
-            raise CheckpointError(f"{self.journal}: {error.args[0]}") from error
         method.eval()
 
     def _chosen(self, there: Mapping[int, Any], tasks: int | None) -> Any:
@@ -326,19 +457,41 @@ class Checkpoints:
         return chosen
 
     def _assembled(self, lines: Iterable[_Line]) -> dict[str, Tensor]:
-        """The tensors that the lines make together."""
+        """The tensors that the lines make together.
+
+        Raises:
+            CheckpointError: files that do not have what their lines say, or that do not fit together.
+        """
         parts: dict[str, list[tuple[int | None, Tensor]]] = {}
+        problems: list[str] = []
         for line in lines:
             for name in line.removed:
-                del parts[name]
+                parts.pop(name, None)
             if line.saved is None:
                 continue
-            with safe_open(self.folder / line.saved.file, framework="pt") as file:
-                for name in line.whole:
-                    parts[name] = [(None, file.get_tensor(name))]
-                for name, axis in line.extended.items():
-                    parts[name].append((axis, file.get_tensor(name)))
-        return {name: _joined(pieces) for name, pieces in parts.items()}
+            file = self.folder / line.saved.file
+            found, wrong = _tensors(file), {}
+            wrong |= dict.fromkeys(_names(line) - found.keys(), "is missing")
+            wrong |= dict.fromkeys(found.keys() - _names(line), "is unknown")
+            for name in line.whole:
+                if name in found:
+                    parts[name] = [(None, found[name])]
+            for name, axis in line.extended.items():
+                if name in found and name in parts:
+                    first, piece = parts[name][0][1], found[name]
+                    if why := _cannot_extend(first, piece, axis):
+                        wrong[name] = why
+                    else:
+                        parts[name].append((axis, piece))
+            problems += [
+                f"{file}: {name} {why}; {self._restored(line.task.index)}" for name, why in sorted(wrong.items())
+            ]
+        if problems:
+            raise CheckpointError(problems)
+        try:
+            return {name: _joined(pieces) for name, pieces in parts.items()}
+        except RuntimeError as error:  # parts of which each fits the first, and not each other
+            raise CheckpointError(f"{self.folder}: tensors of several tasks do not fit together: {error}") from error
 
     def _back(self, name: str) -> str:
         """What to do where a file is no good."""
@@ -349,71 +502,161 @@ class Checkpoints:
         ]
         return self._back_to(uses[0] - 1 if uses else 0)
 
+    def _restored(self, tasks: int) -> str:
+        """What to do where a line, or its file, is whole and no good."""
+        return f"restore the files, or {self._back_to(tasks)}"
+
     def _back_to(self, tasks: int) -> str:
         if tasks < 1:
             return "start anew (--overwrite)"
         return f"delete the lines of {self.journal} after its first {tasks + 1}, to go back to the end of task {tasks}"
 
-    def _read(self) -> tuple[_Head | None, list[_Line], str | None]:
-        """The journal as far as it is whole, and what is wrong with it beyond."""
-        head, lines, seal = None, [], ""
+    def _read(self) -> tuple[_Head | None, list[_Line], list[str]]:
+        """The journal as far as it is whole, and what is wrong with the line after that."""
+        head, lines, seal, account = None, [], "", _Account()
         for number, text in enumerate(complete_lines(self.journal), start=1):
             try:
-                values = json.loads(text)
+                values = parsed(text)
                 said = values.pop("seal")
                 if head is None and values.get("format") != FORMAT:
-                    return None, [], f"{self.journal}: not of format {FORMAT}; it needs another lorica version"
+                    return None, [], [f"{self.journal}: not of format {FORMAT}; it needs another lorica version"]
                 seal = _sealed(seal, values)
                 if said != seal:
                     raise ValueError("seal")
+            except (ValueError, AttributeError, KeyError, TypeError):
+                return (
+                    head,
+                    lines,
+                    [f"{self.journal}: line {number} is truncated or altered; {self._restore_to(number)}"],
+                )
+            wrong: list[str] = []
+            try:
                 if head is None:
                     head = _Head.model_validate(values)
                 else:
-                    lines.append(_Line.model_validate(values))
-            except (ValueError, AttributeError, KeyError, TypeError, RecursionError, ValidationError):
-                fault = f"{self.journal}: line {number} is truncated or altered; restore the file, or {self._back_to(number - 2)}"
-                return head, lines, fault
-        return head, lines, None
+                    line = _Line.model_validate(values)
+                    wrong = list(account.misfits(line))
+                    if not wrong:
+                        account.add(line)
+                        lines.append(line)
+            except ValidationError as error:
+                wrong = list(misfits(error))
+            if wrong:
+                return (
+                    head,
+                    lines,
+                    [f"{self.journal}: line {number}: {why}; {self._restore_to(number)}" for why in wrong],
+                )
+        return head, lines, []
+
+    def _restore_to(self, line: int) -> str:
+        return f"restore the file, or {self._back_to(line - 2)}"
 
     def _require_whole(self) -> None:
-        if self._fault:
-            raise CheckpointError(self._fault)
+        if self._faults:
+            raise CheckpointError(self._faults)
+
+
+@contextmanager
+def unharmed(method: Method) -> Iterator[None]:
+    """Where the block raises, the method is what it was: its modules have the attributes that they had, with the same in lists
+    and mappings, and its tensors their values. Those of the encoder are not looked at: growing leaves them alone."""
+    containers: dict[int, Any] = {}
+    for module in method.modules():
+        _collect(vars(module), containers)
+    before = [(each, copy(each)) for each in containers.values()]
+    tensors = [tensor for name, tensor in method.state_dict().items() if name.partition(".")[0] != "encoder"]
+    values = [(tensor, tensor.clone() if tensor.any() else None) for tensor in tensors]  # large ones are still zero
+    try:
+        yield
+    except BaseException:
+        for container, old in before:
+            container.clear()
+            container.extend(old) if isinstance(container, list) else container.update(old)
+        for tensor, value in values:
+            tensor.zero_() if value is None else tensor.copy_(value)
+        raise
+
+
+def _collect(value: Any, found: dict[int, Any]) -> None:
+    """Every list, mapping and set in a value, by identity; not those of other objects."""
+    if isinstance(value, tuple):
+        for each in value:
+            _collect(each, found)
+    elif isinstance(value, list | dict | set) and id(value) not in found:
+        found[id(value)] = value
+        for each in list(value.values()) if isinstance(value, dict) else list(value):
+            _collect(each, found)
 
 
 def restore(method: Method, tasks: Iterable[Task], structure: Mapping[str, Any]) -> None:
-    """Gives a fresh method the shape that it had; tensors are to be copied in. The caller's random state is left as it was."""
+    """Gives a fresh method the shape that it had; tensors are to be copied in. The caller's random state is left as it was.
+
+    Raises:
+        CheckpointError: a structure that the method cannot take, or takes otherwise.
+    """
     with torch.random.fork_rng([]):  # growing draws starting values, which the tensors then replace
         for task in tasks:
             method.grow(task)
-        method.restore_structure(structure)
+        try:
+            method.restore_structure(structure)
+        except LoricaError:
+            raise
+        except Exception as error:  # whatever a method comes upon in values that it did not write
+            why = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"structure is {shown(structure)}, which {method.name} cannot take: {why}") from error
+        taken = json.loads(json.dumps(method.structure()))
+    if wrong := [key for key in structure if json.dumps(taken.get(key)) != json.dumps(structure[key])]:
+        raise CheckpointError(
+            [f"structure.{key} is {shown(structure[key])}, expected {shown(taken.get(key))}" for key in wrong]
+        )
 
 
 def _head_of(method: Method) -> _Head:
     encoder = method.encoder
-    backbone = {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint}
+    backbone = _Backbone(name=encoder.name, tag=encoder.tag, fingerprint=encoder.fingerprint)
     return _Head(format=FORMAT, method=method.config.model_dump(mode="json"), backbone=backbone)
 
 
-def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: Mapping[str, Any]) -> list[str]:
+def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: _Backbone) -> list[str]:
     config = method.config.model_dump(mode="json")
     if config.get("sha256"):  # a method in a file is known by the file's contents; runs of earlier versions by its name
         unsaid = "name" if "sha256" in options else "sha256"
         config, options = ({k: v for k, v in each.items() if k != unsaid} for each in (config, options))
     problems = [
-        f"{where}: method.{key} was {options.get(key)!r}, now {config.get(key)!r}"
+        f"{where}: method.{key} was {shown(options.get(key))}, now {config.get(key)!r}"
         for key in sorted(config.keys() | options.keys())
         if config.get(key) != options.get(key)
     ]
-    if backbone["fingerprint"] != method.encoder.fingerprint:
+    if backbone.fingerprint != method.encoder.fingerprint:
         problems.append(
-            f"{where}: learned on another backbone: {backbone['name']} ({backbone['tag']}), "
+            f"{where}: learned on another backbone: {backbone.name} ({backbone.tag}), "
             f"now {method.encoder.name} ({method.encoder.tag})"
         )
     return problems
 
 
-def _task(values: Mapping[str, Any]) -> Task:
-    return Task(values["index"], tuple(values["classes"]), tuple(values["new_classes"]), tuple(values["class_names"]))
+def _names(line: _Line) -> set[str]:
+    """The tensors in a line's file."""
+    return {*line.whole, *line.extended}
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """What is in a file of tensors. CheckpointError: it is none, or has tensors of a kind that torch does not have."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: not a file of tensors that can be read: {error}; restore it") from error
+
+
+def _cannot_extend(first: Tensor, piece: Tensor, axis: int) -> str | None:
+    """Why a piece cannot be added to a tensor along that axis; None where it can."""
+    if piece.dtype != first.dtype:
+        return f"has dtype {piece.dtype}, expected {first.dtype}, as it began"
+    if piece.dim() != first.dim() or axis >= first.dim():
+        return f"has shape {tuple(piece.shape)}, expected one that extends {tuple(first.shape)} along axis {axis}"
+    return None
 
 
 def _grown_along(before: _Known | None, tensor: Tensor) -> int | None:
@@ -459,37 +702,87 @@ def _sealed(before: str, values: Mapping[str, Any]) -> str:
 # --- format 2: a folder for each task, with all that had been learned by then ---
 
 
+class _EarlierTask(BaseModel):
+    """A task, all of whose classes are new."""
+
+    model_config = WRITTEN
+
+    index: Count
+    first_class: Count
+    class_names: Annotated[list[str], Field(min_length=1)]
+
+
+class _Earlier(BaseModel):
+    """The contents of state.json, without its seal."""
+
+    model_config = WRITTEN | ConfigDict(extra="ignore")
+
+    format: Literal[2]
+    method: dict[str, Any]
+    backbone: _Backbone
+    tasks: Annotated[list[_EarlierTask], Field(min_length=1)]
+    structure: dict[str, Any] = {}
+    sha256: str
+
+
 def _format_2(folder: Path) -> dict[int, Path]:
     """Its checkpoints, by the number of their task from 0."""
     numbers = {path.parent.name.removeprefix("task_"): path.parent for path in folder.glob("task_*/state.json")}
-    return {int(number): path for number, path in numbers.items() if number.isdigit()}
+    return {int(number): path for number, path in numbers.items() if re.fullmatch(r"[0-9]{1,9}", number)}
 
 
 def _load_format_2(folder: Path, method: Method) -> None:
     file, tensors = folder / "state.json", folder / "state.safetensors"
-    damaged = "missing, truncated or altered; restore it, or start anew (--overwrite)"
+    remedy = "restore it, or start anew (--overwrite)"
+    damaged = f"missing, truncated or altered; {remedy}"
     try:
-        head = json.loads(file.read_bytes())
-        if head.get("format") != 2:
+        values = parsed(file.read_bytes())
+        if values.get("format") != 2:
             raise CheckpointError(f"{file}: not a checkpoint of format 2; it needs another lorica version")
-        whole = head.pop("seal") == _sealed("", head)
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+        whole = values.pop("seal") == _sealed("", values)
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: {damaged}") from error
     if not whole:
         raise CheckpointError(f"{file}: {damaged}")
-    problems = _misfits(folder, method, head["method"], head["backbone"])
-    if _hash(tensors) != head["sha256"]:
+    try:
+        head = _Earlier.model_validate(values)
+    except ValidationError as error:
+        raise CheckpointError([f"{file}: {line}; {remedy}" for line in misfits(error)]) from error
+    problems = [
+        f"{file}: {line}; {remedy}" for line in _earlier_misfits(head.tasks, int(folder.name.removeprefix("task_")))
+    ]
+    problems += _misfits(folder, method, head.method, head.backbone)
+    if _hash(tensors) != head.sha256:
         problems.append(f"{tensors}: {damaged}")
     if problems:
         raise CheckpointError(problems)
-    tasks = [Task.of_new_classes(task["index"], task["first_class"], task["class_names"]) for task in head["tasks"]]
-    restore(method, tasks, head["structure"])
-    state = load_file(tensors)
-    for name, own in method.own_state().items():  # how many samples a class mean is of was not known then
-        if name.endswith("counts"):
-            state.setdefault(name, torch.zeros_like(own))
-    try:
+    state = _tensors(tensors)
+    with unharmed(method):
+        try:
+            tasks = [Task.of_new_classes(task.index, task.first_class, task.class_names) for task in head.tasks]
+            restore(method, tasks, head.structure)
+        except CheckpointError as error:
+            raise CheckpointError([f"{file}: {problem}; {remedy}" for problem in error.problems]) from error
+        own = method.own_state()
+        for name, tensor in own.items():  # how many samples a class mean is of was not known then
+            if name.endswith("counts"):
+                state.setdefault(name, torch.zeros_like(tensor))
+        if wrong := misfits_of(method, own, state):
+            raise CheckpointError([f"{tensors}: {name} {why}; {remedy}" for name, why in wrong.items()])
         method.load_own_state(state)
-    except KeyError as error:
-        raise CheckpointError(f"{tensors}: {error.args[0]}") from error
     method.eval()
+
+
+def _earlier_misfits(tasks: Sequence[_EarlierTask], last: int) -> Iterator[str]:
+    if len(tasks) != last + 1:
+        yield f"tasks has {len(tasks)} entries, expected {last + 1} after task {last + 1}"
+    known: set[str] = set()
+    for index, task in enumerate(tasks):
+        if task.index != index:
+            yield f"tasks[{index}].index is {task.index}, expected {index}"
+        if task.first_class != len(known):
+            yield f"tasks[{index}].first_class is {task.first_class}, expected {len(known)}: the number after earlier tasks'"
+        if len(known | set(task.class_names)) < len(known) + len(task.class_names):
+            yield f"tasks[{index}].class_names is {shown(task.class_names)}, expected names that no other class has"
+            return
+        known |= set(task.class_names)

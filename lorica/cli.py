@@ -179,7 +179,7 @@ def table(
 ) -> None:
     """Compare finished runs: mean and standard deviation over seeds for each method."""
     error = spread is Spread.error
-    results = find_runs(runs)
+    results = find_runs(runs, left_out=_left_out)
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
@@ -239,7 +239,7 @@ def analyze(
     _figures()
     from lorica import analysis
 
-    results = find_runs(runs)
+    results = find_runs(runs, left_out=_left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
         done = analysis.analyse(
@@ -318,6 +318,11 @@ def _figures():
             "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
         ) from error
     return figures
+
+
+def _left_out(line: str) -> None:
+    """On standard error, beside the table of the other runs."""
+    Screen(stderr=True).print(f"left out: {line}", style="yellow", soft_wrap=True)
 
 
 def _first_line(item: object) -> str:

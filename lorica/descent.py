@@ -10,16 +10,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from accelerate import Accelerator
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from lorica.errors import TrainingError
+from lorica.errors import CheckpointError, TrainingError
 from lorica.methods.base import Data, Losses, Method
 from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
+from lorica.reading import WRITTEN, Count, Plain, shown
 from lorica.types import Batch
 
 RECORD_EVERY = 10
@@ -41,6 +43,27 @@ class Fit:
     schedule: Literal["constant", "cosine"]
     augment: str
     clip_norm: float = 0.0
+
+
+class Standing(BaseModel):
+    """The plain part of a descent's state: the batch that comes next, and what optimiser and schedule say of themselves.
+
+    Of that, only the learning rates are taken up again; all else follows from the recipe and from the place.
+    """
+
+    model_config = WRITTEN
+
+    epoch: Count
+    step: Count
+    steps: Count
+    groups: Annotated[list[Plain], Field(min_length=1)]
+    numbers: dict[str, float | int]
+    schedule: Plain
+
+    @property
+    def rates(self) -> list[Any]:
+        """The learning rate of each group of parameters."""
+        return [group.get("lr") for group in self.groups]
 
 
 class Descent:
@@ -212,7 +235,7 @@ class Descent:
             parameter.requires_grad_(False)
             parameter.grad = None
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def state(self) -> tuple[Standing, dict[str, Tensor]]:
         """Plain values and tensors that `restore` takes, between batches.
 
         Raises:
@@ -224,25 +247,78 @@ class Descent:
         for index, values in saved["state"].items():
             for key, value in values.items():
                 (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
-        plain = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "steps": self.steps,
-            "groups": saved["param_groups"],
-            "numbers": numbers,
-            "schedule": self._schedule.state_dict(),
-        }
-        return plain, tensors
+        standing = Standing(
+            epoch=self.epoch,
+            step=self.step,
+            steps=self.steps,
+            groups=saved["param_groups"],
+            numbers=numbers,
+            schedule=self._schedule.state_dict(),
+        )
+        return standing, tensors
 
-    def restore(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes to where `state` was taken; the method's own parameters are those of that moment already."""
+    def restore(self, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
+        """Goes to where `state` was taken; the method's own parameters are those of that moment already.
+
+        Raises:
+            CheckpointError: a state that is not one of this stage; everything that does not fit, at once.
+        """
+        if problems := list(self._misfits(standing, tensors)):
+            raise CheckpointError(problems)
         state: dict[int, dict[str, Any]] = {}
-        for name, value in [*tensors.items(), *plain["numbers"].items()]:
+        for name, value in [*tensors.items(), *standing.numbers.items()]:
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
-        self._optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
-        self._schedule.load_state_dict(dict(plain["schedule"]))
-        self.epoch, self.step = plain["epoch"], plain["step"]
+        taken, rates = standing.epoch * self.steps + standing.step, standing.rates
+        groups = [
+            each | {"lr": rate} for each, rate in zip(self._optimizer.state_dict()["param_groups"], rates, strict=True)
+        ]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        place = {"last_epoch": taken, "_step_count": taken + 1, "_last_lr": rates}
+        self._schedule.load_state_dict(self._schedule.state_dict() | place)
+        self.epoch, self.step = standing.epoch, standing.step
+
+    def _misfits(self, standing: Standing, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        """Why a state is not one of this stage: a place beyond its end, another rate than that place has, or tensors of the
+        optimiser's that do not have the shape of their parameter, or none."""
+        if standing.steps != self.steps:
+            yield f"descent.steps is {standing.steps}, expected {self.steps}"
+            return
+        within = standing.step < self.steps if standing.epoch < self.fit.epochs else not standing.step
+        if standing.epoch > self.fit.epochs or not within:
+            yield (
+                f"descent.epoch and step are {standing.epoch} and {standing.step}, expected a place within "
+                f"{self.fit.epochs} epochs of {self.steps} steps"
+            )
+            return
+        taken = standing.epoch * self.steps + standing.step
+        rate = self.rate_at(taken)
+        # a cosine is followed from step to step, so that its rate has other last digits than the formula
+        expected = [rate] * len(self._optimizer.param_groups)
+        near = len(standing.rates) == len(expected) and all(
+            type(each) is float and abs(each - rate) <= 1e-6 * self.fit.learning_rate for each in standing.rates
+        )
+        if not near:
+            yield f"descent.groups: the learning rates are {shown(standing.rates)}, expected {expected}"
+        kinds: dict[str, set[str]] = {}
+        for name, value in [*tensors.items(), *standing.numbers.items()]:
+            index, _, key = name.partition(".")
+            known = next((each for number, each in enumerate(self.parameters) if str(number) == index), None)
+            if known is None or not key:
+                yield f"descent.{name} is of no parameter, expected one from 0 to {len(self.parameters) - 1}"
+                continue
+            kinds.setdefault(index, set()).add(key)
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape not in (known.shape, torch.Size()) or value.dtype not in (known.dtype, torch.float32):
+                yield (
+                    f"descent.{name} has shape {tuple(value.shape)} and dtype {value.dtype}, expected "
+                    f"{tuple(known.shape)}, or a single number, and {known.dtype}"
+                )
+            elif not value.isfinite().all():
+                yield f"descent.{name} has numbers that are not finite"
+        if len({frozenset(each) for each in kinds.values()}) > 1:
+            yield f"descent: what the optimiser keeps differs from parameter to parameter: {shown(kinds)}"
 
 
 def _optimizer(parameters: list[nn.Parameter], fit: Fit) -> torch.optim.Optimizer:

@@ -6,7 +6,29 @@ import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from lorica.errors import LoricaError
+from lorica.reading import WIDER, Count, misfits, read_json
+
+
+class _Data(BaseModel):
+    """What `lorica.data.contents` noted; runs from before it have none."""
+
+    model_config = WIDER
+
+    contents: dict[str, dict[str, list[Count | str]]] | None = None
+
+
+class _Environment(BaseModel):
+    """The contents of environment.json, as far as anything reads them."""
+
+    model_config = WIDER
+
+    data: _Data | None = None
 
 
 def environment() -> dict[str, Any]:
@@ -42,3 +64,28 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def noted_contents(file: Path) -> dict[str, dict[str, list[Any]]] | None:
+    """What the data of a run consisted of when it began, see `lorica.data.contents`; None where its environment.json is not
+    there, or from before that was noted.
+
+    Raises:
+        LoricaError: a file that cannot be read, or is no environment.json.
+    """
+    if not file.exists():
+        return None
+    try:
+        read = _Environment.model_validate(read_json(file))
+    except ValidationError as error:
+        remedy = "not an environment.json of lorica, or altered: restore the file"
+        raise LoricaError([f"{file}: {line}; {remedy}" for line in misfits(error)]) from error
+    contents = read.data and read.data.contents
+    for half, classes in (contents or {}).items():
+        for name, noted in classes.items():
+            if [type(each) for each in noted] != [int, str]:
+                raise LoricaError(
+                    f"{file}: data.contents.{half}.{name} is {noted!r:.60}, expected a number of samples and a digest; "
+                    "restore the file"
+                )
+    return contents

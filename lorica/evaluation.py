@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 
 from lorica.adapters.attach import merged
+from lorica.errors import LoricaError
 from lorica.methods.base import Data, Method
 from lorica.progress import Reporter, Silent
 from lorica.types import Task, seen_classes
@@ -21,6 +22,16 @@ LOGITS_AGREE = 1e-3
 def apart(found: Float[torch.Tensor, "n classes"], expected: Float[torch.Tensor, "n classes"]) -> float:
     """The largest difference of these logits, as a share of the largest that was expected."""
     return ((found - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()  # all of them may be 0
+
+
+def require_numbers(logits: Float[torch.Tensor, "n classes"], method: Method) -> Float[torch.Tensor, "n classes"]:
+    """The logits, all of which are numbers; LoricaError: one is not, and would count as the largest."""
+    if bool(logits.isnan().any()):
+        raise LoricaError(
+            f"{method.name}: logits are not a number; what it has learned is damaged or has numbers beyond all bounds: go "
+            "back to an earlier task, or start anew with a lower fit.learning_rate"
+        )
+    return logits
 
 
 def plain_form(method: Method) -> Method:
@@ -60,6 +71,9 @@ def accuracy_row(
     Args:
         tasks: the tasks learned so far, in stream order.
         test_data: gives the test data of a task by its index.
+
+    Raises:
+        LoricaError: logits that are not a number.
     """
     reporter = reporter or Silent()
     seen = seen_classes(tasks)
@@ -72,7 +86,7 @@ def accuracy_row(
     for batch in joined.batches(batch_size, device=accelerator.device):
         with accelerator.autocast():
             logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
-        correct.append(logits[:, :seen].argmax(dim=1) == batch.labels)
+        correct.append(require_numbers(logits, method)[:, :seen].argmax(dim=1) == batch.labels)
         reporter.step()
     of_tasks = torch.cat(correct).split([len(split) for split in splits])
     return [int(right.sum()) / len(right) for right in of_tasks]

@@ -4,7 +4,7 @@ for one task."""
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby
 from typing import Literal
 
@@ -137,6 +137,11 @@ class ClassMeans(nn.Module):
         super().__init__()
         self.register_buffer("prototypes", torch.zeros(0, width, device=device))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long, device=device))
+
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Counts below zero; see `lorica.methods.base.Particular`."""
+        if "counts" in state and (state["counts"] < 0).any():
+            yield "counts", f"has {int(state['counts'].min())}, expected numbers of samples"
 
     def grow(self, classes: int) -> None:
         """Makes room for that many classes; their means are zero until `add`."""

@@ -20,7 +20,7 @@ from lorica.checkpoint import Checkpoints
 from lorica.config import read_saved
 from lorica.data.reader import Reader
 from lorica.errors import DataError, LoricaError
-from lorica.evaluation import LOGITS_AGREE, apart
+from lorica.evaluation import LOGITS_AGREE, apart, require_numbers
 from lorica.files import RunFolder
 from lorica.isolation import isolated
 from lorica.methods import Method, build_method
@@ -44,12 +44,13 @@ class Learner:
 
         Raises:
             DataError: images that cannot be read, or a single one instead of several.
+            LoricaError: logits that are not a number, of which none is the largest.
         """
         found = [self._logits(batch) for batch in _batches(images, batch_size)]
         return torch.cat(found) if found else torch.empty(0, len(self.class_names))
 
     def _logits(self, images: Sequence[Any]) -> Float[Tensor, "n classes"]:
-        return self.method.predict(self._reader.of(images).to(self.method.device)).cpu()
+        return require_numbers(self.method.predict(self._reader.of(images).to(self.method.device)), self.method).cpu()
 
     def predict(self, images: Any, *, batch_size: int = 256) -> list[str]:
         """The class name of each image; images as in `logits`."""

@@ -10,20 +10,17 @@ imports torch.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     model_serializer,
     model_validator,
@@ -33,6 +30,7 @@ from lorica.environment import package_version
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
 from lorica.metrics import MEASURES, summary
+from lorica.reading import WIDER, WRITTEN, Count, Plain, Seconds, misfits, read_json, shown
 
 DEFAULT_VARIANTS = (None, "paper", "default")
 """What `method.variant` is called where it is the usual one and goes without saying."""
@@ -48,6 +46,8 @@ COSTS = {
 CrossEntropy = Literal["current_task", "all_seen"]
 """The classes that the cross-entropy of a method's loss is over."""
 
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
 _TOLERANCE = 1e-9
 """How far a measure in a file may be from what its matrix gives."""
 
@@ -55,22 +55,63 @@ _ALWAYS = ("method", "variant", "seed", "tasks", "accuracy", "diagnostics", "com
 """What every version has written. A measure is not among them: for a file from before it, the matrix gives it."""
 
 _FOREIGN = "not a metrics.json of this version of lorica"
-_TASK: dict[str, type] = {"classes": list, "train": int, "test": int}
 
 
-def _each_whole(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not all(type(task.get(key)) is kind for task in tasks for key, kind in _TASK.items()):
-        raise ValueError("expected classes, train and test of each")
-    return tasks
+class _TaskFacts(BaseModel):
+    """A task of metrics.json."""
+
+    model_config = WIDER
+
+    classes: Annotated[list[str], Field(min_length=1)]
+    train: Count
+    test: Count
 
 
-def _as_written(value: Any) -> Any:
-    """The value as JSON gives it back, a copy: lists for tuples, text for the keys of a mapping."""
-    return json.loads(json.dumps(value, allow_nan=False))
+class _Ledger(BaseModel):
+    """What a task cost, see `lorica.cost.measure`; older runs lack some of it."""
+
+    model_config = WIDER
+
+    backbone: Count = 0
+    trainable: Count = 0
+    trainable_by_kind: dict[str, Count] = {}
+    trainable_head: Count = 0
+    stored: Count = 0
+    stored_by_kind: dict[str, Count] = {}
+    flops_per_prediction: Count = 0
+    forwards_per_prediction: Annotated[float, Field(ge=0)] = 0.0
 
 
-Plain = Annotated[dict[str, Any], BeforeValidator(_as_written)]
-"""Plain values, the same as if they had been to the disk and back."""
+def _must_be(model: type[BaseModel]) -> AfterValidator:
+    """That plain values, which stay plain, are as the model says."""
+
+    def checked(values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            model.model_validate(values)
+        except ValidationError as error:
+            raise ValueError("; ".join(misfits(error))) from error
+        return values
+
+    return AfterValidator(checked)
+
+
+Ledger = Annotated[Plain, _must_be(_Ledger)]
+"""Plain values, what a task cost."""
+
+
+class _CostFile(BaseModel):
+    """The contents of cost.json."""
+
+    model_config = WIDER
+
+    tasks: list[Ledger]
+    train_seconds: list[Seconds] = []
+
+
+# what figures and analyses look for in a method's diagnostics: a list with something for each task
+_Rows = TypeAdapter(list[list[float]])
+_Kept = TypeAdapter(list[list[int]])
+_Residuals = TypeAdapter(list[float | None])
 
 
 @dataclass(frozen=True)
@@ -126,21 +167,21 @@ class Metrics(BaseModel):
         complete: whether every task has been learned; follows from the matrix where it is not given.
 
     Raises:
-        ValueError: a malformed matrix, a task without test samples, or `complete` and the matrix disagree.
+        ValueError: a malformed matrix, a task without test samples, or `complete`, the times and the matrix disagree.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = WRITTEN
 
     lorica: str | None = Field(default_factory=lambda: package_version("lorica"))
     method: str
     variant: str | None
     seed: int
-    tasks: Annotated[list[dict[str, Any]], AfterValidator(_each_whole)]
+    tasks: list[Annotated[dict[str, Any], _must_be(_TaskFacts)]]
     accuracy: list[list[float]]
     head_accuracy: list[list[float]] | None = None
     cross_entropy: CrossEntropy | None = None
     diagnostics: Plain = {}
-    train_seconds: list[float] = []
+    train_seconds: list[Seconds] = []
     identity: Plain = {}
     complete: bool = Field(default_factory=lambda known: len(known["accuracy"]) == len(known["tasks"]))
     recipe: Plain = {}
@@ -152,6 +193,8 @@ class Metrics(BaseModel):
             summary(each.accuracy, each.counts)
             if len(each.accuracy) != rows:
                 raise ValueError(f"the head's accuracy matrix has {len(each.accuracy)} rows, the other one {rows}")
+        if len(self.train_seconds) not in (0, 1, rows):  # 1: all tasks were learned at once
+            raise ValueError(f"train_seconds has {len(self.train_seconds)} times, the accuracy matrix {rows} rows")
         if self.complete != (rows == number):
             said = f"a complete run of {number} tasks" if self.complete else f"a run of {number} tasks, not complete,"
             raise ValueError(f"complete is {self.complete}: {said} whose accuracy matrix has {rows} rows")
@@ -199,8 +242,28 @@ class Metrics(BaseModel):
 
     @property
     def magnitudes(self) -> list[list[float]] | None:
-        """The magnitudes alpha_0 … alpha_t after each task t, row t with t+1 entries; None if the method has none."""
-        return self.diagnostics.get("magnitudes")
+        """The magnitudes alpha_0 … after each task t, t+1 of them or fewer; None if the method has none."""
+        rows = self._reported("magnitudes", _Rows.validate_python)
+        return rows if rows and all(0 < len(row) <= t + 1 for t, row in enumerate(rows)) else None
+
+    @property
+    def kept(self) -> list[list[int]] | None:
+        """The tasks (from 0) whose directions were kept after each task; None if the method does not say so."""
+        rows = self._reported("kept", _Kept.validate_python)
+        return rows if rows and all(set(row) <= set(range(t + 1)) for t, row in enumerate(rows)) else None
+
+    @property
+    def residuals(self) -> list[float | None]:
+        """What was new in the direction of each task, None where nothing was measured; empty if the method does not say so."""
+        return self._reported("residual", _Residuals.validate_python) or []
+
+    def _reported(self, key: str, form: Callable[..., list[Any]]) -> list[Any] | None:
+        """A diagnostic, if it is of that form, with something for each task: other methods may report other things so."""
+        try:
+            found = form(self.diagnostics.get(key), strict=True)
+        except ValidationError:
+            return None
+        return found if len(found) == len(self.accuracy) else None
 
     @classmethod
     def of(cls, content: Any) -> Metrics:
@@ -216,12 +279,13 @@ class Metrics(BaseModel):
         known = {"lorica": None, **{key: content[key] for key in content if key in cls.model_fields}}
         if (head := content.get("head")) is not None:
             if not isinstance(head, dict) or "accuracy" not in head:
-                raise LoricaError(f"head is {head!r:.60}, expected an object with accuracy; {_FOREIGN}")
+                raise LoricaError(f"head is {shown(head)}, expected an object with accuracy; {_FOREIGN}")
             known["head_accuracy"] = head["accuracy"]
         try:
             read = cls(**known)
         except ValidationError as error:
-            raise LoricaError([f"{line}; {_FOREIGN}" for line in _lines(error)]) from error
+            lines = (line.replace("head_accuracy", "head.accuracy") for line in misfits(error))
+            raise LoricaError([f"{line}; {_FOREIGN}" for line in lines]) from error
         if altered := [*_contradictions(content, read._measured), *_contradictions(head or {}, read.head, "head.")]:
             raise LoricaError([f"{line}; one of the two has been altered: restore the file" for line in altered])
         return read
@@ -264,13 +328,13 @@ class Entry(BaseModel):
         cost: see `lorica.cost.measure`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = WRITTEN
 
-    rows: list[list[float]]
-    head_rows: list[list[float]] = []
+    rows: Annotated[list[list[Fraction]], Field(min_length=1)]
+    head_rows: list[list[Fraction]] = []
     diagnostics: Plain = {}
-    train_seconds: float
-    cost: Plain = {}
+    train_seconds: Seconds
+    cost: Ledger = {}
 
 
 @dataclass
@@ -358,87 +422,76 @@ def read_result(path: Path | str) -> Result:
         read = Metrics.of(content)
     except LoricaError as error:
         raise LoricaError([f"{folder.metrics}: {problem}" for problem in error.problems]) from error
-    cost = _last_cost(folder.cost, read_json(folder.cost)) if folder.cost.exists() else None
+    cost = _cost_in(folder.cost, read) if folder.cost.exists() else None
     return Result(folder.path, read, cost)
 
 
-def find_runs(paths: Iterable[Path | str]) -> list[Result]:
+def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | None = None) -> list[Result]:
     """Every run at or below the given folders, each once, sorted by path with numbers as numbers (run-2 before run-10).
 
+    Args:
+        left_out: called with each line about a run below one of the folders whose files are no good, which then does not
+            keep the others from being read; absent = it is an error.
+
     Raises:
-        LoricaError: a path is not a folder, holds no run, or a metrics.json is bad; all of them at once.
+        LoricaError: a path is not a folder, holds no run, or the files of a run are bad; all of them at once.
     """
     folders: dict[Path, Path] = {}  # resolved, so that a run reached twice is read once -> as given
+    given = {Path(path).resolve() for path in paths}
     results: list[Result] = []
     problems: list[str] = []
+    skipped: list[str] = []
     for path in map(Path, paths):
         found = {file.parent.resolve(): file.parent for file in path.rglob("metrics.json")}
         if not found:
             what = "no metrics.json in it or below" if path.is_dir() else "not a folder"
             problems.append(f"{path}: {what}; expected the folder of a run, or one that holds such folders")
         folders = found | folders
-    for folder in sorted(folders.values(), key=_natural):
+    for resolved, folder in sorted(folders.items(), key=lambda item: _natural(item[1])):
         try:
             results.append(read_result(folder))
         except LoricaError as error:
-            problems.extend(error.problems)
-    if problems:
-        raise LoricaError(problems)
+            (problems if left_out is None or resolved in given else skipped).extend(error.problems)
+    if problems or (skipped and not results):
+        raise LoricaError(problems + skipped)
+    for line in skipped:
+        assert left_out
+        left_out(line)
     return results
 
 
-def read_json(file: Path) -> Any:
-    """The contents of a JSON file of a run. LoricaError: it cannot be read, is damaged, or has numbers that are not finite."""
+def _cost_in(file: Path, metrics: Metrics) -> dict[str, Any] | None:
+    """What the last task that is in the metrics cost. A process that is killed leaves a cost.json that is ahead of them.
+
+    Raises:
+        LoricaError: a file that is no cost.json, or of another run than the metrics.
+    """
     try:
-        values = json.loads(file.read_bytes())
-    except OSError as error:
+        read = _CostFile.model_validate(read_json(file))
+    except ValidationError as error:
         raise LoricaError(
-            f"{file}: cannot be read: {error.strerror or error}; expected the folder of a run with a task learned"
+            [f"{file}: {line}; not a cost.json of this version of lorica" for line in misfits(error)]
         ) from error
-    except (ValueError, RecursionError) as error:  # not JSON, or not UTF-8
-        raise LoricaError(
-            f"{file}: truncated or altered: {error}; restore the file, or resume the run to write it again"
-        ) from error
-    if places := list(_not_finite(values)):
-        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-        raise LoricaError(
-            f"{file}: {places[0]}{more}, expected finite numbers; lorica writes no others: restore the file"
-        )
-    return values
-
-
-def _not_finite(value: Any, place: str = "") -> Iterator[str]:
-    """Every number that JSON does not have, with its place: "accuracy[1][0] is nan"."""
-    if isinstance(value, float) and not isfinite(value):
-        yield f"{place or 'the whole of it'} is {value}"
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield from _not_finite(each, f"{place}.{key}" if place else key)
-    elif isinstance(value, list):
-        for index, each in enumerate(value):
-            yield from _not_finite(each, f"{place}[{index}]")
-
-
-def _last_cost(file: Path, values: Any) -> dict[str, Any] | None:
-    foreign = "not a cost.json of this version of lorica"
-    tasks = values.get("tasks") if isinstance(values, dict) else None
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise LoricaError(f"{file}: expected tasks, an object for each; {foreign}")
-    if wrong := [
-        f"tasks[{index}].{key} is {task[key]!r:.60}"
-        for index, task in enumerate(tasks)
-        for key in COSTS
-        if key in task and not _is_number(task[key])
-    ]:
-        raise LoricaError([f"{file}: {each}, expected a number; {foreign}" for each in wrong])
-    if not tasks:
+    if not read.tasks:
         return None
+    learned = len(metrics.train_seconds) or (1 if len(read.tasks) == 1 else len(metrics.accuracy))
+    said = f"{learned} times" if metrics.train_seconds else f"a matrix of {learned} rows"
+    problems = []
+    if len(read.tasks) < learned or (metrics.complete and len(read.tasks) > learned):
+        problems.append(f"tasks has {len(read.tasks)} entries, but metrics.json has {said}")
+    if read.train_seconds and len(read.train_seconds) != len(read.tasks):
+        problems.append(f"train_seconds has {len(read.train_seconds)} entries, but tasks has {len(read.tasks)}")
+    pairs = zip(read.train_seconds, metrics.train_seconds, strict=False)
+    problems += [
+        f"train_seconds[{index}] is {own}, but metrics.json says {other}"
+        for index, (own, other) in enumerate(pairs)
+        if own != other
+    ]
+    if problems:
+        raise LoricaError([f"{file}: {problem}; one of the two has been altered: restore it" for problem in problems])
+    tasks = read.tasks[:learned]
     most = max((task["trainable"] for task in tasks if "trainable" in task), default=None)
     return tasks[-1] | ({} if most is None else {"trainable": most})  # some methods train on their first task alone
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _contradictions(content: Mapping[str, Any], measured: Measured | None, prefix: str = "") -> Iterator[str]:
@@ -446,24 +499,8 @@ def _contradictions(content: Mapping[str, Any], measured: Measured | None, prefi
     for name in MEASURES:
         if name in content:
             stated, value = content[name], getattr(measured, name)
-            if not _is_number(stated) or abs(stated - value) > _TOLERANCE:
-                yield f"{prefix}{name} is {stated!r:.60}, but the accuracy matrix gives {value!r}"
-
-
-def _lines(error: ValidationError) -> Iterator[str]:
-    """A line for each field that is wrong: the first thing about it."""
-    seen = set[Any]()
-    for item in error.errors():
-        if (top := item["loc"][:1]) in seen:
-            continue
-        seen.add(top)
-        place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).lstrip(".")
-        place = place.replace("head_accuracy", "head.accuracy")
-        said = item["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        if item["type"] == "value_error":  # says itself what it was given
-            yield f"{place}: {said}" if place else said
-        else:
-            yield f"{place} is {item['input']!r:.60}, {said}"
+            if type(stated) not in (int, float) or not value - _TOLERANCE <= stated <= value + _TOLERANCE:
+                yield f"{prefix}{name} is {shown(stated)}, but the accuracy matrix gives {value!r}"
 
 
 def _natural(path: Path) -> list[str | int]:

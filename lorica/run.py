@@ -19,7 +19,7 @@ from lorica.data.contents import Contents, contents_of, differences, short_diges
 from lorica.data.sources import Source, remarks
 from lorica.data.stream import Stream
 from lorica.descent import Fit
-from lorica.environment import environment
+from lorica.environment import environment, noted_contents
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, refusals, write_json, write_text
@@ -29,7 +29,7 @@ from lorica.methods import ClassMeanReadout, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Result, read_json, read_result
+from lorica.results import DEFAULT_VARIANTS, Result, read_result
 from lorica.session import Session
 from lorica.types import Task
 
@@ -323,10 +323,8 @@ def _require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) 
 
 def _require_same_data(folder: RunFolder, contents: Contents) -> None:
     """The samples of both halves must be those that the run began with; of a run that did not note them, nothing is known."""
-    facts = read_json(folder.environment) if folder.environment.exists() else {}
-    data = facts.get("data") if isinstance(facts, dict) else None
-    noted = data.get("contents") if isinstance(data, dict) else None
-    if isinstance(noted, dict) and (changed := differences(noted, contents)):
+    noted = noted_contents(folder.environment)
+    if noted is not None and (changed := differences(noted, contents)):
         remedy = "restore it as it was, or start a new run"
         raise CheckpointError([f"{folder.path}: since the run began, {line}; {remedy}" for line in changed])
 

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,30 +100,26 @@ class Session:
         """
         started = self._snapshot_at = time.monotonic()
         found, self._resumed = self._resumed, None
-        if found:
-            if found.facts["descent"]["steps"] != data.number_of_batches(self.fit.batch_size):
-                raise CheckpointError(
-                    f"{self.folder.snapshot}: taken in an epoch of {found.facts['descent']['steps']} batches, and the data now "
-                    f"gives {data.number_of_batches(self.fit.batch_size)}; restore the data as it was, or delete this file to "
-                    "begin the task anew"
-                )
-            try:
+        if found and found.facts.descent.steps != data.number_of_batches(self.fit.batch_size):
+            raise CheckpointError(
+                f"{self.folder.snapshot}: taken in an epoch of {found.facts.descent.steps} batches, and the data now "
+                f"gives {data.number_of_batches(self.fit.batch_size)}; restore the data as it was, or delete this file to "
+                "begin the task anew"
+            )
+        with self._begun_anew_without(self.folder.snapshot):
+            if found:
                 found.copy_into(self.method, [*self.checkpoints.learned_tasks, task])
-            except KeyError as error:
-                raise CheckpointError(
-                    f"{self.folder.snapshot}: {error.args[0]}; delete it to begin the task anew"
-                ) from error
-        self._trained = learn_task(
-            self.method,
-            task,
-            data,
-            self.fit,
-            seed=self.seed,
-            accelerator=self.accelerator,
-            reporter=self.reporter,
-            watch=Watch(self._write_row, self._between_steps, self._descended, self.interruptions.held),
-            resumed=found.descent if found else None,
-        )
+            self._trained = learn_task(
+                self.method,
+                task,
+                data,
+                self.fit,
+                seed=self.seed,
+                accelerator=self.accelerator,
+                reporter=self.reporter,
+                watch=Watch(self._write_row, self._between_steps, self._descended, self.interruptions.held),
+                resumed=found.descent if found else None,
+            )
         self._train_seconds = time.monotonic() - started
 
     def close(self, rows: list[list[float]], head_rows: list[list[float]] | None = None) -> None:
@@ -140,6 +139,15 @@ class Session:
         """Goes on in another folder, into which the files have been moved."""
         self.folder = folder
         self.checkpoints.move(folder.checkpoints)
+
+    @contextmanager
+    def _begun_anew_without(self, snapshot: Path) -> Iterator[None]:
+        """What does not fit of a snapshot is said with its name, and what to do."""
+        try:
+            yield
+        except CheckpointError as error:
+            lines = [f"{snapshot}: {problem}; delete it to begin the task anew" for problem in error.problems]
+            raise CheckpointError(lines) from error
 
     def _write_row(self, row: dict[str, Any]) -> None:
         append_line(self.folder.history, json.dumps(row, allow_nan=False), durable=False)

@@ -12,21 +12,36 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from lorica.checkpoint import restore
-from lorica.descent import Descent
+from lorica.descent import Descent, Standing
 from lorica.files import replacing
 from lorica.methods.base import Method
+from lorica.reading import WRITTEN, Count, misfits, parsed
 from lorica.types import Task
 
-FORMAT = 1
 _log = logging.getLogger(__name__)
+
+
+class Facts(BaseModel):
+    """The plain part of a snapshot: whose it is, structure of the method, and where its descent stands."""
+
+    model_config = WRITTEN
+
+    format: Literal[1]
+    task: Count
+    seed: int
+    backbone: str
+    structure: dict[str, Any]
+    descent: Standing
+    history: Count
 
 
 @dataclass(frozen=True)
@@ -34,34 +49,34 @@ class Snapshot:
     """What `take` wrote.
 
     Attributes:
-        facts: task and seed, structure of the method, and the plain part of `Descent.state`.
+        facts: see `Facts`.
         tensors: the method's, and those of `Descent.state`, by the prefixes `method.` and `descent.`.
     """
 
-    facts: dict[str, Any]
+    facts: Facts
     tensors: dict[str, Tensor]
 
     def is_of(self, task: int, seed: int, backbone: str) -> bool:
         """Whether it was taken in the task of that index, with that seed and on the backbone of that fingerprint."""
-        return (self.facts["task"], self.facts["seed"], self.facts["backbone"]) == (task, seed, backbone)
+        return (self.facts.task, self.facts.seed, self.facts.backbone) == (task, seed, backbone)
 
     @property
     def history(self) -> int:
         """Size of the run's history at that moment, in bytes."""
-        return self.facts["history"]
+        return self.facts.history
 
     @property
-    def descent(self) -> tuple[Mapping[str, Any], dict[str, Tensor]]:
+    def descent(self) -> tuple[Standing, dict[str, Tensor]]:
         """What `Descent.restore` takes."""
-        return self.facts["descent"], self._of("descent.")
+        return self.facts.descent, self._of("descent.")
 
     def copy_into(self, fresh: Method, tasks: Sequence[Task]) -> None:
         """Brings a fresh method to where it was in the last of these tasks.
 
         Raises:
-            KeyError: tensors that do not fit.
+            CheckpointError: tensors or a structure that do not fit, everything at once.
         """
-        restore(fresh, tasks, self.facts["structure"])
+        restore(fresh, tasks, self.facts.structure)
         fresh.load_running_state(self._of("method."))
         fresh.eval()
 
@@ -82,12 +97,12 @@ def take(path: Path, descent: Descent, *, seed: int, history: int) -> None:
     held |= {f"descent.{name}": tensor for name, tensor in tensors.items()}
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in held.items()}
     facts = {
-        "format": FORMAT,
+        "format": 1,
         "task": method.task.index,
         "seed": seed,
         "backbone": method.encoder.fingerprint,
         "structure": method.structure(),
-        "descent": plain,
+        "descent": plain.model_dump(),
         "history": history,
     }
     said = json.dumps(facts)
@@ -103,12 +118,15 @@ def read(path: Path) -> Snapshot | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        facts = json.loads(metadata["lorica"])
-        if metadata["sha256"] == _hash(metadata["lorica"], tensors) and facts["format"] == FORMAT:
-            return Snapshot(facts, tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        pass
-    _log.warning("%s: truncated or altered; the task begins anew", path)
+        facts = parsed(metadata["lorica"])
+        if metadata["sha256"] != _hash(metadata["lorica"], tensors):
+            raise ValueError("truncated or altered")
+        return Snapshot(Facts.model_validate(facts), tensors)
+    except ValidationError as error:
+        why = "; ".join(misfits(error))
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+        why = f"{error}"
+    _log.warning("%s: truncated or altered; the task begins anew (%s)", path, why)
     return None
 
 

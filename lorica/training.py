@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lorica.descent import Descent, Fit
+from lorica.descent import Descent, Fit, Standing
 from lorica.methods.base import Context, Data, Losses, Method, shapes_of
 from lorica.progress import Reporter
 from lorica.randomness import Draws
@@ -47,7 +47,7 @@ def learn_task(
     reporter: Reporter | None = None,
     eval_batch_size: int = 256,
     watch: Watch = Watch(),
-    resumed: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+    resumed: tuple[Standing, Mapping[str, Tensor]] | None = None,
 ) -> dict[str, torch.Size]:
     """Lets a method learn one task: grow, begin, descend, end. Returns names and shapes of what trained, in any stage.
 
@@ -60,6 +60,7 @@ def learn_task(
 
     Raises:
         TrainingError: a loss that is not finite; says at which task, epoch, step and learning rate.
+        CheckpointError: a state in `resumed` that is not one of this stage.
     """
     device = accelerator.device
     trained: dict[str, torch.Size] = {}

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sealing import edit_journal, journal_lines, read_tensors, seal_journal, seal_state, write_tensors
 
 from lorica.backbones.timm_vit import TimmViT
 from lorica.checkpoint import Checkpoints
-from lorica.errors import CheckpointError
-from lorica.methods import Method, find_method
+from lorica.errors import CheckpointError, TrainingError
+from lorica.methods import Method, find_method, method_names
 from lorica.results import Entry
 from lorica.types import Task
 
@@ -26,6 +27,19 @@ TASKS = (
     Task.of_new_classes(1, 2, ("kite",)),
     Task.of_new_classes(2, 3, ("rook", "dove")),
 )
+
+
+# keys whose default is for deeper or wider backbones than the tiny one
+OPTIONS: dict[str, dict[str, Any]] = {
+    "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
+    "ran_pac": {"width": 32},
+    "sd_lora_rr": {"reduced_ranks": (2, 1)},
+}
+
+
+@pytest.fixture(params=method_names())
+def kind_name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 def method(encoder: TimmViT, name: str = "sd_lora", **options: Any) -> Method:
@@ -281,6 +295,215 @@ def test_a_damaged_line_is_refused_and_earlier_ones_are_not(
     Checkpoints(saved).load(method(tiny_encoder()), 1)
 
 
+# ---- sealed, and wrong
+
+
+def edited(folder: Path, number: int, path: str, value: Any) -> str:
+    """Sets what a line of the journal has at a path, and seals it; returns how its refusal begins."""
+
+    def edit(lines: list[dict[str, Any]]) -> None:
+        *above, last = path.split(".")
+        target = lines[number - 1]
+        for key in above:
+            target = target[key]
+        target[last] = value
+
+    edit_journal(folder / "journal.jsonl", edit)
+    return f"{folder / 'journal.jsonl'}: line {number}: "
+
+
+@pytest.mark.parametrize(
+    ("number", "path", "value", "problem"),
+    [
+        (1, "backbone", {"name": "tiny"}, "backbone.tag is missing"),
+        (1, "method", [], "method is [], expected an object"),
+        (2, "base", False, "base is false, expected true"),
+        (2, "entry.rows", [[0.5, 0.5]], "entry.rows has rows of [2] numbers, expected [1]"),
+        (3, "task", None, "task is None, expected an object"),
+        (3, "task.index", 7, "task.index is 7, expected 1"),
+        (3, "task.index", "1", "task.index is '1', expected a valid integer"),
+        (3, "task.index", True, "task.index is True, expected a valid integer"),
+        (3, "task.classes", [], "task.classes is [], List should have at least 1 item"),
+        (3, "task.classes", [999], "task.classes is [999], expected [2]"),
+        (3, "task.classes", [2, 2], "task.classes is [2, 2], expected ascending numbers"),
+        (3, "task.new_classes", [999], "task.new_classes is [999], expected [2]: those after"),
+        (3, "task.new_classes", [], "task.classes is [2], expected []"),
+        (3, "task.class_names", ["wren"], "task.class_names has 'wren' for class 2, another than in earlier tasks"),
+        (3, "task.class_names", [["kite"]], "task.class_names[0] is ['kite'], expected a valid string"),
+        (3, "task.class_names", [], "task.class_names has 0 names, expected 1"),
+        (4, "task.class_names", ["rook", "rook"], "task.class_names is ['rook', 'rook'], expected different names"),
+        (3, "saved.file", "../task_0001.safetensors", "saved.file is '../task_0001.safetensors', expected 'task_0001.s"),
+        (3, "saved", None, "saved is None, with "),
+        (3, "whole", ["head.biases.1", "head.biases.1"], "whole and extended are "),
+        (3, "extended", {"head.biases.7": 0}, "extended and removed have 'head.biases.7', which no earlier line has"),
+        (3, "removed", ["head.biases.7"], "extended and removed have 'head.biases.7', which no earlier line has"),
+        (3, "entry.rows", [[0.5, float("nan")]], "entry.rows[0][1] is nan, expected a finite number"),
+        (3, "entry.rows", [[0.5, 7.0]], "entry.rows[0][1] is 7.0, expected less than or equal to 1"),
+        (3, "entry.rows", [[0.5]], "entry.rows has rows of [1] numbers, expected [2]"),
+        (3, "entry.head_rows", [[0.5, 0.5]], "entry.head_rows has rows of [2] numbers, expected []"),
+        (3, "entry.cost", {"stored": "7"}, "entry.cost: stored is '7', expected a valid integer"),
+        (3, "history", -1, "history is -1, expected greater than or equal to 0"),
+        (3, "more", 1, "more is unknown"),
+    ],
+)  # fmt: skip
+def test_a_sealed_line_that_cannot_be_is_refused(
+    number: int, path: str, value: Any, problem: str, saved: Path, tiny_encoder: MakeEncoder
+) -> None:
+    beginning = edited(saved, number, path, value)
+    found = refused(saved, method(tiny_encoder()))
+    remedy = "delete the lines" if number > 2 else "start anew"
+    assert any(each.startswith(beginning + problem) for each in found), found
+    assert all(f"; restore the file, or {remedy}" in each for each in found)
+    with pytest.raises(CheckpointError):
+        Checkpoints(saved).open()
+    if number > 2:
+        Checkpoints(saved).load(method(tiny_encoder()), number - 2)
+
+
+def _half(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half()
+
+
+def _with_nan(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.clone()
+    tensor.view(-1)[0] = float("nan")
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda found: found | {"head.weights.0": _half(found["head.weights.0"])}, "has dtype float16, expected float32"),
+        (lambda found: found | {"head.weights.0": found["head.weights.0"].to(torch.int8)}, "has dtype int8, expected float32"),
+        (lambda found: found | {"head.weights.0": found["head.weights.0"][:1]}, "has shape (1, 32), expected (2, 32)"),
+        (lambda found: found | {"head.weights.0": _with_nan(found["head.weights.0"])}, "has 1 of 64 numbers that are not finite"),
+        (lambda found: found | {"head.weights.0": found["head.weights.0"] / 0}, "has 64 of 64 numbers that are not finite"),
+        (lambda found: {key: found[key] for key in found if key != "head.weights.0"}, "is missing"),
+        (lambda found: found | {"more": torch.ones(2)}, "more is unknown"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("format_2", [False, True])
+def test_sealed_tensors_that_are_not_the_methods_are_refused(
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    problem: str,
+    format_2: bool,
+    request: pytest.FixtureRequest,
+    tiny_encoder: MakeEncoder,
+) -> None:
+    folder: Path = request.getfixturevalue("old" if format_2 else "saved")
+    file = folder / ("task_01/state.safetensors" if format_2 else "task_0000.safetensors")
+    tensors, metadata = read_tensors(file)
+    write_tensors(file, change(tensors), metadata)
+    if format_2:
+        head = json.loads(file.with_name("state.json").read_bytes())
+        seal_state(file.parent, {key: head[key] for key in head if key != "seal"})
+    else:
+        edit_journal(folder / "journal.jsonl", lambda lines: lines)
+    [found] = refused(folder, method(tiny_encoder()))
+    name = "" if "more" in problem else "head.weights.0 "
+    assert found.startswith(f"{file}: {name}{problem}")
+
+
+def test_a_file_that_is_sealed_and_no_tensors(saved: Path, tiny_encoder: MakeEncoder) -> None:
+    (saved / "task_0001.safetensors").write_bytes(b"tensors")
+    edit_journal(saved / "journal.jsonl", lambda lines: lines)
+    [problem] = refused(saved, method(tiny_encoder()))
+    assert problem.startswith(f"{saved / 'task_0001.safetensors'}: not a file of tensors that can be read")
+
+
+def test_parts_that_do_not_continue_a_tensor(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    folder.parent.mkdir()
+    saved_run(folder, tiny_encoder(), "prototypes")
+    file = folder / "task_0001.safetensors"
+    tensors, metadata = read_tensors(file)
+    part = tensors["means.prototypes"]
+    for wrong, why in ((part.double(), "has dtype"), (part[0], "has shape"), (part[:, :3], "do not fit together")):
+        write_tensors(file, tensors | {"means.prototypes": wrong}, metadata)
+        edit_journal(folder / "journal.jsonl", lambda lines: lines)
+        assert why in refused(folder, method(tiny_encoder(), "prototypes"))[0]
+    counts = tensors["means.counts"] - 9
+    write_tensors(file, tensors | {"means.counts": counts}, metadata)
+    edit_journal(folder / "journal.jsonl", lambda lines: lines)
+    [problem] = refused(folder, method(tiny_encoder(), "prototypes"))
+    assert "means.counts has -9, expected numbers of samples" in problem
+
+
+def test_sums_of_other_tensors_are_refused(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    """They are read last, and could take the place of what predicts."""
+    folder.parent.mkdir()
+    saved_run(folder, tiny_encoder(), "ran_pac", width=32)
+    file = folder / "task_0002-sums.safetensors"
+    tensors, metadata = read_tensors(file)
+    write_tensors(file, tensors | {"regression.weight": torch.ones(32, 5)}, metadata)
+    edit_journal(folder / "journal.jsonl", lambda lines: lines)
+    [problem] = refused(folder, method(tiny_encoder(), "ran_pac", width=32))
+    assert problem.startswith(f"{file}: regression.weight is unknown")
+
+
+@pytest.mark.parametrize(
+    ("name", "structure", "problem"),
+    [
+        ("inf_lora", {}, "KeyError: 'block0'"),
+        ("inf_lora", {"block0": [10**12, False], "block1": [0, False]}, "block0 is [1000000000000, False], expected a number"),
+        ("inf_lora", {"block0": [0, 1], "block1": [0, False]}, "block0 is [0, 1], expected a number of columns from 0 to 32"),
+        ("inf_lora", {"block0": [0, False], "block1": [0, False], "block2": 1}, "structure.block2 is 1, expected None"),
+        ("sd_lora_kd", {"kept": [0, 0]}, "kept is [0, 0], expected different tasks from 0 to 2, ascending"),
+        ("sd_lora_kd", {"kept": [0, 7]}, "kept is [0, 7], expected different tasks"),
+        ("sd_lora_kd", {"kept": "012"}, "kept is '012', expected different tasks"),
+        ("sd_lora_kd", {"kept": [0, 1]}, "directions."),
+        ("gumbel_cl_lora", {"kept": [0, 1, 2], "stored": [0, 1], "step": 0, "steps": 1}, "kept is [0, 1, 2], expected some"),
+        ("gumbel_cl_lora", {"kept": [0, 1], "stored": [0, 1, 2], "step": -1, "steps": 1}, "step is -1 of 1 steps"),
+        ("sd_lora", {"kept": [0]}, "structure.kept is [0], expected None"),
+    ],
+)  # fmt: skip
+def test_a_sealed_structure_that_no_state_has(
+    name: str, structure: dict[str, Any], problem: str, folder: Path, tiny_encoder: MakeEncoder
+) -> None:
+    folder.parent.mkdir()
+    saved_run(folder, tiny_encoder(), name)
+    edited(folder, 4, "structure", structure)
+    assert any(problem in each for each in refused(folder, method(tiny_encoder(), name)))
+
+
+def test_a_refusal_leaves_the_method_as_it_was(kind_name: str, folder: Path, tiny_encoder: MakeEncoder) -> None:
+    """To the bit, with all that growing has changed: it learns on as if it had never been asked."""
+    folder.parent.mkdir()
+    saved_run(folder, tiny_encoder(), kind_name, **OPTIONS.get(kind_name, {}))
+    lines = journal_lines(folder / "journal.jsonl")
+    file = folder / f"task_{max(index for index, line in enumerate(lines[1:]) if line['saved']):04d}.safetensors"
+    tensors, metadata = read_tensors(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel())
+    write_tensors(file, tensors | {name: tensors[name] / 0}, metadata)
+    seal_journal(folder / "journal.jsonl", lines)
+    made = method(tiny_encoder(), kind_name, **OPTIONS.get(kind_name, {}))
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    structure = json.dumps(made.structure())
+    assert "not finite" in refused(folder, made)[0]
+    after = made.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(value, before[key]) for key, value in after.items())
+    assert json.dumps(made.structure()) == structure
+    untouched = method(tiny_encoder(), kind_name, **OPTIONS.get(kind_name, {}))
+    for each in (made, untouched):
+        torch.manual_seed(5)
+        for task in TASKS:
+            learn(each, task)
+    one, other = made.own_state(), untouched.own_state()
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_could_not_be_loaded_is_not_saved(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    folder.parent.mkdir()
+    made = method(tiny_encoder())
+    learn(made, TASKS[0])
+    with torch.no_grad():
+        made.trainable()[0].view(-1)[0] = float("inf")
+    with pytest.raises(TrainingError, match=r"is not finite after task 1; start anew with a lower fit\.learning_rate"):
+        Checkpoints(folder).save(made, entry(0))
+    assert not folder.exists()
+
+
 def test_a_line_of_another_run_is_refused(saved: Path, tiny_encoder: MakeEncoder) -> None:
     """Each line is sealed together with those before it."""
     other = saved.parent / "other"
@@ -349,6 +572,38 @@ def test_a_run_of_format_2_is_not_continued(old: Path) -> None:
         CheckpointError, match="drew its random numbers otherwise; it can be loaded and evaluated, but not"
     ):
         _ = Checkpoints(old).entries
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "problem"),
+    [
+        ("tasks.1.first_class", 999, "tasks[1].first_class is 999, expected 2: the number after earlier tasks'"),
+        ("tasks.1.first_class", "2", "tasks[1].first_class is '2', expected a valid integer"),
+        ("tasks.1.class_names", ["wren"], "tasks[1].class_names is ['wren'], expected names that no other class has"),
+        ("tasks.1.class_names", "kite", "tasks[1].class_names is 'kite', expected a valid list"),
+        ("tasks.1.index", 0, "tasks[1].index is 0, expected 1"),
+        ("tasks", [], "tasks is [], List should have at least 1 item"),
+        ("tasks", {"0": 1}, "tasks is {'0': 1}, expected a valid list"),
+        ("backbone", "tiny", "backbone is 'tiny', expected an object"),
+        ("structure", [1], "structure is [1], expected an object"),
+        ("structure", {"kept": [1]}, "structure.kept is [1], expected None"),
+        ("sha256", None, "sha256 is None, expected a valid string"),
+    ],
+)
+def test_a_sealed_state_of_format_2_that_cannot_be(
+    place: str, value: Any, problem: str, old: Path, tiny_encoder: MakeEncoder
+) -> None:
+    file = old / "task_01" / "state.json"
+    head = {key: each for key, each in json.loads(file.read_bytes()).items() if key != "seal"}
+    *above, last = place.split(".")
+    target: Any = head
+    for key in above:
+        target = target[int(key) if isinstance(target, list) else key]
+    target[last] = value
+    seal = hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
+    file.write_text(json.dumps(head | {"seal": seal}))
+    found = refused(old, method(tiny_encoder()))
+    assert any(each.startswith(f"{file}: {problem}") for each in found), found
 
 
 @pytest.mark.parametrize(

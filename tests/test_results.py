@@ -191,12 +191,24 @@ def test_the_cost_of_a_run_is_that_of_its_last_task(tmp_path: Path) -> None:
     ("text", "problem"),
     [
         ('{"tasks": [', "truncated or altered"),
-        ("[]", "expected tasks, an object for each"),
-        ('{"tasks": {"stored": 5}}', "expected tasks, an object for each"),
-        ('{"tasks": [5]}', "expected tasks, an object for each"),
-        ('{"tasks": [{"trainable": 1}, {"trainable": "2"}]}', r"tasks\[1\]\.trainable is '2', expected a number"),
-        ('{"tasks": [{"stored": null}]}', r"tasks\[0\]\.stored is None, expected a number; not a cost\.json"),
-        ('{"tasks": [{"stored": true}]}', r"tasks\[0\]\.stored is True"),
+        ("[]", r"the whole of it is \[\], expected an object"),
+        ('{"tasks": {"stored": 5}}', "tasks is {'stored': 5}, expected a valid list"),
+        ('{"tasks": [5]}', r"tasks\[0\] is 5, expected an object"),
+        (
+            '{"tasks": [{"trainable": 1}, {"trainable": "2"}]}',
+            r"tasks\[1\]: trainable is '2', expected a valid integer",
+        ),
+        ('{"tasks": [{"stored": null}]}', r"tasks\[0\]: stored is None, expected a valid integer; not a cost\.json"),
+        ('{"tasks": [{"stored": true}]}', r"tasks\[0\]: stored is True"),
+        ('{"tasks": [{"stored": -1}]}', r"tasks\[0\]: stored is -1, expected greater than or equal to 0"),
+        ('{"tasks": [{"stored": 1%s}]}' % ("0" * 400), r"tasks\[0\]: stored is 1000"),
+        (
+            '{"tasks": [{"stored_by_kind": {"head": "5"}}]}',
+            r"tasks\[0\]: stored_by_kind.head is '5', expected a valid int",
+        ),
+        ('{"tasks": [{}, {}], "tasks": [{}, {}]}', "truncated or altered: 'tasks' stands twice"),
+        ('{"tasks": [{}, {}, {}]}', "tasks has 3 entries, but metrics.json has a matrix of 2 rows"),
+        ('{"tasks": [{}, {}], "train_seconds": [1.0]}', "train_seconds has 1 entries, but tasks has 2; one of the two"),
         ('{"tasks": [{"stored": NaN}]}', r"tasks\[0\]\.stored is nan, expected finite numbers"),
     ],
 )
@@ -205,6 +217,34 @@ def test_a_cost_that_is_no_good(tmp_path: Path, text: str, problem: str) -> None
     (tmp_path / "cost.json").write_text(text)
     with pytest.raises(LoricaError, match=rf"cost\.json: {problem}"):
         read_result(folder.path)
+
+
+def test_a_cost_that_is_ahead_of_its_metrics_is_that_of_a_killed_process(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, accuracy=[[0.9]], train_seconds=[1.5])
+    write_json(folder.cost, {"tasks": [{"stored": 5}, {"stored": 9}], "train_seconds": [1.5, 2.5]})
+    assert read_result(folder.path).cost == {"stored": 5}
+    write_json(folder.cost, {"tasks": [{"stored": 5}], "train_seconds": [2.5]})
+    with pytest.raises(LoricaError, match=r"train_seconds\[0\] is 2.5, but metrics\.json says 1.5; one of the two"):
+        read_result(folder.path)
+    run_folder(tmp_path, train_seconds=[1.5, 2.5])
+    write_json(folder.cost, {"tasks": [{"stored": 5}], "train_seconds": [1.5]})
+    with pytest.raises(LoricaError, match=r"tasks has 1 entries, but metrics\.json has 2 times"):
+        read_result(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("diagnostics", "found"),
+    [
+        ({"magnitudes": [[1.0], [1, 0.5]], "kept": [[0], [1]], "residual": [None, 0.5]}, (True, True, True)),
+        ({"magnitudes": [[1.0]], "kept": [[0], [2]], "residual": [0.5]}, (False, False, False)),
+        ({"magnitudes": [[1.0], []], "kept": [0, 1], "residual": {"0": 1}}, (False, False, False)),
+        ({"magnitudes": "1.0", "kept": [["0"], []], "residual": ["0.5", None]}, (False, False, False)),
+    ],
+)
+def test_diagnostics_of_another_form_are_not_drawn(diagnostics: dict[str, Any], found: tuple[bool, ...]) -> None:
+    """Their names are not lorica's alone: a method of a user's own may report something else under them."""
+    read = made(diagnostics=diagnostics)
+    assert (read.magnitudes is not None, read.kept is not None, bool(read.residuals)) == found
 
 
 def test_metrics_that_are_missing(tmp_path: Path) -> None:
@@ -233,7 +273,14 @@ def test_metrics_that_are_truncated(tmp_path: Path) -> None:
         ({"seed": "0"}, "seed is '0', expected a valid integer; not a metrics.json of this version of lorica"),
         ({"method": None, "complete": 1}, "method is None, .*\n.*complete is 1, expected a valid boolean; "),
         ({"cross_entropy": "none"}, "cross_entropy is 'none', expected 'current_task' or 'all_seen'; "),
-        ({"tasks": [{"classes": ["wren"]}]}, "tasks: expected classes, train and test of each"),
+        ({"tasks": [{"classes": ["wren"]}]}, r"tasks\[0\]: train is missing; test is missing; not a"),
+        (
+            {"tasks": [TASKS[0], {**TASKS[1], "classes": [["kite"]]}]},
+            r"tasks\[1\]: classes\[0\] is \['kite'\], expected a valid s",
+        ),
+        ({"tasks": [TASKS[0], {**TASKS[1], "test": 10**400}]}, r"tasks\[1\]: test is 1000.*, expected less than"),
+        ({"train_seconds": [-1.0, 2.0]}, r"train_seconds\[0\] is -1.0, expected greater than or equal to 0"),
+        ({"train_seconds": [1.0] * 3}, "train_seconds has 3 times, the accuracy matrix 2 rows"),
         ({"tasks": TASKS[:1]}, "1 given for the 2 tasks of the accuracy matrix"),
         ({"tasks": 2}, "tasks is 2, expected a valid list"),
         ({"accuracy": [0.9, 0.8]}, r"accuracy\[0\] is 0.9, expected a valid list; [^\n]*$"),
@@ -262,6 +309,8 @@ def test_metrics_of_another_make(tmp_path: Path, change: dict[str, Any], message
         ({"acc": 0.6 + 1e-8}, ["acc is 0.60000001, but the accuracy matrix gives 0.6"]),
         ({"acc": None}, ["acc is None, but the accuracy matrix gives 0.6"]),
         ({"acc": True}, ["acc is True, but the accuracy matrix gives 0.6"]),
+        ({"acc": 10**400}, ["acc is 1000"]),
+        ({"acc": [0.6]}, ["acc is [0.6], but the accuracy matrix gives 0.6"]),
         ({"bwt": "-0.4", "aaa": 1}, ["aaa is 1, but the accuracy matrix gives 0.75", "bwt is '-0.4', but"]),
         ({"head": {"accuracy": HEAD, "acc": 0.75}}, ["head.acc is 0.75, but the accuracy matrix gives 0.5"]),
     ],
@@ -309,7 +358,7 @@ def test_a_number_too_large_for_a_float_is_not_finite_either(tmp_path: Path) -> 
         read_result(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000])
+@pytest.mark.parametrize("text", ["[" * 100_000, "[" * 500 + "]" * 500, "9" * 5000, '{"acc": 0.9, "acc": 0.6}'])
 def test_files_that_no_parser_takes(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(LoricaError, match="truncated or altered"):

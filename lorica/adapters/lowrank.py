@@ -10,7 +10,7 @@ norms and inner products of updates need only the small Gram matrices of their f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -129,6 +129,11 @@ class LowRankSum(nn.Module):
         kept[start : start + self.ranks[index]] = False
         ranks = self.ranks[:index] + self.ranks[index + 1 :]
         self._stack(ranks, self.frozen_up[:, kept], self.frozen_down[kept])
+
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Other sizes than the directions have; see `lorica.methods.base.Particular`."""
+        if "rank_sizes" in state and (given := state["rank_sizes"].tolist()) != self.ranks:
+            yield "rank_sizes", f"is {given!r:.60}, expected {self.ranks!r:.60}"
 
     def _stack(self, ranks: list[int], up: Tensor, down: Tensor) -> None:
         self.ranks, self.frozen_up, self.frozen_down = ranks, up, down

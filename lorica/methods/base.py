@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
+from lorica.errors import CheckpointError
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
 
@@ -247,7 +248,14 @@ class Method(nn.Module, ABC):
         return {}
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
-        """Takes the shape of the state from which `structure` was taken; the method has been grown for its tasks."""
+        """Takes the shape of the state from which `structure` was taken; the method has been grown for its tasks.
+
+        What it takes, `structure` must then give back. It comes from a file: a method whose structure says how large its
+        tensors are looks at that first.
+
+        Raises:
+            ValueError: a structure that no state of the method has.
+        """
 
     def own_state(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds: everything but a frozen encoder and what is dropped."""
@@ -258,9 +266,9 @@ class Method(nn.Module, ABC):
         """Copies a checkpoint's tensors in. The method must have been grown for the checkpoint's tasks.
 
         Raises:
-            KeyError: tensors missing, left over, or of another shape; the message lists them.
+            CheckpointError: everything in `misfits_of`; nothing has been copied then.
         """
-        _copy_in(self.own_state(), state)
+        _copy_in(self, self.own_state(), state)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
         """Names of large tensors of `own_state` that predictions do not need, but learning on does (sums over all that was
@@ -277,21 +285,54 @@ class Method(nn.Module, ABC):
         """Copies the tensors of a task under way in. The method must have been grown for that task, too.
 
         Raises:
-            KeyError: as `load_own_state`.
+            CheckpointError: as `load_own_state`.
         """
-        _copy_in(self.running_state(), state)
+        _copy_in(self, self.running_state(), state)
 
 
-def _copy_in(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    problems = [f"{key} is missing" for key in own.keys() - state.keys()]
-    problems += [f"{key} is unknown" for key in state.keys() - own.keys()]
-    problems += [
-        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
-        for key in own.keys() & state.keys()
-        if own[key].shape != state[key].shape
-    ]
-    if problems:
-        raise KeyError("; ".join(sorted(problems)))
+@runtime_checkable
+class Particular(Protocol):
+    """A module, or a method, that knows more of its tensors than their types: those that count or number something."""
+
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """The name of each of its own tensors in `state` whose values cannot be, and why; types have been looked at."""
+        ...
+
+
+def misfits_of(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What keeps the tensors of a checkpoint from being a method's own, by name: one that is missing or left over, of another
+    dtype or shape, not finite, or with values that its module refuses (`Particular`)."""
+    wrong = dict.fromkeys(own.keys() - state.keys(), "is missing")
+    wrong |= dict.fromkeys(state.keys() - own.keys(), "is unknown")
+    for key in own.keys() & state.keys():
+        given, expected = state[key], own[key]
+        if given.dtype != expected.dtype:
+            wrong[key] = f"has dtype {_name(given)}, expected {_name(expected)}"
+        elif given.shape != expected.shape:
+            wrong[key] = f"has shape {tuple(given.shape)}, expected {tuple(expected.shape)}"
+        elif not_finite := number_not_finite(given):
+            wrong[key] = f"has {not_finite} of {given.numel()} numbers that are not finite, expected none"
+    for place, module in method.named_modules():
+        if isinstance(module, Particular):
+            prefix = f"{place}." if place else ""
+            inside = {key.removeprefix(prefix): state[key] for key in own if key.startswith(prefix) and key in state}
+            sound = {key: tensor for key, tensor in inside.items() if prefix + key not in wrong}
+            wrong |= {prefix + key: why for key, why in module.faults(sound)}
+    return dict(sorted(wrong.items()))
+
+
+def number_not_finite(tensor: Tensor) -> int:
+    """How many of its numbers are NaN or infinite."""
+    return tensor.numel() - int(tensor.isfinite().sum())
+
+
+def _name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _copy_in(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    if wrong := misfits_of(method, own, state):
+        raise CheckpointError([f"{key} {why}" for key, why in wrong.items()])
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
@@ -312,6 +353,14 @@ def only_old_classes(tasks: Sequence[Task], why: str) -> Iterator[str]:
     old = [task for task in tasks if not task.new_classes]
     if old:
         yield f"stream: task {old[0].index + 1} has no new class, and {why}; use a method that takes more of old classes"
+
+
+def places_among(given: Any, tasks: int, key: str) -> list[int]:
+    """The tasks (from 0, ascending) that a method's structure names under that key. ValueError: it names none of `tasks`."""
+    fits = isinstance(given, list) and all(type(each) is int for each in given)
+    if not fits or not set(given) <= set(range(tasks)) or sorted(set(given)) != given:
+        raise ValueError(f"{key} is {given!r:.60}, expected different tasks from 0 to {tasks - 1}, ascending")
+    return given.copy()
 
 
 def shapes_of(method: Method, parameters: list[nn.Parameter]) -> dict[str, torch.Size]:

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, Variants
+from lorica.methods.base import Context, Variants, places_among
 from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Batch, Task
 
@@ -248,5 +248,11 @@ class GumbelCLLoRA(LinearHeadMethod):
         return {"kept": self.kept, "stored": self.stored, "step": self.step, "steps": self.steps}
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
-        self._keep(structure["kept"], structure["stored"])
-        self.step, self.steps = structure.get("step", 0), structure.get("steps", 1)
+        kept, stored = (places_among(structure[key], len(self.tasks), key) for key in ("kept", "stored"))
+        step, steps = structure.get("step", 0), structure.get("steps", 1)
+        if not set(kept) <= set(stored):
+            raise ValueError(f"kept is {kept}, expected some of those stored, {stored}")
+        if not (type(step) is type(steps) is int and step >= 0 and steps >= 1):
+            raise ValueError(f"step is {step!r:.60} of {steps!r:.60} steps, expected numbers")
+        self._keep(kept, stored)
+        self.step, self.steps = step, steps

@@ -159,6 +159,12 @@ class Gaussians(nn.Module):
         for name, value in list(self.named_buffers()):
             setattr(self, name, torch.cat([value, value.new_zeros(classes, *value.shape[1:])]))
 
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """More clusters than there is room for, or fewer than none; see `lorica.methods.base.Particular`."""
+        number = state.get("clusters")
+        if number is not None and ((number < 0) | (number > self.slots)).any():
+            yield "clusters", f"has {number.tolist()!r:.60}, expected numbers from 0 to {self.slots}"
+
     def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
         """Sets the Gaussians of every class that occurs in `labels`."""
         features, labels = double(features).cpu(), labels.cpu()  # k-means runs there

@@ -273,5 +273,11 @@ class InfLoRA(LinearHeadMethod):
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
         for block, _, memory in self.parts():
-            columns, memory.holds_free = structure[block]
+            columns, holds_free = structure[block]
+            if not (type(columns) is int and 0 <= columns <= len(memory.vectors) and type(holds_free) is bool):
+                raise ValueError(
+                    f"{block} is {structure[block]!r:.60}, expected a number of columns from 0 to {len(memory.vectors)}, "
+                    "and whether they span what is free"
+                )
+            memory.holds_free = holds_free
             memory.vectors = memory.vectors.new_zeros(memory.vectors.shape[0], columns)

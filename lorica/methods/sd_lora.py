@@ -54,7 +54,7 @@ fitted once more (`refit_epochs: 2`). No released code exists for KD.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -65,7 +65,7 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates, Norm, frobenius_norm, norm_product, project_last
 from lorica.backbones.encoder import Encoder, Site
-from lorica.methods.base import Context, Variants
+from lorica.methods.base import Context, Variants, places_among
 from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Task
 
@@ -279,10 +279,15 @@ class SDLoRAKD(SDLoRA):
         magnitudes = torch.zeros(len(self.tasks)).index_copy(0, torch.tensor(self.kept), self.magnitudes.detach().cpu())
         return {"magnitudes": magnitudes.tolist(), "kept": list(self.kept), "residual": self.residual}
 
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """A seed that is none; see `lorica.methods.base.Particular`."""
+        if "start_seed" in state and not 0 <= int(state["start_seed"]) < 2**62:
+            yield "start_seed", f"is {int(state['start_seed'])}, expected a number from 0 to 2^62"
+
     def structure(self) -> dict[str, Any]:
         return {"kept": self.kept}
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
-        self.kept = list(structure["kept"])
+        self.kept = places_among(structure["kept"], len(self.tasks), "kept")
         self.directions.keep(self.kept)
         self.magnitudes = nn.Parameter(self.magnitudes.detach()[self.kept], requires_grad=False)

@@ -215,7 +215,7 @@ def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = No
 
     Of the complete runs whose method says which adapters it keeps; None if there are none.
     """
-    rows = summarise([run for run in results if run.diagnostics.get("kept")], by=by)
+    rows = summarise([run for run in results if run.kept], by=by)
     if not rows:
         return None
     figure, (left, right) = two_panels(2.6)
@@ -224,7 +224,7 @@ def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = No
     for index, row in enumerate(rows):
         look = {"linestyle": LINES[index % len(LINES)], **look_of(index)}
         tasks = np.arange(1, row.tasks + 1)
-        kept = np.mean([[len(each) for each in run.diagnostics["kept"]] for run in row.runs], axis=0)
+        kept = np.mean([[len(each) for each in run.kept] for run in row.runs], axis=0)
         accuracy = 100 * np.mean([[np.mean(each) for each in run.accuracy] for run in row.runs], axis=0)
         left.plot(tasks, kept, label=literal(row.label), **look)
         right.plot(tasks, accuracy, **look)
