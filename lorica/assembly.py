@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import ClassMeanReadout, Method, build_method, find_method
+from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
 from lorica.types import Task
 
@@ -50,10 +51,16 @@ class Assembly:
         return self.stream.test(task) if self.recipe.data.evaluate_on == "test" else self.stream.validation(task)
 
 
-def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
-    """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was."""
+def assemble(
+    recipe: Recipe, source: Source | None = None, shown: AbstractContextManager[Reporter] | None = None
+) -> Assembly:
+    """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was.
+
+    `shown` is told of the data that is looked at, and closed before weights may be fetched, which has bars of its own.
+    """
     accelerator = _accelerator(recipe)
-    source = source or build_source(recipe)
+    with shown or nullcontext(Silent()) as reporter:
+        source = source or build_source(recipe, reporter=reporter)
     with Draws(recipe.seed).seeded("build", torch.device("cpu")):
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
@@ -61,7 +68,7 @@ def assemble(recipe: Recipe, source: Source | None = None) -> Assembly:
     return Assembly(recipe, build_stream(recipe, source, encoder), method, accelerator)
 
 
-def build_source(recipe: Recipe, *, decode_all: bool = False) -> Source:
+def build_source(recipe: Recipe, *, decode_all: bool = False, reporter: Reporter | None = None) -> Source:
     data = recipe.data
     if data.source == IN_MEMORY:
         raise RecipeError(
@@ -74,6 +81,7 @@ def build_source(recipe: Recipe, *, decode_all: bool = False) -> Source:
         **{key: getattr(data, key) for key in keys},
         decoding=Decoding(**{key: getattr(data, key) for key in DECODING}),
         decode_all=decode_all,
+        reporter=reporter,
     )
 
 

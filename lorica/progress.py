@@ -71,5 +71,7 @@ def progress_bar(console: Console | None = None) -> Iterator[Reporter]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
-    with Progress(*columns, console=console or Screen(stderr=True), transient=True) as progress:
+    console = console or Screen(stderr=True)
+    unseen = not (console.is_terminal or console.is_jupyter)  # in a file there would be an empty line of it
+    with Progress(*columns, console=console, transient=True, disable=unseen) as progress:
         yield Bar(progress)

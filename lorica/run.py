@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,13 +77,12 @@ def run(
     if resume and wrote(folder.recipe):
         resolved = as_saved(resolved, _saved(folder.recipe, resolved))
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
-    shown = progress_bar() if progress is True else nullcontext(progress or Silent())
     with refusals(folder.path):
         folder.tidy()
         if place() == (folder.path, True) and (result := _finished(folder)):
             return result
-        parts = assemble(resolved, source)
-        with folder.taken(), Interruptions() as interruptions, shown as reporter:
+        parts = assemble(resolved, source, _shown(progress))
+        with folder.taken(), Interruptions() as interruptions, _shown(progress) as reporter:
             for remark in remarks(parts.stream.source.facts):
                 reporter.say(remark)
             where, resumed = place()  # again: the folder may have been another process's in between
@@ -116,11 +115,13 @@ def check(
     *,
     source: Source | None = None,
     decode_all: bool = True,
+    progress: bool | Reporter = True,
     **overrides: Any,
 ) -> tuple[Recipe, Stream]:
     """Validates a recipe, its data and what its method asks of the backbone; loads no weights and trains nothing.
 
-    `decode_all` decodes every image file, which alone finds a JPEG that was cut short; else headers are read.
+    `decode_all` decodes every image file, which alone finds a JPEG that was cut short; else headers are read. `progress`
+    is as for `run`.
 
     Raises:
         LoricaError: everything wrong with the recipe, or with the data.
@@ -133,7 +134,9 @@ def check(
     own = resolved.method.name.endswith(".py")
     with torch.random.fork_rng([]), suppress(RuntimeError) if own else nullcontext():
         build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
-    return resolved, build_stream(resolved, source or build_source(resolved, decode_all=decode_all), encoder)
+    with _shown(progress) as reporter:
+        source = source or build_source(resolved, decode_all=decode_all, reporter=reporter)
+        return resolved, build_stream(resolved, source, encoder)
 
 
 class Evaluation(NamedTuple):
@@ -173,7 +176,7 @@ def evaluate(
     """
     run_folder = RunFolder(folder)
     run_folder.require()
-    parts = assemble(read_saved(run_folder.recipe, moved, method_file=method_file), source)
+    parts = assemble(read_saved(run_folder.recipe, moved, method_file=method_file), source, progress_bar())
     Checkpoints(run_folder.checkpoints).load(parts.method, tasks)
     _require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
@@ -301,6 +304,10 @@ class _Results:
         self._entries = session.learned
         self._ended = time.monotonic()
         self._took = self._ended - began
+
+
+def _shown(progress: bool | Reporter) -> AbstractContextManager[Reporter]:
+    return progress_bar() if progress is True else nullcontext(progress or Silent())
 
 
 def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:

@@ -152,7 +152,7 @@ def test_analyze_draws_what_it_can_and_then_says_what_is_wrong(
     code, out, err = lorica("analyze", finished_run.path, "--task", 7, "--out", tmp_path)
     assert code == 2
     assert "residuals" in out
-    assert err.strip().splitlines() == [  # after an empty line of the progress bar
+    assert err.strip().splitlines() == [
         f"straight line, sd_lora: {finished_run.path}: no straight line at task 7: the run has learned 3 tasks; "
         "give --task from 2 to 3, or 0 for none"
     ]

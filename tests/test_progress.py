@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 
 from lorica.progress import Bar, Reporter, Silent, progress_bar
+from lorica.terminal import Screen
 
 
 def test_the_bar_shows_stage_steps_and_note() -> None:
@@ -38,3 +39,15 @@ def test_silence_is_a_reporter() -> None:
     silent.stage("anything", 1)
     silent.step()
     assert isinstance(silent, Reporter)
+
+
+def test_nothing_is_written_where_nobody_looks() -> None:
+    """An error in a file does not begin with an empty line; what is said is there."""
+    written = io.StringIO()
+    with progress_bar(Screen(file=written)) as reporter:
+        reporter.stage("one", 2)
+        reporter.step("note")
+    assert written.getvalue() == ""
+    with progress_bar(Screen(file=written)) as reporter:
+        reporter.say("[a] remark")
+    assert written.getvalue() == "[a] remark\n"

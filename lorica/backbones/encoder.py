@@ -199,7 +199,7 @@ class Encoder(nn.Module, ABC):
         if missing or not kinds:
             raise BackboneError(
                 f"method.projections: {self.name} has no projection {', '.join(missing) or '(none named)'}; "
-                f"it has {', '.join(existing)}"
+                f"it has {', '.join(existing) or 'none of its own; choose a plain ViT as backbone.name'}"
             )
         return tuple(site for site in self.sites if site.kind in kinds)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shlex
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,11 +19,17 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from lorica.backbones import hub
 from lorica.backbones.encoder import Encoder, Prefix, Site
 from lorica.backbones.view import computing, view
 from lorica.backbones.weights import Weights
 from lorica.errors import BackboneError
 from lorica.types import Inputs
+
+_CONVERT = (
+    """python -c "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], 'cpu', weights_only=True); """
+    """w = w.get('model', w.get('state_dict', w)); s.save_file({k: v.clone() for k, v in w.items()}, 'weights.safetensors')\""""
+)
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave [0, 1] as it is
 
@@ -180,6 +187,13 @@ class TimmViT(Encoder):
         return vit
 
 
+def _missing(name: str, reason: str) -> str:
+    return (
+        f"backbone.name: cannot get the weights of {name} ({reason}); without a network, choose backbone.name=lorica_tiny, "
+        "which is embedded, or download its model.safetensors elsewhere and name the file as backbone.weights=FILE"
+    )
+
+
 def load_timm_vit(
     name: str,
     *,
@@ -208,10 +222,19 @@ def load_timm_vit(
         raise BackboneError(f"backbone.weights: {weights} is not a file; give a safetensors file in timm's layout")
     if weights is not None and Path(weights).suffix != ".safetensors":
         raise BackboneError(
-            f"backbone.weights: {weights} is not a .safetensors file; other formats are never unpickled"
+            [
+                f"backbone.weights: {weights} is not a .safetensors file, and no other is read, as unpickling can run what is in "
+                "it; convert it once, and give the new file:",
+                f"{_CONVERT} {shlex.quote(str(weights))}",
+            ]
         )
     from_hub = pretrained and weights is None
     options: dict[str, Any] = {"pretrained": from_hub, "num_classes": 0}
+    if from_hub and (reason := hub.out_of_reach(name)):
+        file = hub.cached(name)
+        if file is None:
+            raise BackboneError(_missing(name, reason))
+        options["pretrained_cfg_overlay"] = {"file": str(file), "custom_load": False}
     if image_size is not None:
         options["img_size"] = image_size
     try:
@@ -219,8 +242,7 @@ def load_timm_vit(
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError, TypeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(
-            f"backbone.name: cannot get the weights of {name} ({reason}); without a network, download its "
-            "model.safetensors elsewhere and name the file as backbone.weights"
+            _missing(name, reason)
             if from_hub
             else f"backbone.name: timm cannot build {name}, image size {image_size or 'its own'}: {reason}"
         ) from error
@@ -230,9 +252,10 @@ def load_timm_vit(
     if found and pretrained:
         found.load_into(vit)
     side, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if side % patch:
-        raise BackboneError(f"backbone.image_size: {side} is not a multiple of the patch size of {name}, {patch}")
     config = cast(dict[str, Any], vit.pretrained_cfg or {})
+    trained_on = config.get("input_size", (3, side, side))[-1]  # whatever it is: some leave the last pixels out
+    if side % patch and side != trained_on:
+        raise BackboneError(f"backbone.image_size: {side} is not a multiple of the patch size of {name}, {patch}")
     mean, std = UNIT if normalisation == "unit" else (config["mean"], config["std"])
     tag = f"{config.get('architecture', name)}.{config.get('tag', '')}".rstrip(".") if pretrained else f"{name}.random"
     if found:

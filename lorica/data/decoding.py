@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import struct
+import threading
+import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
@@ -168,8 +171,42 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
     if not status.st_size:
         raise ValueError("zero bytes")
-    with Image.open(path, formats=_formats()) as image:
+    with _UNWARNED:
+        opened = Image.open(path, formats=_formats())
+    with opened as image:
         yield image
+
+
+class _Unwarned:
+    """A `with` block in which Pillow does not warn of large pictures, since `Decoding.max_megapixels` is the bound here.
+
+    Any number of threads may be in it, which `warnings.catch_warnings` does not allow for.
+    """
+
+    _FILTER = ("ignore", None, Image.DecompressionBombWarning, None, 0)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._is_ours = False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1 and self._FILTER not in warnings.filters:
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                self._is_ours = True
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside and self._is_ours:
+                self._is_ours = False
+                with suppress(ValueError):  # the caller has put other filters in its place
+                    cast(list[Any], warnings.filters).remove(self._FILTER)
+
+
+_UNWARNED = _Unwarned()
 
 
 def _stored_as(image: Image.Image) -> str:

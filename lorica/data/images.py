@@ -21,6 +21,7 @@ from lorica.data.decoding import DECODING, DEFAULT, Decoding
 from lorica.data.samples import Samples
 from lorica.data.transforms import augment, centre_crop, fit_square
 from lorica.errors import DataError
+from lorica.progress import Reporter, Silent
 
 WORKERS = min(16, os.cpu_count() or 1)  # threads that decode; Pillow releases the interpreter lock
 
@@ -100,8 +101,12 @@ def read_image(path: str | Path, decoding: Decoding = DEFAULT) -> UInt8[np.ndarr
     return decoding.read(path)
 
 
-def faults(paths: Sequence[Path], decoding: Decoding, *, decode: bool) -> list[str | None]:
+def faults(
+    paths: Sequence[Path], decoding: Decoding, *, decode: bool, reporter: Reporter | None = None
+) -> list[str | None]:
     """What is wrong with each image file: found by decoding it, or as far as its header tells, which is faster."""
+    shown = reporter or Silent()
+    shown.stage("decoding every image" if decode else "reading the headers of images", len(paths))
 
     def fault(path: Path) -> str | None:
         if not decode:
@@ -112,8 +117,12 @@ def faults(paths: Sequence[Path], decoding: Decoding, *, decode: bool) -> list[s
             return str(error)
         return None
 
+    found = []
     with ThreadPoolExecutor(WORKERS) as pool:
-        return list(pool.map(fault, paths))
+        for each in pool.map(fault, paths):
+            found.append(each)
+            shown.step()
+    return found
 
 
 def _range_fault(images: Shaped[np.ndarray, "n h w c"]) -> str | None:

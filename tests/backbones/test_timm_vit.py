@@ -1,5 +1,8 @@
 """The encoder contract on timm's own models: same features, right sites, weights from local files, clear errors."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lorica.backbones import TINY, backbone_names, load_backbone
+from lorica.backbones import TINY, backbone_names, hub, load_backbone
 from lorica.backbones.timm_vit import load_timm_vit
 from lorica.errors import BackboneError
+from lorica.terminal import screenful
 
 SMALL = "vit_tiny_patch16_224"
 
@@ -123,6 +127,7 @@ def test_embedded_backbone_loads_offline_and_is_small() -> None:
 )
 def test_errors(arguments: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build = timm.create_model  # a ResNet without pre-trained weights: there is no network here
+    monkeypatch.setattr(hub, "out_of_reach", lambda _: None)
     monkeypatch.setattr(
         timm,
         "create_model",
@@ -139,10 +144,39 @@ def test_image_size_must_fit_the_patches() -> None:
         load_timm_vit(SMALL, image_size=40, pretrained=False)
 
 
-def test_pickled_weights_are_refused(tmp_path) -> None:
-    (tmp_path / "model.pth").write_bytes(b"x")
-    with pytest.raises(BackboneError, match=r"not a \.safetensors file; other formats are never unpickled"):
-        load_backbone(SMALL, weights=tmp_path / "model.pth")
+def test_every_listed_backbone_of_an_odd_size_builds_at_that_size() -> None:
+    """27 patches of 14 pixels leave 6 of 384 out, as when its weights were trained."""
+    with torch.device("meta"):
+        encoder = load_backbone("vit_so400m_patch14_siglip_384", pretrained=False)
+        assert encoder.features(encoder.example(1)).shape == (1, encoder.width)
+        with pytest.raises(BackboneError, match=r"400 is not a multiple of the patch size"):
+            load_backbone("vit_so400m_patch14_siglip_384", image_size=400, pretrained=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", backbone_names())
+def test_every_listed_backbone_builds_at_its_own_size(name: str) -> None:
+    with torch.device("meta"):
+        encoder = load_backbone(name, pretrained=False)
+        assert encoder.example(1).shape[-1] == encoder.image_size
+
+
+@pytest.mark.parametrize("inner", [None, "model", "state_dict"])
+def test_pickled_weights_are_refused_and_can_be_converted(inner: str | None, weights, tmp_path: Path) -> None:
+    model, _ = weights
+    state = model.state_dict()
+    file = tmp_path / "my model.pth"
+    torch.save({inner: state, "epoch": 3} if inner else state, file)
+    with pytest.raises(BackboneError, match=r"my model\.pth is not a \.safetensors file, .* convert it once") as error:
+        load_backbone(SMALL, weights=file)
+    _, command = error.value.problems
+    assert "weights_only=True" in command
+    assert list(screenful(error.value.problems)) == list(error.value.problems)  # nothing left out of it
+    program, *arguments = shlex.split(command)
+    assert program == "python"
+    subprocess.run([sys.executable, *arguments], check=True, cwd=tmp_path)
+    encoder = load_backbone(SMALL, weights=tmp_path / "weights.safetensors", image_size=32)
+    assert torch.equal(encoder.vit.blocks[0].attn.qkv.weight, state["blocks.0.attn.qkv.weight"])
 
 
 def test_weights_that_lack_layers_are_refused(weights, tmp_path) -> None:
@@ -162,13 +196,14 @@ def test_weights_of_another_width_are_refused(tmp_path) -> None:
         load_backbone(SMALL, weights=tmp_path / "model.safetensors", image_size=32)
 
 
-def test_no_network_says_what_to_place_where(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_timm_says_of_weights_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
-        raise OSError("cannot reach the hub")
+        raise OSError("connection lost")
 
+    monkeypatch.setattr(hub, "out_of_reach", lambda _: None)
     monkeypatch.setattr(timm, "create_model", unreachable)
     with pytest.raises(
-        BackboneError, match=r"cannot get the weights of .*cannot reach the hub.*name the file as backbone\.weights"
+        BackboneError, match=r"cannot get the weights of .*connection lost.*name the file as backbone\.weights=FILE"
     ):
         load_backbone(SMALL)
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lorica.backbones import load_backbone
+from lorica.backbones import hub, load_backbone
 from lorica.config import read_recipe
 from lorica.errors import BackboneError
 from lorica.run import check
@@ -187,6 +187,7 @@ def test_damaged_weights_in_the_cache_of_a_hub(monkeypatch: pytest.MonkeyPatch, 
     """timm reads them itself; what safetensors says of them is the reason given."""
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 20)
     build = timm.create_model
+    monkeypatch.setattr(hub, "out_of_reach", lambda _: None)
     overlay = {"file": str(tmp_path / "model.safetensors")}
     monkeypatch.setattr(timm, "create_model", lambda name, **kw: build(name, **kw, pretrained_cfg_overlay=overlay))
     with pytest.raises(BackboneError, match=rf"cannot get the weights of {NAME} \(.*eader.*\)"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import struct
 import tracemalloc
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,3 +201,31 @@ def test_a_name_that_would_reach_the_terminal_is_written_out(tmp_path: Path) -> 
         Decoding().read(file)
     assert "\x1b" not in str(caught.value)
     assert r"a\x1b[31m.png: zero bytes" in str(caught.value)
+
+
+def test_pillows_warning_about_large_pictures_is_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_megapixels` is the bound; and from many threads at once the caller's filters stay as they are."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # a warning above it, an error above twice as many
+    file = tmp_path / "large.png"
+    Image.new("RGB", (12, 12)).save(file)
+    before = list(warnings.filters)
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(file).close()
+    with warnings.catch_warnings(record=True) as seen, ThreadPoolExecutor(8) as pool:
+        warnings.simplefilter("always")
+        found = list(pool.map(lambda _: Decoding().read(file).shape, range(200)))
+        assert Decoding().fault(file) is None
+        with pytest.warns(Image.DecompressionBombWarning):
+            Image.open(file).close()
+    assert set(found) == {(12, 12, 3)}
+    assert not seen
+    assert list(warnings.filters) == before
+
+
+def test_a_filter_of_the_callers_for_that_warning_stays(tmp_path: Path) -> None:
+    Image.new("RGB", (12, 12)).save(tmp_path / "image.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before = list(warnings.filters)
+        Decoding().read(tmp_path / "image.png")
+        assert list(warnings.filters) == before

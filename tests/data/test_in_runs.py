@@ -34,6 +34,13 @@ def recipe(small_recipe: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 class Remarks(Silent):
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.stages: dict[str, list[int]] = {}
+
+    def stage(self, description: str, steps: int) -> None:
+        self.stages[description] = [steps, 0]
+
+    def step(self, note: str = "") -> None:
+        self.stages[list(self.stages)[-1]][1] += 1
 
     def say(self, remark: str) -> None:
         self.said.append(remark)
@@ -71,6 +78,18 @@ def test_a_run_leaves_out_and_says_what_the_recipe_allows(recipe: dict[str, Any]
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())["data"]
     assert (facts["unreadable"], facts["passed_over"]) == (1, {"*.txt (no image format)": 1})
     assert facts["train"] + facts["test"] == 19
+
+
+def test_looking_at_images_is_shown(recipe: dict[str, Any], tmp_path: Path) -> None:
+    remarks = Remarks()
+    check(recipe, progress=remarks)
+    assert remarks.stages == {"decoding every image": [20, 20]}
+    remarks = Remarks()
+    check(recipe, decode_all=False, progress=remarks)
+    assert remarks.stages == {"reading the headers of images": [20, 20]}
+    remarks = Remarks()
+    run(recipe, out=tmp_path / "run", progress=remarks, stop_after=1)
+    assert remarks.stages["reading the headers of images"] == [20, 20]
 
 
 def test_check_decodes_and_fast_does_not(

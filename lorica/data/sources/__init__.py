@@ -49,7 +49,7 @@ def load_source(name: str, *, root: Path | None, **options: Any) -> Source:
     """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data.
 
     `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` as in the recipe's data section, the `decoding` of image
-    files, and `decode_all` to find those whose damage only decoding shows; see `image_folder` for what is absent.
+    files, `decode_all` to find those whose damage only decoding shows, and a `reporter` of what is looked at; see `image_folder` for what is absent.
     """
     known = source_names()
     if name not in known:

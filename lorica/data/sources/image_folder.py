@@ -25,6 +25,7 @@ from lorica.data.sources.base import (
     some,
 )
 from lorica.errors import DataError
+from lorica.progress import Reporter
 
 DESCRIPTION = "data.root/train/<class>/*.png and data.root/test/<class>/*.png, or data.root/<class>/*.png to split"
 
@@ -43,13 +44,14 @@ def image_folder(
     decoding: Decoding = DEFAULT,
     unreadable: Literal["refuse", "skip"] = "refuse",
     decode_all: bool = False,
+    reporter: Reporter | None = None,
 ) -> Source:
     """Images in `root`/train/<class>/ and `root`/test/<class>/, or in `root`/<class>/ (then split class by class).
 
     The halves may have any usual name (Training, val); classes are in the order of their names. Links are followed, but each
     file can be one sample. What is passed over (hidden files, folders of the system, files of no image format) is counted in
     `facts`. Images that cannot be read are faults, or left out and counted with `unreadable="skip"`; `decode_all` finds those
-    that look whole until they are decoded, as `skip` does.
+    that look whole until they are decoded, as `skip` does; the reporter is told of each image that has been looked at.
 
     Raises:
         DataError: all faults of the folder together.
@@ -62,7 +64,8 @@ def image_folder(
     split = _class_folders(root, walk, layout)
     found = [{folder: walk.images(folder) for folder in folders} for folders in split.values()]
     every = [path for classes in found for paths in classes.values() for path in paths]
-    seen = zip(every, faults(every, decoding, decode=decode_all or unreadable == "skip"), strict=True)
+    decode = decode_all or unreadable == "skip"
+    seen = zip(every, faults(every, decoding, decode=decode, reporter=reporter), strict=True)
     damaged = {path: fault for path, fault in seen if fault}
     if unreadable == "skip":
         found = [
