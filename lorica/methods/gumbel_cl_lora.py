@@ -26,8 +26,10 @@ ones; lambda = 1e-3, alpha starts at 1.
 `variant: summary`: as readme, but lambda = 1e-3, alpha starts at 0.8, the current direction stays outside the gate and unnormalised, + alpha_t U_t D_t
 with U_t = 0 at the start, and the decision, beta <= 1e-6, is taken for every direction. The current logit is then decided upon
 without ever having had a gradient.
-Not reproduced from the code: a temperature that never reaches the layers, separate noise for each layer and for q and v, an
-entropy summed over 24 equal gates, and a limit of 20 tasks.
+`gate: block` gives each block logits, noise and a gate of its own; H is then the mean over blocks, and a direction is pruned that
+is closed in all of them.
+Not reproduced from the code: a temperature that never reaches the layers, separate noise for each layer and for q and v under
+one gate, an entropy summed over 24 equal gates, and a limit of 20 tasks.
 """
 
 from __future__ import annotations
@@ -49,18 +51,19 @@ from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Batch, Task
 
 
-def sparsemax(scores: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The point of the simplex nearest to the scores, however large these are; gradient (I - 11'/|S|) on its support S, zero elsewhere."""
-    scores = scores - scores.detach().max()  # which moves no difference; large scores would lose theirs in the sums
-    ordered = scores.sort(descending=True).values
+def sparsemax(scores: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """The point of the simplex nearest to each group's scores, however large these are; gradient (I - 11'/|S|) on its support S,
+    zero elsewhere."""
+    scores = scores - scores.detach().amax(0)  # which moves no difference; large scores would lose theirs in the sums
+    ordered = scores.sort(dim=0, descending=True).values
     sums, count = ordered.cumsum(0), torch.arange(1, len(scores) + 1, device=scores.device)
-    size = (1 + count * ordered > sums).sum()
-    return (scores - (sums[size - 1] - 1) / size).clamp_min(0)
+    size = (1 + count.view(-1, *[1] * (scores.ndim - 1)) * ordered > sums).sum(0)
+    return (scores - (sums.gather(0, size[None] - 1)[0] - 1) / size).clamp_min(0)
 
 
-def entropy(gates: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """H of (2), in nats."""
-    return -(gates * (gates + 1e-8).log()).sum()
+def entropy(gates: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
+    """H of (2), in nats; the mean over groups."""
+    return -(gates * (gates + 1e-8).log()).sum(0).mean()
 
 
 class GumbelCLLoRAConfig(LowRankHeadConfig):
@@ -84,6 +87,9 @@ class GumbelCLLoRAConfig(LowRankHeadConfig):
     top_k: int | None = Field(default=None, ge=1, description="the gate can open for this many directions, the highest")
     hard_evaluation: bool = Field(
         default=False, description="predictions use the direction of the widest gate alone, with weight 1"
+    )
+    gate: Literal["network", "block"] = Field(
+        default="network", description="one for all projections, or one for each block"
     )
     gate_current: bool | None = Field(default=None, description="the current direction is gated like the others")
     prune_past: bool | None = Field(default=None, description="earlier directions can be pruned too")
@@ -126,7 +132,8 @@ class GumbelCLLoRA(LinearHeadMethod):
         self.stored: list[int] = []  # tasks whose directions are in memory, in the order of `magnitudes` and `logits`
         self.kept: list[int] = []  # those that the gate may open for
         self.magnitudes = nn.Parameter(torch.empty(0, device=self.device))
-        self.logits = nn.Parameter(torch.empty(0, device=self.device))
+        groups = (len(encoder.blocks),) if config.gate == "block" else ()
+        self.logits = nn.Parameter(torch.empty(0, *groups, device=self.device))
         self.register_buffer("temperature", torch.ones((), device=self.device))  # reached so far
         self.step, self.steps = 0, 1
         self.step_gates: Tensor | None = None  # during a training step, so that all projections see one draw of noise
@@ -136,8 +143,8 @@ class GumbelCLLoRA(LinearHeadMethod):
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "sgd"} if variant in ("readme", "summary") else {}
 
-    def gates(self, *, noisy: bool, with_current: bool) -> Float[Tensor, " stored"]:
-        """beta of (1), one for each stored direction: 0 for pruned ones, 1 for a current direction outside the gate."""
+    def gates(self, *, noisy: bool, with_current: bool) -> Float[Tensor, "stored ..."]:
+        """beta of (1), one for each stored direction (and block): 0 for pruned ones, 1 for a current direction outside the gate."""
         gated = [place for place, task in enumerate(self.stored) if task in self.kept]
         outside = not with_current and self.kept[-1:] == [self.task.index]
         if outside:
@@ -147,27 +154,31 @@ class GumbelCLLoRA(LinearHeadMethod):
             places = torch.tensor(gated, device=self.device)
             scores = self.logits[places]
             if noisy:
-                noise = -torch.log(-torch.log(torch.rand(len(gated)).clamp(1e-9, 1 - 1e-7)))
+                noise = -torch.log(-torch.log(torch.rand(scores.shape).clamp(1e-9, 1 - 1e-7)))
                 scores = scores + self.config.noise * noise.to(scores)
+            scores = scores / self.temperature
             if self.config.top_k:
-                best = scores.topk(min(self.config.top_k, len(gated))).indices
-                places, scores = places[best], scores[best]
-            beta = beta.index_copy(0, places, sparsemax(scores / self.temperature))
+                best = scores.topk(min(self.config.top_k, len(gated)), dim=0).indices
+                others = torch.ones_like(scores, dtype=torch.bool).scatter(0, best, False)
+                closed = scores.detach().amax(0, keepdim=True) - 2  # what is 1 or more below the top has gate 0
+                scores = torch.where(others, closed, scores)
+            beta = beta.index_copy(0, places, sparsemax(scores))
         if outside:
-            beta = torch.cat([beta[:-1], beta.new_ones(1)])
+            beta = torch.cat([beta[:-1], torch.ones_like(beta[-1:])])
         return beta
 
-    def settled_gates(self) -> Float[Tensor, " stored"]:
+    def settled_gates(self) -> Float[Tensor, "stored ..."]:
         """beta as predictions use it."""
         beta = self.gates(noisy=False, with_current=self.gate_current)
         if self.config.hard_evaluation and self.gate_current and self.kept:
-            beta = F.one_hot(beta.argmax(), len(beta)).to(beta)
+            beta = F.one_hot(beta.argmax(0), len(beta)).movedim(-1, 0).to(beta)
         return beta
 
     def increment(self, site: Site) -> Float[Tensor, "out inp"]:
         """The sum in (1), for one projection."""
         gates = self.settled_gates() if self.step_gates is None else self.step_gates
-        coefficients, update = gates * self.magnitudes, self.directions[site]
+        own = gates[:, site.block] if self.config.gate == "block" else gates
+        coefficients, update = own * self.magnitudes, self.directions[site]
         if not update.up.shape[1]:  # the current direction has been pruned
             return update(coefficients, 0.0)
         current = coefficients[-1]
@@ -180,7 +191,7 @@ class GumbelCLLoRA(LinearHeadMethod):
         self.directions.grow(self.config.rank, zero_up=not self.gate_current, norm=self.norm)
         magnitudes, logits = self.magnitudes.detach(), self.logits.detach()
         places = [place for place, index in enumerate(self.stored) if index in self.kept]
-        level = logits[places].mean().view(1) if places else logits.new_zeros(1)
+        level = (logits[places] if places else logits.new_zeros(1, *logits.shape[1:])).mean(0, keepdim=True)
         if not self.carry:
             magnitudes, logits = torch.full_like(magnitudes, self.initial_magnitude), torch.zeros_like(logits)
             level = torch.zeros_like(level)
@@ -217,7 +228,8 @@ class GumbelCLLoRA(LinearHeadMethod):
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
         """Prunes what the gate is closed for."""
-        gates = self.gates(noisy=False, with_current=True).tolist()
+        gates = self.gates(noisy=False, with_current=True)
+        gates = gates.reshape(len(gates), -1).amax(1).tolist()
         threshold = self.threshold / (len(self.kept) if self.config.adaptive_threshold else 1)
         closed = [task for task, beta in zip(self.stored, gates, strict=True) if beta <= threshold]
         candidates = self.kept if self.prune_past else self.kept[-1:]
@@ -232,9 +244,11 @@ class GumbelCLLoRA(LinearHeadMethod):
         self.stored, self.kept = list(stored), list(kept)
 
     def diagnostics(self) -> dict[str, Any]:
-        """For every task's direction its gate as predictions use it and its magnitude, 0 once pruned; what is kept; tau."""
+        """For every task's direction its gate as predictions use it (the mean over blocks) and its magnitude, 0 once pruned; what is
+        kept; tau."""
         with torch.no_grad():
-            gates = self.settled_gates().tolist()
+            gates = self.settled_gates()
+            gates = gates.reshape(len(gates), -1).mean(1).tolist()
         place = {task: self.stored.index(task) for task in self.kept}
         magnitudes = self.magnitudes.tolist()
         return {

@@ -363,3 +363,55 @@ def test_the_mask_survives_a_checkpoint(tiny_encoder, keep_pruned) -> None:
     assert loaded.kept == [0, 2]
     with torch.no_grad():
         assert torch.equal(loaded.predict(IMAGES), method.predict(IMAGES))
+
+
+# --- a gate for each block --------------------------------------------------------------------------------------------
+
+
+def test_groups_of_scores_are_projected_one_by_one() -> None:
+    scores = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    gates = sparsemax(scores)
+    torch.testing.assert_close(gates, torch.stack([sparsemax(column) for column in scores.T], dim=1))
+    torch.testing.assert_close(entropy(gates), torch.stack([entropy(column) for column in gates.T]).mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"hard_evaluation": True}], ids=["plain", "top", "hard"])
+def test_each_block_has_the_gate_of_its_own_logits(tiny_encoder, options) -> None:
+    method = learner(tiny_encoder(), 3, gate="block", **options)
+    assert method.logits.shape == (3, 2)
+    with torch.no_grad():
+        method.logits.copy_(torch.tensor([[9.0, 0.2], [0.0, 0.0], [0.3, 0.1]]))
+        method.temperature.fill_(0.5)
+    networks = []
+    for block in range(2):
+        alone = learner(tiny_encoder(), 3, **options)
+        set_logits(alone, *method.logits[:, block].tolist())
+        alone.temperature.fill_(0.5)
+        networks.append(alone)
+    for site in method.encoder.select(method.config.projections):
+        torch.testing.assert_close(method.increment(site), networks[site.block].increment(site))
+    expected = torch.stack([alone.settled_gates() for alone in networks]).mean(0)
+    assert method.diagnostics()["gates"] == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(("logits", "kept"), [([0.0, 0.0], [0, 1]), ([0.0, 9.0], [0, 1, 2])])
+def test_a_direction_is_pruned_that_is_closed_in_all_blocks(tiny_encoder, logits, kept) -> None:
+    method = learner(tiny_encoder(), 3, gate="block")
+    with torch.no_grad():
+        method.logits.copy_(torch.tensor([[9.0, 9.0], [0.0, 0.0], logits]))
+    finish(method)
+    assert method.kept == kept
+
+
+def test_blocks_draw_noise_of_their_own_and_learn(tiny_encoder) -> None:
+    method = learner(tiny_encoder(), 3, gate="block")
+    method.temperature.fill_(5.0)
+    gates = method.gates(noisy=True, with_current=True)
+    assert not torch.equal(gates[:, 0], gates[:, 1])
+    torch.testing.assert_close(gates.sum(0), torch.ones(2))
+    method.begin_task(context(method))
+    terms = next(method.losses(Batch(IMAGES, torch.tensor([4, 5, 4, 5]))))
+    sum(terms.values()).backward()
+    assert (method.logits.grad != 0).all()
+    method.grow(TASKS[3])
+    torch.testing.assert_close(method.logits[3], method.logits[:3].mean(0))
