@@ -619,7 +619,7 @@ def _head_of(method: Method) -> _Head:
 
 
 def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: _Backbone) -> list[str]:
-    config = method.config.model_dump(mode="json")
+    config, options = method.config.model_dump(mode="json"), method.config.as_now(options)
     if config.get("sha256"):  # a method in a file is known by the file's contents; runs of earlier versions by its name
         unsaid = "name" if "sha256" in options else "sha256"
         config, options = ({k: v for k, v in each.items() if k != unsaid} for each in (config, options))

@@ -54,8 +54,19 @@ class MethodConfig(BaseModel):
         description="which logits enter the loss: those of the task's own classes, or of all seen so far",
     )
 
+    renamed: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    """Keys with values that earlier versions called otherwise, and what these are called now."""
+
     by_variant: ClassVar[Variants] = {}
     """For each variant what it decides, by name: keys of this config, where the recipe leaves them out, and what is no key."""
+
+    @classmethod
+    def as_now(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of an earlier version under today's names."""
+        return {
+            key: cls.renamed[key].get(value, value) if key in cls.renamed and isinstance(value, str) else value
+            for key, value in values.items()
+        }
 
     def of_variant(self) -> dict[str, Any]:
         """What `by_variant` has for this config's variant, with the keys that this config gives in place of it."""

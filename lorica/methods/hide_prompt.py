@@ -27,8 +27,8 @@ with 1e-4 added to each variance. A **prediction** takes two passes, and each in
 
     tau = task of the class argmax g(f(x)),          logits = head(f(x; p_tau)) over all classes seen              (6)
 
-`variant: paper` (default)  M in (3) has rows of length 1, so that the term acts: our reading, the paper's formula is not at
-                            hand.
+`variant: default`          M in (3) has rows of length 1, so that the term acts: our reading, since the paper's formula is not at
+                            hand (and called `paper` by earlier versions).
 `variant: released_code`    M as it is (thu-ml/HiDe-Prompt). ViT-B's features leave a LayerNorm with |m|^2 near 768:
                             each row's own product towers over the others, L_c and its gradient are 0 in float32.
 
@@ -66,7 +66,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
@@ -92,7 +92,7 @@ ALIGNMENT: dict[str, Any] = {
 class HiDePromptConfig(LinearHeadConfig):
     """Options of HiDe-Prompt."""
 
-    variant: Literal["paper", "released_code"] = "paper"
+    variant: Literal["default", "released_code"] = "default"
     length: int = Field(default=20, ge=1, description="rows of keys, and of values, of a prompt in each block")
     blocks: tuple[int, ...] = Field(default=(0, 1, 2, 3, 4), min_length=1, description="blocks that a prompt enters")
     previous_share: float = Field(default=0.01, ge=0, le=1, description="a, the share of earlier prompts in a prompt")
@@ -108,7 +108,13 @@ class HiDePromptConfig(LinearHeadConfig):
         default=False,
         description="mix prefixes up as the released code does; replication only, predictions then depend on the batch",
     )
-    by_variant: ClassVar[Variants] = {"paper": {"normalised": True}, "released_code": {"normalised": False}}
+    by_variant: ClassVar[Variants] = {"default": {"normalised": True}, "released_code": {"normalised": False}}
+    renamed: ClassVar[Mapping[str, Mapping[str, str]]] = {"variant": {"paper": "default"}}
+
+    @field_validator("variant", mode="before")
+    @classmethod
+    def _todays_name(cls, variant: Any) -> Any:
+        return cls.as_now({"variant": variant})["variant"]
 
 
 def contrast(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from lorica.adapters.prefix import prefixes
+from lorica.checkpoint import _Backbone, _misfits
 from lorica.config import read_recipe
 from lorica.cost import measure
 from lorica.data.images import ImageReader
@@ -102,7 +103,7 @@ def test_a_prompt_starts_where_the_one_before_has_ended(tiny_encoder) -> None:
 
 
 @pytest.mark.parametrize(("cross_entropy", "first"), [("current_task", 2), ("all_seen", 0)])
-@pytest.mark.parametrize("variant", ["paper", "released_code"])
+@pytest.mark.parametrize("variant", ["default", "released_code"])
 def test_loss_by_hand(tiny_encoder, cross_entropy, first, variant) -> None:
     method = grown(tiny_encoder(), 2, cross_entropy=cross_entropy, variant=variant, contrast_weight=0.3)
     generator = torch.Generator().manual_seed(3)
@@ -120,7 +121,7 @@ def test_loss_by_hand(tiny_encoder, cross_entropy, first, variant) -> None:
         .numpy()
         .astype(float)
     )
-    if variant == "paper":
+    if variant == "default":
         m /= np.linalg.norm(m, axis=1, keepdims=True)
     similarity = m @ m.T / 0.8
     largest = similarity.max(axis=1)
@@ -491,8 +492,18 @@ def test_blocks_that_the_backbone_lacks(tiny_encoder) -> None:
 
 def test_defaults() -> None:
     settings = HiDePrompt.fit_defaults(None)
-    assert settings == HiDePrompt.fit_defaults("paper") == HiDePrompt.fit_defaults("released_code")
+    assert settings == HiDePrompt.fit_defaults("default") == HiDePrompt.fit_defaults("released_code")
     assert settings["learning_rate"] == pytest.approx(0.0028125)
     recipe = read_recipe("digits", {"method": {"name": "hide_prompt"}})
     assert recipe.method.length == 20
     assert recipe.fit.optimizer == "adam"
+
+
+def test_what_earlier_versions_called_paper(tiny_encoder, tmp_path) -> None:
+    assert HiDePromptConfig(name="hide_prompt", variant="paper") == HiDePromptConfig(name="hide_prompt")
+    method = HiDePrompt(HiDePromptConfig(name="hide_prompt", blocks=(0, 1)), tiny_encoder())
+    then = method.config.model_dump(mode="json") | {"variant": "paper"}
+    encoder = method.encoder
+    backbone = _Backbone(name=encoder.name, tag=encoder.tag, fingerprint=encoder.fingerprint)
+    assert _misfits(tmp_path, method, then, backbone) == []
+    assert _misfits(tmp_path, method, then | {"variant": "released_code"}, backbone) != []
