@@ -30,6 +30,7 @@ from lorica.environment import package_version
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
 from lorica.metrics import MEASURES, summary
+from lorica.nested import flatten
 from lorica.reading import WIDER, WRITTEN, Count, Plain, Seconds, misfits, read_json, shown
 
 DEFAULT_VARIANTS = (None, "paper", "default")
@@ -286,9 +287,30 @@ class Metrics(BaseModel):
         except ValidationError as error:
             lines = (line.replace("head_accuracy", "head.accuracy") for line in misfits(error))
             raise LoricaError([f"{line}; {_FOREIGN}" for line in lines]) from error
-        if altered := [*_contradictions(content, read._measured), *_contradictions(head or {}, read.head, "head.")]:
+        altered = [*_contradictions(content, read._measured), *_contradictions(head or {}, read.head, "head.")]
+        if altered := altered + list(_unlike_the_recipe(read)):
             raise LoricaError([f"{line}; one of the two has been altered: restore the file" for line in altered])
         return read
+
+
+def _unlike_the_recipe(read: Metrics) -> Iterator[str]:
+    """What metrics say of a run that its recipe, which they repeat, does not; runs older than a key do not have it."""
+    recipe = dict(flatten(read.recipe))
+    said = {
+        "method.name": read.method,
+        "method.variant": read.variant,
+        "seed": read.seed,
+        "stream.tasks": len(read.tasks),
+    }
+    of_its_own = str(recipe.get("method.name")).endswith(".py")  # the recipe has a method's file, and not its name
+    for key, value in said.items():
+        given = recipe.get(key)
+        if given is not None and given != value and not (of_its_own and key == "method.name"):
+            yield f"{key.replace('stream.', 'the number of ')} is {shown(value)}, but the recipe has {shown(given)}"
+    readout = recipe.get("evaluate.readout")
+    if readout is not None and (readout == "prototypes") != (read.head is not None):
+        there = "there" if read.head else "missing"
+        yield f"head is {there}, but the recipe has evaluate.readout={shown(readout)}"
 
 
 @dataclass(frozen=True)

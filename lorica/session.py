@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class Session:
                 f"gives {data.number_of_batches(self.fit.batch_size)}; restore the data as it was, or delete this file to "
                 "begin the task anew"
             )
-        with self._begun_anew_without(self.folder.snapshot):
+        with _of_snapshot(self.folder.snapshot) if found else nullcontext():
             if found:
                 found.copy_into(self.method, [*self.checkpoints.learned_tasks, task])
             self._trained = learn_task(
@@ -140,15 +140,6 @@ class Session:
         self.folder = folder
         self.checkpoints.move(folder.checkpoints)
 
-    @contextmanager
-    def _begun_anew_without(self, snapshot: Path) -> Iterator[None]:
-        """What does not fit of a snapshot is said with its name, and what to do."""
-        try:
-            yield
-        except CheckpointError as error:
-            lines = [f"{snapshot}: {problem}; delete it to begin the task anew" for problem in error.problems]
-            raise CheckpointError(lines) from error
-
     def _write_row(self, row: dict[str, Any]) -> None:
         append_line(self.folder.history, json.dumps(row, allow_nan=False), durable=False)
 
@@ -171,3 +162,14 @@ class Session:
     def _take(self, descent: Descent) -> None:
         snapshot.take(self.folder.snapshot, descent, seed=self.seed, history=self._history_size())
         self._snapshot_at = time.monotonic()
+
+
+@contextmanager
+def _of_snapshot(file: Path) -> Iterator[None]:
+    """What does not fit is of this file, and what to do."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            [f"{file}: {problem}; delete it to begin the task anew" for problem in error.problems]
+        ) from error

@@ -325,6 +325,33 @@ def test_measures_that_their_matrix_does_not_give(tmp_path: Path, change: dict[s
         assert problem.endswith("; one of the two has been altered: restore the file")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "change", "problem"),
+    [
+        ({"method": {"name": "o_lora"}}, {}, "method.name is 'sd_lora', but the recipe has 'o_lora'"),
+        ({"method": {"variant": "released_code"}}, {}, "method.variant is 'paper', but the recipe has 'released_code'"),
+        ({"seed": 3}, {"seed": 4}, "seed is 4, but the recipe has 3"),
+        ({"stream": {"tasks": 3}}, {}, "the number of tasks is 2, but the recipe has 3"),
+        (
+            {"evaluate": {"readout": "prototypes"}},
+            {},
+            "head is missing, but the recipe has evaluate.readout='prototypes'",
+        ),
+        ({"evaluate": {"readout": "head"}}, {"head_accuracy": HEAD}, "head is there, but the recipe has"),
+    ],
+)
+def test_metrics_that_are_not_of_their_recipe(
+    tmp_path: Path, recipe: dict[str, Any], change: dict[str, Any], problem: str
+) -> None:
+    folder = run_folder(tmp_path, recipe=recipe, **change)
+    with pytest.raises(LoricaError, match=rf"metrics\.json: {problem}.*; one of the two has been altered"):
+        read_result(folder.path)
+
+
+def test_a_method_in_a_file_has_a_name_of_its_own(tmp_path: Path) -> None:
+    assert read_result(run_folder(tmp_path, recipe={"method": {"name": "/home/me/mine.py"}}).path).method == "sd_lora"
+
+
 def test_a_matrix_that_was_altered(tmp_path: Path) -> None:
     write_json(tmp_path / "metrics.json", {**values(), "accuracy": [[0.9], [0.5, 0.8]]})
     with pytest.raises(LoricaError, match=r"(?s)acc is 0.6, but .* gives 0.65.*new_task is 0.8, but .* gives 0.85"):
@@ -495,6 +522,22 @@ def test_runs_are_found_once_each_with_numbers_in_order(tmp_path: Path) -> None:
     names = [str(run.path.relative_to(tmp_path)) for run in found if run.path]
     assert names == ["deep/er/run-1", "run-2", "run-2/again", "run-10"]
     assert find_runs([str(tmp_path / "run-10")])[0].path == tmp_path / "run-10"
+
+
+def test_a_run_that_is_no_good_can_be_left_out_of_many(tmp_path: Path) -> None:
+    for name in ("good", "bad", "foreign"):
+        run_folder(tmp_path / name)
+    (tmp_path / "bad" / "metrics.json").write_text("{")
+    write_json(tmp_path / "foreign" / "metrics.json", {"accuracy": 0.93})
+    lines: list[str] = []
+    assert [run.path for run in find_runs([tmp_path], left_out=lines.append)] == [tmp_path / "good"]
+    assert [line.partition(": ")[0] for line in lines] == [
+        f"{tmp_path}/{name}/metrics.json" for name in ("bad", "foreign")
+    ]
+    with pytest.raises(LoricaError, match=r"bad/metrics\.json"):  # asked for itself
+        find_runs([tmp_path, tmp_path / "bad"], left_out=lines.append)
+    with pytest.raises(LoricaError, match=r"foreign/metrics\.json"):  # nothing is left
+        find_runs([tmp_path / "foreign"], left_out=lines.append)
 
 
 def test_everything_wrong_with_many_runs_is_said_at_once(tmp_path: Path) -> None:
