@@ -27,7 +27,7 @@ def cached(name: str) -> Path | None:
         names = (known.hf_hub_filename, *_FILES) if known.hf_hub_filename else _FILES
         found = (try_to_load_from_cache(repository, file, revision=revision or None) for file in names)
         return next((Path(file) for file in found if isinstance(file, str)), None)
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(known.url or "").path).name
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(_own_url(known) or "").path).name
     return file if file.is_file() else None
 
 
@@ -63,7 +63,13 @@ def out_of_reach(name: str) -> str | None:
 def _url(known: PretrainedCfg) -> str | None:
     if known.hf_hub_id:
         return None if constants.HF_HUB_OFFLINE else constants.ENDPOINT
-    return known.url or None
+    return _own_url(known)
+
+
+def _own_url(known: PretrainedCfg) -> str | None:
+    """Of weights that are not on the hub."""
+    url = known.url if isinstance(known.url, str) else known.url[0] if known.url else None  # some have a hash beside it
+    return url or None
 
 
 def _seconds() -> float:

@@ -15,23 +15,22 @@ from lorica.terminal import visible
 # of a user's matplotlibrc only the fonts hold, which may be needed for the letters of a name; text.usetex, say, needs LaTeX
 _THEIRS = ("backend", "interactive", "font.family", "font.serif", "font.sans-serif", "font.monospace")
 
-paper = rc_context(
-    {key: value for key, value in rcParamsDefault.items() if not key.startswith(_THEIRS)}
-    | {
-        "font.size": 9,
-        "legend.fontsize": 8.5,
-        "legend.frameon": False,
-        "legend.handlelength": 3.2,
-        "axes.titlesize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "grid.color": "0.9",
-        "lines.linewidth": 1.4,
-        "lines.markersize": 5.5,
-        "pdf.fonttype": 42,  # TrueType: what publishers accept
-    }
-)
+_DEFAULTS = {key: value for key, value in rcParamsDefault.items() if not key.startswith(_THEIRS)}
+_OURS: dict[Any, Any] = _DEFAULTS | {
+    "font.size": 9,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5.5,
+    "pdf.fonttype": 42,  # TrueType: what publishers accept
+}
+paper = rc_context(_OURS)
 WIDTH = 5.5  # inches, the text width of the usual conference styles
 
 # Okabe and Ito's palette without its yellow. The lengths 7, 8 and 4 make the first 56 combinations differ, and 16 in grey.
