@@ -464,9 +464,12 @@ def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | 
     problems: list[str] = []
     skipped: list[str] = []
     for path in map(Path, paths):
-        found = {file.parent.resolve(): file.parent for file in path.rglob("metrics.json")}
-        if not found:
+        try:
+            found = {file.parent.resolve(): file.parent for file in path.rglob("metrics.json")}
             what = "no metrics.json in it or below" if path.is_dir() else "not a folder"
+        except OSError as error:
+            found, what = {}, str(error.strerror)
+        if not found:
             problems.append(f"{path}: {what}; expected the folder of a run, or one that holds such folders")
         folders = found | folders
     for resolved, folder in sorted(folders.items(), key=lambda item: _natural(item[1])):
