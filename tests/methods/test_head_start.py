@@ -21,7 +21,7 @@ SOURCES = {
     ("inf_lora", "default"): LINEAR,
     ("inf_lora", "paper"): LINEAR,
     ("inf_lora", "released_code"): LINEAR,
-    ("hide_prompt", "paper"): NORMAL,
+    ("hide_prompt", "default"): NORMAL,
     ("hide_prompt", "released_code"): NORMAL,
     ("sd_lora", "released_code"): KAIMING,
     ("sd_lora_rr", "released_code"): KAIMING,
