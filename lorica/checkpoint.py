@@ -430,14 +430,15 @@ class Checkpoints:
                     ]
                 ) from error
             own, late = method.own_state(), method.needed_to_learn_on()
-            problems = [f"{sums}: {name} is unknown" for name in sorted(summed.keys() - set(late))]
+            problems = [f"{sums}: {name:.200} is unknown" for name in sorted(summed.keys() - set(late))]
             if sums is None or has_sums:
                 state |= summed
                 files |= dict.fromkeys(late, sums or self.journal)
             else:
                 state |= {name: torch.zeros_like(own[name]) for name in late}
             problems += [
-                f"{files.get(name, self.journal)}: {name} {why}" for name, why in misfits_of(method, own, state).items()
+                f"{files.get(name, self.journal)}: {name:.200} {why}"
+                for name, why in misfits_of(method, own, state).items()
             ]
             if problems:
                 raise CheckpointError([f"{problem}; {self._restored(number - 1)}" for problem in problems])
@@ -484,7 +485,7 @@ class Checkpoints:
                     else:
                         parts[name].append((axis, piece))
             problems += [
-                f"{file}: {name} {why}; {self._restored(line.task.index)}" for name, why in sorted(wrong.items())
+                f"{file}: {name:.200} {why}; {self._restored(line.task.index)}" for name, why in sorted(wrong.items())
             ]
         if problems:
             raise CheckpointError(problems)
@@ -630,7 +631,7 @@ def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: 
     ]
     if backbone.fingerprint != method.encoder.fingerprint:
         problems.append(
-            f"{where}: learned on another backbone: {backbone.name} ({backbone.tag}), "
+            f"{where}: learned on another backbone: {backbone.name:.60} ({backbone.tag:.60}), "
             f"now {method.encoder.name} ({method.encoder.tag})"
         )
     return problems
@@ -768,7 +769,7 @@ def _load_format_2(folder: Path, method: Method) -> None:
             if name.endswith("counts"):
                 state.setdefault(name, torch.zeros_like(tensor))
         if wrong := misfits_of(method, own, state):
-            raise CheckpointError([f"{tensors}: {name} {why}; {remedy}" for name, why in wrong.items()])
+            raise CheckpointError([f"{tensors}: {name:.200} {why}; {remedy}" for name, why in wrong.items()])
         method.load_own_state(state)
     method.eval()
 

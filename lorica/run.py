@@ -17,6 +17,7 @@ from lorica.checkpoint import Checkpoints
 from lorica.config import IN_MEMORY, PLACES, Recipe, as_saved, read_recipe, read_saved
 from lorica.data.contents import Contents, contents_of, differences, short_digest
 from lorica.data.sources import Source, remarks
+from lorica.data.sources.base import some
 from lorica.data.stream import Stream
 from lorica.descent import Fit
 from lorica.environment import environment, noted_contents
@@ -323,9 +324,13 @@ def _require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) 
     now = list(parts.stream.class_names[: len(learned)])
     if learned != now:
         raise CheckpointError(
-            f"{folder}: learned the classes {', '.join(learned)}; the data now gives {', '.join(now)}; "
+            f"{folder}: learned the classes {_some(learned)}; the data now gives {_some(now)}; "
             "restore the data as it was, or start a new run"
         )
+
+
+def _some(names: list[str]) -> str:
+    return some([name[:100] for name in names])
 
 
 def _require_same_data(folder: RunFolder, contents: Contents) -> None:

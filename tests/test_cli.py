@@ -235,6 +235,20 @@ def test_every_mistake_exits_with_2_and_without_a_traceback(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_is_no_good_is_left_out_of_a_table(lorica: Lorica, finished_run: Result, tmp_path: Path) -> None:
+    assert finished_run.path is not None
+    for name in ("good", "bad"):
+        shutil.copytree(finished_run.path, tmp_path / name)
+    metrics = tmp_path / "bad" / "metrics.json"
+    metrics.write_text(metrics.read_text().replace('"acc": 0.', '"acc": 0.9'))
+    code, out, err = lorica("table", tmp_path, "--format", "csv")
+    assert (code, len(out.split())) == (0, 2)
+    assert err.startswith(f"left out: {metrics}: acc is 0.9")
+    code, out, err = lorica("table", tmp_path, tmp_path / "bad")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{metrics}: acc is 0.9")
+
+
 @pytest.mark.parametrize("place", [0, 2, 3])
 def test_debug_shows_the_traceback(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["run", "digits", "fit.epochs=0"]

@@ -11,6 +11,7 @@ still cause no error but lorica's:
     structure     what a method of that kind might have kept (`kept`, `stored`, counts of steps)
     place         of a snapshot: another place within its task, which rates and shapes of the optimiser agree with
     measured      rows of the journal, from which a stopped run goes on
+    shorter       a journal without its last lines: that is how a user goes back to an earlier task
     recipe        the user's own text, with other settings
 """
 
@@ -43,10 +44,10 @@ from sealing import (
     seal_state,
     write_tensors,
 )
+from stopping import stopped_in
 
 from lorica.analysis import _known_distances
 from lorica.backbones import load_backbone
-from lorica.descent import Descent
 from lorica.errors import LoricaError
 from lorica.files import write_json
 from lorica.learner import load
@@ -54,7 +55,6 @@ from lorica.metrics import MEASURES
 from lorica.report import tables
 from lorica.results import find_runs, read_result
 from lorica.run import check, evaluate, run
-from lorica.session import Session
 
 Recipe = dict[str, Any]
 VALUES: tuple[Any, ...] = (
@@ -71,10 +71,6 @@ DTYPES = (
     torch.bool,
     torch.complex64,
 )
-
-
-class StoppedHere(Exception):
-    """Stands for the end of a process."""
 
 
 @dataclass
@@ -291,6 +287,8 @@ def _places(content: Any, path: str = "") -> Iterator[tuple[Any, Any, str]]:
 
 def free_of(before: Any, after: Any) -> str:
     """Which kind of the changes that may come out otherwise this one is; none for most."""
+    if isinstance(before, list) and after == before[: len(after)] != before:
+        return "shorter"
     one, other = dict(_leaves(before)), dict(_leaves(after))
     changed = {path for path in one.keys() | other.keys() if repr(one.get(path)) != repr(other.get(path))}
     kinds = {next((kind for key, kind in FREE.items() if key in path), "") for path in changed}
@@ -383,7 +381,7 @@ class Findings:
     outcomes: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
-    longest: int = 0
+    longest: str = ""
 
 
 def campaign(specimens: list[Specimen], number: int, seed: int, scratch: Path, *, seconds: float = 1e9) -> Findings:
@@ -405,7 +403,7 @@ def campaign(specimens: list[Specimen], number: int, seed: int, scratch: Path, *
             outcome = "accepted" + (f", {change.free}" if change.free else "")
         except LoricaError as error:
             outcome = "refused"
-            found.longest = max(found.longest, *(len(problem) for problem in error.problems))
+            found.longest = max(found.longest, *error.problems, key=len)
         except Exception:
             outcome = "fault"
             found.faults.append(
@@ -474,24 +472,6 @@ def specimens_in(folder: Path, recipe: Recipe, only: Collection[str] = ()) -> li
     return made
 
 
-def stopped_in(folder: Path, recipe: Recipe) -> Path:
-    """A run whose process ended within its second task, after a snapshot."""
-    between = Session._between_steps
-
-    def stopping(session: Session, descent: Descent) -> None:
-        session.snapshot_seconds = 1e-9
-        between(session, descent)
-        if (descent.draws.task, descent.taken) == (1, 1):
-            raise StoppedHere
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Session, "_between_steps", stopping)
-        with pytest.raises(StoppedHere):
-            run(recipe, out=folder, progress=False)
-    assert (folder / "snapshot.safetensors").exists()
-    return folder
-
-
 def earlier_in(folder: Path, original: Path) -> Path:
     """The same run as an earlier version left it: format 2."""
     shutil.copytree(original, folder, ignore=shutil.ignore_patterns("checkpoints"))
@@ -528,6 +508,6 @@ def test_altered_runs(
     assert not found.faults, "\n\n".join(found.faults[:20])
     assert found.slowest[0] < 5, found.slowest
     assert grown < 1
-    assert found.longest < 2000
+    assert len(found.longest) < 2000, found.longest
     refused = sum(count for outcome, count in found.outcomes.items() if outcome.endswith("refused"))
     assert number // 4 < refused < number, found.outcomes

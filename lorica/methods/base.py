@@ -343,7 +343,7 @@ def _name(tensor: Tensor) -> str:
 
 def _copy_in(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if wrong := misfits_of(method, own, state):
-        raise CheckpointError([f"{key} {why}" for key, why in wrong.items()])
+        raise CheckpointError([f"{key:.200} {why}" for key, why in wrong.items()])
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
