@@ -305,8 +305,8 @@ class Checkpoints:
                 new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
         task = method.task
         line = _Line(
-            task=_Task(
-                **{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task).items()}
+            task=_Task.model_validate(
+                {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task).items()}
             ),
             structure=json.loads(json.dumps(method.structure())),
             base=base,
