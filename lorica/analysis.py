@@ -35,10 +35,10 @@ from torch import Tensor, nn
 
 from lorica.adapters.attach import merged
 from lorica.adapters.lowrank import LowRankUpdates, project_last
-from lorica.assembly import assemble
+from lorica.assembly import assemble, saved_recipe
 from lorica.backbones.encoder import Encoder
 from lorica.checkpoint import Checkpoints
-from lorica.config import Recipe, read_recipe, read_saved
+from lorica.config import Recipe, read_recipe
 from lorica.data.sources import Source
 from lorica.errors import CheckpointError, LoricaError
 from lorica.evaluation import accuracy_row
@@ -49,7 +49,7 @@ from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
 from lorica.nested import flatten
 from lorica.ownership import require_ours
 from lorica.progress import Reporter, Silent
-from lorica.reading import WIDER, WRITTEN, Plain, misfits, read_json
+from lorica.reading import WIDER, WRITTEN, Plain, misfits, parsed
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
 from lorica.results import Result
@@ -406,17 +406,19 @@ def _known_distances(file: Path) -> list[Distances]:
     if not file.is_file():
         return []
     try:
-        read = _Known.model_validate(read_json(file))
-    except ValidationError as error:
-        foreign = "not an analysis of this version of lorica, or altered; delete it"
-        raise LoricaError([f"{file}: {line}; {foreign}" for line in misfits(error)]) from error
+        read = _Known.model_validate(parsed(file.read_bytes()))
+    except (OSError, ValueError) as error:
+        why = "; ".join(misfits(error)) if isinstance(error, ValidationError) else str(error)
+        raise LoricaError(
+            f"{file}: not an analysis of this version of lorica, or altered: {why:.300}; delete it"
+        ) from error
     return [Distances(**each.model_dump()) for each in read.distances]
 
 
 def _recipe(run: Result, given: Mapping[str, Any] | None) -> Recipe:
     folder = RunFolder(_folder(run))
     folder.require()
-    return read_saved(folder.recipe, given or {})
+    return saved_recipe(folder, given or {})
 
 
 def _folder(run: Result) -> Path:

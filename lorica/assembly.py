@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +13,18 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from lorica.backbones import Encoder, load_backbone
-from lorica.config import IN_MEMORY, Recipe
+from lorica.config import FREE, IN_MEMORY, Recipe, read_saved
 from lorica.data.decoding import DECODING, Decoding
 from lorica.data.reader import Reader, find_reader
 from lorica.data.sources import Source, load_source
 from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
+from lorica.files import RunFolder
 from lorica.methods import ClassMeanReadout, Method, build_method, find_method
+from lorica.nested import flatten
 from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
+from lorica.results import read_result
 from lorica.types import Task
 
 # what launchers set: how many processes there are, and which of them this one is
@@ -66,6 +69,36 @@ def assemble(
         encoder.requires_grad_(False)
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
     return Assembly(recipe, build_stream(recipe, source, encoder), method, accelerator)
+
+
+def saved_recipe(folder: RunFolder, given: Mapping[str, Any] | None = None, *, method_file: Any = None) -> Recipe:
+    """The recipe of a run's folder, which metrics.json repeats; arguments as those of `lorica.config.read_saved`.
+
+    Raises:
+        LoricaError: as there; or the two disagree, so that one of them is not what the run was made with.
+    """
+    saved = read_saved(folder.recipe, given or {}, method_file=method_file)
+    try:
+        repeated = read_result(folder.path).recipe if folder.metrics.exists() else {}
+    except LoricaError:  # it says nothing, and is written again when the run is resumed
+        repeated = {}
+    if not repeated:
+        return saved
+    told = {key: value for key, value in (given or {}).items() if key == "method.name"}
+    one, other = (
+        dict(flatten(each.resolved())) for each in (saved, read_saved(repeated, told, method_file=method_file))
+    )
+    if differing := sorted(
+        key for key in one.keys() | other.keys() if key not in FREE and one.get(key) != other.get(key)
+    ):
+        raise RecipeError(
+            [
+                f"{folder.recipe}: {key} is {one.get(key)!r:.80}, and {other.get(key)!r:.80} in {folder.metrics.name}, which repeats it; "
+                "one of the two has been altered: restore the file"
+                for key in differing
+            ]
+        )
+    return saved
 
 
 def build_source(recipe: Recipe, *, decode_all: bool = False, reporter: Reporter | None = None) -> Source:

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -87,6 +87,15 @@ class _Task(BaseModel):
     classes: Annotated[list[Count], Field(min_length=1)]
     new_classes: list[Count]
     class_names: list[str]
+
+    @classmethod
+    def of(cls, task: Task) -> _Task:
+        return cls(
+            index=task.index,
+            classes=list(task.classes),
+            new_classes=list(task.new_classes),
+            class_names=list(task.class_names),
+        )
 
     @property
     def task(self) -> Task:
@@ -305,9 +314,7 @@ class Checkpoints:
                 new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
         task = method.task
         line = _Line(
-            task=_Task.model_validate(
-                {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(task).items()}
-            ),
+            task=_Task.of(task),
             structure=json.loads(json.dumps(method.structure())),
             base=base,
             saved=self._write(f"task_{task.index:04d}.safetensors", new),

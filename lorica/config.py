@@ -34,6 +34,9 @@ _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.h
 PLACES = ("data.root", "backbone.weights")
 """Keys that say where things are and not what they are, which their contents decide."""
 
+FREE = ("device", "checkpoints", "snapshot_seconds", *PLACES)
+"""Keys in which a run may go on otherwise than it began."""
+
 _GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
 
 # they say the same thing: an override of one takes the place of the other

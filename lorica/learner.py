@@ -14,10 +14,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from lorica.adapters.attach import merged
-from lorica.assembly import build_reader
+from lorica.assembly import build_reader, saved_recipe
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import read_saved
 from lorica.data.reader import Reader
 from lorica.errors import DataError, LoricaError
 from lorica.evaluation import LOGITS_AGREE, apart, require_numbers
@@ -98,7 +97,7 @@ def load(run: Path | str, *, tasks: int | None = None, method_file: str | Path |
     """
     folder = RunFolder(run)
     folder.require()
-    recipe = read_saved(folder.recipe, moved, method_file=method_file)
+    recipe = saved_recipe(folder, moved, method_file=method_file)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
         encoder = load_backbone(**recipe.backbone.model_dump())
         method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)

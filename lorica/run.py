@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device
+from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device, saved_recipe
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import IN_MEMORY, PLACES, Recipe, as_saved, read_recipe, read_saved
+from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, read_recipe, read_saved
 from lorica.data.contents import Contents, contents_of, differences, short_digest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
@@ -33,9 +33,6 @@ from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, read_result
 from lorica.session import Session
 from lorica.types import Task
-
-_FREE = ("device", "checkpoints", "snapshot_seconds", *PLACES)
-"""Keys of a recipe that may differ when a run is resumed."""
 
 
 @isolated()
@@ -76,7 +73,7 @@ def run(
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
     folder = RunFolder(out or default_folder(recipe, resolved))
     if resume and wrote(folder.recipe):
-        resolved = as_saved(resolved, _saved(folder.recipe, resolved))
+        resolved = as_saved(resolved, saved_recipe(folder, method_file=_method_file(resolved)))
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     with refusals(folder.path):
         folder.tidy()
@@ -177,7 +174,7 @@ def evaluate(
     """
     run_folder = RunFolder(folder)
     run_folder.require()
-    parts = assemble(read_saved(run_folder.recipe, moved, method_file=method_file), source, progress_bar())
+    parts = assemble(saved_recipe(run_folder, moved, method_file=method_file), source, progress_bar())
     Checkpoints(run_folder.checkpoints).load(parts.method, tasks)
     _require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
@@ -369,9 +366,8 @@ def _place(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) 
     return folder.path, True
 
 
-def _saved(saved: Path | Mapping[str, Any], now: Recipe) -> Recipe:
-    """The recipe of a run that `now` is to continue, of whose method file it must be the same."""
-    return read_saved(saved, method_file=now.method.name if now.method.name.endswith(".py") else None)
+def _method_file(recipe: Recipe) -> str | None:
+    return recipe.method.name if recipe.method.name.endswith(".py") else None
 
 
 def _finished(folder: RunFolder) -> Result | None:
@@ -391,13 +387,13 @@ def _differences(folder: RunFolder, recipe: Recipe) -> list[str]:
     Raises:
         LoricaError: that recipe is lost.
     """
-    said: Any = folder.recipe
     if not folder.recipe.exists() and folder.metrics.exists():  # which repeats it
-        said = read_result(folder.path).recipe
+        saved = read_saved(read_result(folder.path).recipe, method_file=_method_file(recipe))
     else:
         folder.require()
-    old, new = (dict(flatten(each.resolved())) for each in (_saved(said, recipe), recipe))  # defaults of newer keys too
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in _FREE)
+        saved = saved_recipe(folder, method_file=_method_file(recipe))
+    old, new = (dict(flatten(each.resolved())) for each in (saved, recipe))  # defaults of newer keys too
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key not in FREE)
     return [
         f"{folder.recipe}: {key} was {old.get(key)!r}, now {new.get(key)!r}; give the same value to resume"
         for key in differing

@@ -304,7 +304,17 @@ def test_what_fails_for_one_run_is_said_and_the_rest_is_drawn(
     assert set(done.problems) < set(written["skipped"])
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"distances": [{"label": 1}]}', "{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"distances": [{"label": 1}]}',
+        '{"distances": [{"label": "W", "to_start": [1, 2], "between": [[0, 1]], "ratios": [[0, 1], [1, 0]], "recipe": {}}]}',
+        '{"distances": [{"label": "W", "to_start": ["1", NaN], "between": [], "ratios": [], "recipe": {}}]}',
+    ],
+)
 def test_a_damaged_analysis_is_not_overwritten(content: str, finished_run: Result, tmp_path: Path) -> None:
     (tmp_path / analysis.FILE).write_text(content)
     with pytest.raises(LoricaError, match=r"analysis.json: not an analysis of this version of lorica, or altered"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lorica.environment import environment
+from lorica.environment import environment, noted_contents
+from lorica.errors import LoricaError
 
 
 def test_the_environment_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,3 +46,42 @@ def test_the_environment_in_a_checkout(tmp_path: Path, monkeypatch: pytest.Monke
     assert environment()["git_revision"] == revision
     (tmp_path / "file").write_text("2")
     assert environment()["git_revision"] == f"{revision}-dirty"
+
+
+@pytest.mark.parametrize(
+    ("content", "noted"),
+    [
+        (
+            {"data": {"contents": {"train": {"wren": [3, "5f"]}, "test": {}}}},
+            {"train": {"wren": [3, "5f"]}, "test": {}},
+        ),
+        ({"data": {"name": "digits"}}, None),
+        ({"python": "3.11"}, None),
+        ({"data": None}, None),
+    ],
+)
+def test_what_the_data_was(content: object, noted: object, tmp_path: Path) -> None:
+    file = tmp_path / "environment.json"
+    assert noted_contents(file) is None
+    file.write_text(json.dumps(content))
+    assert noted_contents(file) == noted
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ([], "the whole of it is [], expected an object"),
+        ({"data": "digits"}, "data is 'digits', expected an object"),
+        ({"data": {"contents": [1]}}, "data.contents is [1], expected an object"),
+        ({"data": {"contents": {"train": {"wren": 3}}}}, "data.contents.train.wren is 3, expected a valid list"),
+        ({"data": {"contents": {"train": {"wren": ["5f", 3]}}}}, "data.contents.train.wren is ['5f', 3], expected a number of"),
+        ({"data": {"contents": {"train": {"wren": [3]}}}}, "data.contents.train.wren is [3], expected a number of samples"),
+        ({"cpu_count": float("nan")}, "cpu_count is nan, expected finite numbers"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_is_none(content: object, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "environment.json"
+    file.write_text(json.dumps(content))
+    with pytest.raises(LoricaError) as caught:
+        noted_contents(file)
+    assert caught.value.problems[0].startswith(f"{file}: {problem}")

@@ -15,7 +15,9 @@ from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageReader
 from lorica.data.sources import Source
 from lorica.data.stream import Stream
+from lorica.errors import LoricaError
 from lorica.evaluation import accuracy_row, plain_form
+from lorica.learner import Learner
 from lorica.methods import find_method
 from lorica.methods.base import MethodConfig
 from lorica.methods.linear_head import LinearHeadMethod
@@ -62,6 +64,24 @@ def test_accuracy_per_task_over_the_classes_seen(
         method, stream.tasks, lambda index: stream.test(stream.tasks[index]), accelerator=accelerator
     )
     assert everything == [0.0, 0.0, 0.5]  # class 5 is in the third task
+
+
+def test_logits_that_are_not_a_number_are_refused(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    """The first of them would count as the largest."""
+
+    class Lost(Oracle):
+        def predict(self, inputs: Tensor) -> Tensor:
+            return super().predict(inputs) / torch.tensor([1.0, 1, 1, 0, 1, 1])  # infinite, or 0 / 0
+
+    lost = Lost(tiny_encoder(), 0)
+    with pytest.raises(
+        LoricaError, match=r"oracle: logits are not a number; .* go back to an earlier task, or start anew"
+    ):
+        accuracy_row(
+            lost, stream.tasks, lambda index: stream.test(stream.tasks[index]), accelerator=Accelerator(cpu=True)
+        )
+    with pytest.raises(LoricaError, match="logits are not a number"):
+        Learner(lost, reader=ImageReader(32)).logits(torch.rand(2, 3, 32, 32))
 
 
 def test_evaluation_runs_on_merged_weights_and_leaves_the_adapters_alone(

@@ -562,6 +562,32 @@ def test_only_places_may_be_given_with_a_run(finished_run: Result) -> None:
         load(finished_run.path, fit={"epochs": 3})
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("normalisation: backbone", "normalisation: unit", "backbone.normalisation"),
+        ("crop_pct: 1.0", "crop_pct: 0.9", "data.crop_pct"),
+        ("rank: 10", "rank: 3", "method.rank"),
+        ("background: white", "background: black", "data.background"),
+    ],
+)
+def test_a_runs_recipe_that_was_altered_is_refused(
+    old: str, new: str, key: str, finished_run: Result, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    assert finished_run.path is not None
+    out = tmp_path / "run"
+    shutil.copytree(finished_run.path, out)
+    text = (out / "recipe.yaml").read_text()
+    assert old in text
+    (out / "recipe.yaml").write_text(text.replace(old, new))
+    resume = partial(quiet, small_recipe, out, resume=True)
+    for call in (partial(load, out), partial(evaluate, out), resume, partial(residuals, read_result(out), "label")):
+        with pytest.raises(LoricaError, match=rf"{re.escape(key)} is .* metrics\.json, which repeats it"):
+            call()
+    (out / "recipe.yaml").write_text(text.replace("checkpoints: all", "checkpoints: newest"))
+    assert load(out).class_names  # how a run goes on is free
+
+
 def test_nothing_of_a_run_is_relative_to_the_working_directory(finished_run: Result, tmp_path: Path) -> None:
     assert finished_run.path is not None
     shutil.copytree(finished_run.path, tmp_path / "run")
