@@ -186,6 +186,8 @@ class Mutator:
     def one_value(self, content: Any, name: str) -> str:
         """Changes something at a place drawn from all that there are."""
         places = list(_places(content))
+        if not places:
+            return "nothing left"
         container, key, path = self.draw.choice(places)
         old = container[key]
         match self.draw.randrange(7):
