@@ -6,6 +6,7 @@ the same numbers there. Threads, TF32 and deterministic algorithms stay as the c
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -15,10 +16,32 @@ import torch
 _AUTOCAST = ("cpu", "cuda", "mps")
 
 
+class _DefaultDtype:
+    """float32 as torch's default, which all threads share, from the first of those who need it to the last."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._before = threading.Lock(), 0, torch.float32
+
+    def take(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self._users += 1
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                torch.set_default_dtype(self._before)
+
+
+_dtype = _DefaultDtype()
+
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """torch's and NumPy's own defaults for the length of a `with` block or, as a decorator, of a call; then they are as before."""
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         if torch.get_default_device().type != "cpu":  # to say so costs a little at every operation
             stack.enter_context(torch.device("cpu"))
@@ -28,6 +51,6 @@ def isolated() -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(np.errstate(divide="warn", over="warn", under="ignore", invalid="warn"))
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float32)
+        _dtype.take()
+        stack.callback(_dtype.give_back)
         yield

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,28 @@ def test_analysing_is_the_same_whatever_its_caller_has_set(finished_run: Result,
         found = analyse([finished_run], tmp_path / "odd", points=2)
     assert (found.problems, found.skipped) == ([], expected.skipped)
     assert (tmp_path / "odd" / FILE).read_text() == (tmp_path / "plain" / FILE).read_text()
+
+
+def test_threads_that_overlap_leave_the_callers_dtype() -> None:
+    """The first to come is the first to go, so that the last must not take float32 for the caller's own."""
+    steps = [threading.Event() for _ in range(3)]
+    seen = []
+
+    def first() -> None:
+        with isolated():
+            steps[0].set()
+            steps[1].wait(60)
+        steps[2].set()
+
+    def second() -> None:
+        steps[0].wait(60)
+        with isolated():
+            steps[1].set()
+            steps[2].wait(60)
+            seen.append(torch.get_default_dtype())
+
+    with _Float64(), ThreadPoolExecutor(2) as pool:
+        for thread in [pool.submit(first), pool.submit(second)]:
+            thread.result(60)
+        assert seen == [torch.float32]
+        assert torch.get_default_dtype() == torch.float64
