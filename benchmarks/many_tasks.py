@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.table import Table
 
 import lorica
-from lorica.checkpoint import JOURNAL
 from lorica.data.sources import Source
 from lorica.files import RunFolder, write_json
+from lorica.journal import JOURNAL
 from lorica.progress import Reporter, progress_bar
 
 CLASSES, TRAIN, TEST = 2, 8, 1  # classes of a task, images of a class

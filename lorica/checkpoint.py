@@ -22,8 +22,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -35,177 +33,17 @@ from torch import Tensor
 
 from lorica.errors import CheckpointError, LoricaError, TrainingError
 from lorica.files import append_line, complete_lines, cut, replacing
+from lorica.journal import FORMAT, JOURNAL, Account, BackboneLearnedOn, Head, Line, Saved, TaskLearned, sealed
 from lorica.methods.base import Method, misfits_of, number_not_finite
 from lorica.ownership import tensor_metadata, wrote
 from lorica.reading import WRITTEN, Count, misfits, parsed, shown
 from lorica.results import Entry
 from lorica.types import Task
 
-FORMAT = 3
-JOURNAL = "journal.jsonl"
 _OURS = re.compile(r"task_\d{4,}(-sums)?\.safetensors")
 
 Keep = Literal["all", "newest", "everything"]
 """Which checkpoints stay: those of all tasks; the newest alone; or all, each with what learning on from it needs."""
-
-
-class _Saved(BaseModel):
-    """A file of tensors, and its hash."""
-
-    model_config = WRITTEN
-
-    file: str
-    sha256: str
-
-
-class _Backbone(BaseModel):
-    """What was learned on; the fingerprint tells it, the rest is for people."""
-
-    model_config = WRITTEN
-
-    name: str
-    tag: str
-    fingerprint: str
-
-
-class _Head(BaseModel):
-    """The first line: what the checkpoints belong to."""
-
-    model_config = WRITTEN
-
-    format: Literal[3]
-    method: dict[str, Any]
-    backbone: _Backbone
-
-
-class _Task(BaseModel):
-    """See `lorica.types.Task`."""
-
-    model_config = WRITTEN
-
-    index: Count
-    classes: Annotated[list[Count], Field(min_length=1)]
-    new_classes: list[Count]
-    class_names: list[str]
-
-    @classmethod
-    def of(cls, task: Task) -> _Task:
-        return cls(
-            index=task.index,
-            classes=list(task.classes),
-            new_classes=list(task.new_classes),
-            class_names=list(task.class_names),
-        )
-
-    @property
-    def task(self) -> Task:
-        return Task(self.index, tuple(self.classes), tuple(self.new_classes), tuple(self.class_names))
-
-
-class _Line(BaseModel):
-    """A task, and what changed with it.
-
-    Attributes:
-        structure: see `Method.structure`.
-        base: nothing of earlier lines is a part of this checkpoint.
-        saved: the file of what is new; None where nothing is.
-        whole: tensors that are in that file as they are.
-        extended: tensors of earlier lines, and along which axis what is in that file is added to them.
-        removed: tensors of earlier lines that are gone.
-        sums: what only learning on needs; the file is there for the newest checkpoint, and for others where that was asked for.
-        entry: what was measured.
-        history: size of the history by then, in bytes.
-    """
-
-    model_config = WRITTEN
-
-    task: _Task
-    structure: dict[str, Any]
-    base: bool
-    saved: _Saved | None
-    whole: list[str]
-    extended: dict[str, Count]
-    removed: list[str]
-    sums: _Saved | None
-    entry: Entry
-    history: Count
-
-
-@dataclass
-class _Account:
-    """What the lines of a journal say together, so far.
-
-    Attributes:
-        names: of the classes, in the order of their numbers.
-        tensors: names of those that the newest checkpoint consists of.
-        lines: their number.
-        rows: those of the accuracy matrix.
-        by_class_means: the lines have rows by the method's own predictions, too; None before the first.
-    """
-
-    names: dict[str, int] = field(default_factory=dict)
-    tensors: set[str] = field(default_factory=set)
-    lines: int = 0
-    rows: int = 0
-    by_class_means: bool | None = None
-
-    def misfits(self, line: _Line) -> Iterator[str]:
-        """Why a line cannot be the next one."""
-        if line.task.index != self.lines:
-            yield f"task.index is {line.task.index}, expected {self.lines}"
-        yield from self._class_misfits(line.task)
-        yield from self._tensor_misfits(line)
-        lengths = [len(row) for row in line.entry.rows]
-        expected = list(range(self.rows + 1, self.rows + 1 + (len(lengths) if not self.lines else 1)))
-        if lengths != expected:
-            yield f"entry.rows has rows of {shown(lengths)} numbers, expected {shown(expected)}"
-        own = [len(row) for row in line.entry.head_rows]
-        if (own or self.by_class_means) and (own != lengths or self.by_class_means is False):
-            wanted = [] if self.by_class_means is False else lengths
-            yield f"entry.head_rows has rows of {shown(own)} numbers, expected {shown(wanted)}"
-
-    def _class_misfits(self, task: _Task) -> Iterator[str]:
-        if any(one >= other for one, other in pairwise(task.classes)):
-            yield f"task.classes is {shown(task.classes)}, expected ascending numbers"
-        new = list(range(len(self.names), len(self.names) + len(task.new_classes)))
-        old = [number for number in task.classes if number < len(self.names)]
-        if task.new_classes != new:
-            yield f"task.new_classes is {shown(task.new_classes)}, expected {shown(new)}: those after earlier tasks'"
-        elif task.classes != old + new:
-            yield f"task.classes is {shown(task.classes)}, expected {shown(old + new)}"
-        if len(task.class_names) != len(task.classes):
-            yield f"task.class_names has {len(task.class_names)} names, expected {len(task.classes)}"
-        elif len(set(task.class_names)) < len(task.class_names):
-            yield f"task.class_names is {shown(task.class_names)}, expected different names"
-        else:
-            for number, name in zip(task.classes, task.class_names, strict=True):
-                known = self.names.get(name)
-                if known != (number if number < len(self.names) else None):
-                    yield f"task.class_names has {shown(name)} for class {number}, another than in earlier tasks"
-
-    def _tensor_misfits(self, line: _Line) -> Iterator[str]:
-        there = set() if line.base else self.tensors
-        if not (line.base or self.lines):
-            yield "base is false, expected true: there is no earlier task"
-        in_file, named = [*line.whole, *line.extended], f"task_{self.lines:04d}"
-        if len(set(in_file)) < len(in_file):
-            yield f"whole and extended are {shown(in_file)}, expected different names"
-        if unknown := (line.extended.keys() | set(line.removed)) - there:
-            yield f"extended and removed have {shown(sorted(unknown)[0])}, which no earlier line has"
-        if (line.saved is None) == bool(in_file):
-            yield f"saved is {shown(line.saved)}, with {len(in_file)} tensors in it"
-        for key, saved, file in (("saved", line.saved, named), ("sums", line.sums, f"{named}-sums")):
-            if saved and saved.file != f"{file}.safetensors":
-                yield f"{key}.file is {shown(saved.file)}, expected '{file}.safetensors'"
-
-    def add(self, line: _Line) -> None:
-        """Takes a line up that fits."""
-        numbered = zip(line.task.class_names, line.task.classes, strict=True)
-        self.names |= {name: number for name, number in numbered if number in line.task.new_classes}
-        self.tensors = ((set() if line.base else self.tensors) - set(line.removed)) | set(line.whole)
-        self.lines += 1
-        self.rows += len(line.entry.rows)
-        self.by_class_means = bool(line.entry.head_rows)
 
 
 class _Known(NamedTuple):
@@ -272,7 +110,7 @@ class Checkpoints:
         """The files of tensors that the checkpoint after that many tasks consists of, without the sums."""
         return [self.folder / line.saved.file for line in self._parts(tasks) if line.saved]
 
-    def _parts(self, tasks: int) -> list[_Line]:
+    def _parts(self, tasks: int) -> list[Line]:
         lines = self._lines[:tasks]
         first = max(number for number, line in enumerate(lines) if line.base)
         return lines[first:]
@@ -313,8 +151,8 @@ class Checkpoints:
                 old = before[name].shape[axis]
                 new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
         task = method.task
-        line = _Line(
-            task=_Task.of(task),
+        line = Line(
+            task=TaskLearned.of(task),
             structure=json.loads(json.dumps(method.structure())),
             base=base,
             saved=self._write(f"task_{task.index:04d}.safetensors", new),
@@ -332,13 +170,13 @@ class Checkpoints:
         for name in superseded - {saved.file for saved in (line.saved, line.sums) if saved}:
             (self.folder / name).unlink(missing_ok=True)
 
-    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> _Saved | None:
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> Saved | None:
         if not tensors:
             return None
         content = save(dict(tensors), tensor_metadata("checkpoint"))
         with replacing(self.folder / name) as file:
             file.write(content)
-        return _Saved(file=name, sha256=hashlib.sha256(content).hexdigest())
+        return Saved(file=name, sha256=hashlib.sha256(content).hexdigest())
 
     def _superseded(self, keep: Keep) -> set[str]:
         """Files that the checkpoints there are need, and will not be needed any more once there is another."""
@@ -349,7 +187,7 @@ class Checkpoints:
         return files | ({sums.file} if sums else set())
 
     def _append(self, values: dict[str, Any]) -> None:
-        seal = _sealed(self._seal, values)
+        seal = sealed(self._seal, values)
         append_line(self.journal, json.dumps({"seal": seal} | values, allow_nan=False, ensure_ascii=False))
         self._seal = seal
 
@@ -464,7 +302,7 @@ class Checkpoints:
             )
         return chosen
 
-    def _assembled(self, lines: Iterable[_Line]) -> dict[str, Tensor]:
+    def _assembled(self, lines: Iterable[Line]) -> dict[str, Tensor]:
         """The tensors that the lines make together.
 
         Raises:
@@ -519,16 +357,16 @@ class Checkpoints:
             return "start anew (--overwrite)"
         return f"delete the lines of {self.journal} after its first {tasks + 1}, to go back to the end of task {tasks}"
 
-    def _read(self) -> tuple[_Head | None, list[_Line], list[str]]:
+    def _read(self) -> tuple[Head | None, list[Line], list[str]]:
         """The journal as far as it is whole, and what is wrong with the line after that."""
-        head, lines, seal, account = None, [], "", _Account()
+        head, lines, seal, account = None, [], "", Account()
         for number, text in enumerate(complete_lines(self.journal), start=1):
             try:
                 values = parsed(text)
                 said = values.pop("seal")
                 if head is None and values.get("format") != FORMAT:
                     return None, [], [f"{self.journal}: not of format {FORMAT}; it needs another lorica version"]
-                seal = _sealed(seal, values)
+                seal = sealed(seal, values)
                 if said != seal:
                     raise ValueError("seal")
             except (ValueError, AttributeError, KeyError, TypeError):
@@ -540,9 +378,9 @@ class Checkpoints:
             wrong: list[str] = []
             try:
                 if head is None:
-                    head = _Head.model_validate(values)
+                    head = Head.model_validate(values)
                 else:
-                    line = _Line.model_validate(values)
+                    line = Line.model_validate(values)
                     wrong = list(account.misfits(line))
                     if not wrong:
                         account.add(line)
@@ -620,13 +458,13 @@ def restore(method: Method, tasks: Iterable[Task], structure: Mapping[str, Any])
         )
 
 
-def _head_of(method: Method) -> _Head:
+def _head_of(method: Method) -> Head:
     encoder = method.encoder
-    backbone = _Backbone(name=encoder.name, tag=encoder.tag, fingerprint=encoder.fingerprint)
-    return _Head(format=FORMAT, method=method.config.model_dump(mode="json"), backbone=backbone)
+    backbone = BackboneLearnedOn(name=encoder.name, tag=encoder.tag, fingerprint=encoder.fingerprint)
+    return Head(format=FORMAT, method=method.config.model_dump(mode="json"), backbone=backbone)
 
 
-def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: _Backbone) -> list[str]:
+def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: BackboneLearnedOn) -> list[str]:
     config, options = method.config.model_dump(mode="json"), method.config.as_now(options)
     if config.get("sha256"):  # a method in a file is known by the file's contents; runs of earlier versions by its name
         unsaid = "name" if "sha256" in options else "sha256"
@@ -644,7 +482,7 @@ def _misfits(where: Path, method: Method, options: Mapping[str, Any], backbone: 
     return problems
 
 
-def _names(line: _Line) -> set[str]:
+def _names(line: Line) -> set[str]:
     """The tensors in a line's file."""
     return {*line.whole, *line.extended}
 
@@ -703,10 +541,6 @@ def _hash(path: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sealed(before: str, values: Mapping[str, Any]) -> str:
-    return hashlib.sha256((before + json.dumps(values, sort_keys=True)).encode()).hexdigest()
-
-
 # --- format 2: a folder for each task, with all that had been learned by then ---
 
 
@@ -727,7 +561,7 @@ class _Earlier(BaseModel):
 
     format: Literal[2]
     method: dict[str, Any]
-    backbone: _Backbone
+    backbone: BackboneLearnedOn
     tasks: Annotated[list[_EarlierTask], Field(min_length=1)]
     structure: dict[str, Any] = {}
     sha256: str
@@ -747,7 +581,7 @@ def _load_format_2(folder: Path, method: Method) -> None:
         values = parsed(file.read_bytes())
         if values.get("format") != 2:
             raise CheckpointError(f"{file}: not a checkpoint of format 2; it needs another lorica version")
-        whole = values.pop("seal") == _sealed("", values)
+        whole = values.pop("seal") == sealed("", values)
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: {damaged}") from error
     if not whole:

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from lorica.adapters.prefix import prefixes
-from lorica.checkpoint import _Backbone, _misfits
+from lorica.checkpoint import _misfits
 from lorica.config import read_recipe
 from lorica.cost import measure
 from lorica.data.images import ImageReader
 from lorica.data.sources import arrays
 from lorica.data.stream import Stream
 from lorica.errors import BackboneError, RecipeError
+from lorica.journal import BackboneLearnedOn
 from lorica.methods import Context
 from lorica.methods.hide_prompt import Gaussians, HiDePrompt, HiDePromptConfig, PseudoFeatures, contrast
 from lorica.randomness import Draws
@@ -504,6 +505,6 @@ def test_what_earlier_versions_called_paper(tiny_encoder, tmp_path) -> None:
     method = HiDePrompt(HiDePromptConfig(name="hide_prompt", blocks=(0, 1)), tiny_encoder())
     then = method.config.model_dump(mode="json") | {"variant": "paper"}
     encoder = method.encoder
-    backbone = _Backbone(name=encoder.name, tag=encoder.tag, fingerprint=encoder.fingerprint)
+    backbone = BackboneLearnedOn(name=encoder.name, tag=encoder.tag, fingerprint=encoder.fingerprint)
     assert _misfits(tmp_path, method, then, backbone) == []
     assert _misfits(tmp_path, method, then | {"variant": "released_code"}, backbone) != []
