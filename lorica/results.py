@@ -79,6 +79,8 @@ class _Ledger(BaseModel):
     trainable_head: Count = 0
     stored: Count = 0
     stored_by_kind: dict[str, Count] = {}
+    stored_features: Count = 0
+    end_to_end: bool | None = None
     flops_per_prediction: Count = 0
     forwards_per_prediction: Annotated[float, Field(ge=0)] = 0.0
 
@@ -307,6 +309,8 @@ def _unlike_the_recipe(read: Metrics) -> Iterator[str]:
         given = recipe.get(key)
         if given is not None and given != value and not (of_its_own and key == "method.name"):
             yield f"{key.replace('stream.', 'the number of ')} is {shown(value)}, but the recipe has {shown(given)}"
+    if read.variant is not None and "method.name" in recipe and "method.variant" not in recipe:
+        yield f"method.variant is {shown(read.variant)}, but the recipe has none"
     readout = recipe.get("evaluate.readout")
     if readout is not None and (readout == "prototypes") != (read.head is not None):
         there = "there" if read.head else "missing"

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ class Session:
         self.checkpoints.move(folder.checkpoints)
 
     def _write_row(self, row: dict[str, Any]) -> None:
-        append_line(self.folder.history, json.dumps(row, allow_nan=False), durable=False)
+        append_line(self.folder.history, json.dumps(_finite(row), allow_nan=False), durable=False)
 
     def _history_size(self) -> int:
         return self.folder.history.stat().st_size if self.folder.history.exists() else 0
@@ -173,3 +174,12 @@ def _of_snapshot(file: Path) -> Iterator[None]:
         raise CheckpointError(
             [f"{file}: {problem}; delete it to begin the task anew" for problem in error.problems]
         ) from error
+
+
+def _finite(value: Any) -> Any:
+    """Plain values with null for numbers that JSON does not have, such as a term's sum that has overflowed."""
+    if isinstance(value, Mapping):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -19,6 +19,7 @@ from lorica.cost import measure
 from lorica.methods import Context, Method, find_method
 from lorica.methods.base import shapes_of
 from lorica.methods.linear_probe import LinearProbe
+from lorica.results import _Ledger
 from lorica.types import Task
 
 MakeEncoder = Callable[..., TimmViT]
@@ -314,6 +315,10 @@ def test_what_is_stored_of_features_and_what_the_logits_train(
     assert (cost["stored_features"], cost["end_to_end"]) == (features, end_to_end)
     assert {name: parameter.requires_grad for name, parameter in method.named_parameters()} == before
     assert all(parameter.grad is None for parameter in method.parameters())
+
+
+def test_all_that_is_measured_is_checked_when_it_is_read(tiny_encoder: MakeEncoder) -> None:
+    assert measure(learned("sd_lora", tiny_encoder())).keys() == _Ledger.model_fields.keys()
 
 
 def test_bases_and_gaussians_are_features(tiny_encoder: MakeEncoder) -> None:

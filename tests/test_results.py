@@ -209,6 +209,8 @@ def test_the_cost_of_a_run_is_that_of_its_last_task(tmp_path: Path) -> None:
         ('{"tasks": [{}, {}], "tasks": [{}, {}]}', "truncated or altered: 'tasks' stands twice"),
         ('{"tasks": [{}, {}, {}]}', "tasks has 3 entries, but metrics.json has a matrix of 2 rows"),
         ('{"tasks": [{}, {}], "train_seconds": [1.0]}', "train_seconds has 1 entries, but tasks has 2; one of the two"),
+        ('{"tasks": [{"stored_features": "5"}]}', r"tasks\[0\]: stored_features is '5', expected a valid integer"),
+        ('{"tasks": [{"end_to_end": 1}]}', r"tasks\[0\]: end_to_end is 1, expected a valid boolean"),
         ('{"tasks": [{"stored": NaN}]}', r"tasks\[0\]\.stored is nan, expected finite numbers"),
     ],
 )
@@ -330,6 +332,7 @@ def test_measures_that_their_matrix_does_not_give(tmp_path: Path, change: dict[s
     [
         ({"method": {"name": "o_lora"}}, {}, "method.name is 'sd_lora', but the recipe has 'o_lora'"),
         ({"method": {"variant": "released_code"}}, {}, "method.variant is 'paper', but the recipe has 'released_code'"),
+        ({"method": {"name": "sd_lora"}}, {}, "method.variant is 'paper', but the recipe has none"),
         ({"seed": 3}, {"seed": 4}, "seed is 4, but the recipe has 3"),
         ({"stream": {"tasks": 3}}, {}, "the number of tasks is 2, but the recipe has 3"),
         (
@@ -349,7 +352,8 @@ def test_metrics_that_are_not_of_their_recipe(
 
 
 def test_a_method_in_a_file_has_a_name_of_its_own(tmp_path: Path) -> None:
-    assert read_result(run_folder(tmp_path, recipe={"method": {"name": "/home/me/mine.py"}}).path).method == "sd_lora"
+    folder = run_folder(tmp_path, recipe={"method": {"name": "mine.py"}}, variant=None)
+    assert read_result(folder.path).method == "sd_lora"
 
 
 def test_a_matrix_that_was_altered(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,7 @@ from lorica.learner import load
 from lorica.methods import build_method, find_method
 from lorica.results import Result, read_result
 from lorica.run import check, default_folder, evaluate, run
+from lorica.session import _finite
 
 Recipe = dict[str, Any]
 
@@ -774,3 +776,13 @@ def test_a_run_that_failed_in_its_first_task_does_not_block_its_folder(six_class
             progress=False,
         )
     assert run(recipe, source=six_classes, out=tmp_path, progress=False).complete
+
+
+def test_numbers_that_json_does_not_have_are_null_in_the_history() -> None:
+    row = {
+        "step": 3,
+        "terms": {"cross_entropy": 0.5, "overflowed": math.inf},
+        "diagnostics": [math.nan, (1.0, -math.inf)],
+    }
+    expected = {"step": 3, "terms": {"cross_entropy": 0.5, "overflowed": None}, "diagnostics": [None, [1.0, None]]}
+    assert _finite(row) == expected
