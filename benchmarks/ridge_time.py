@@ -2,7 +2,7 @@
 
     python benchmarks/ridge_time.py --widths 1000,2000,5000,10000 --tasks 1,10,50
 
-Timed on the CPU, with `lorica.heads.RidgeHead` as `lorica.methods.ran_pac` uses it. A stream of tasks arrives, each with
+Timed on the CPU, with `lorica.statistics.RidgeHead` as `lorica.methods.ran_pac` uses it. A stream of tasks arrives, each with
 classes and samples of its own: random features of 768 numbers, widened to M by relu(f W). After the numbers of tasks asked for,
 
   accumulate  the sums over a task's samples, for the median of the tasks since the line above
@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lorica.heads import RidgeHead, choose_ridge
+from lorica.statistics import RidgeHead, choose_ridge
 from lorica.methods.ran_pac import FITTED
 from lorica.progress import Reporter, Silent, progress_bar
 

@@ -15,8 +15,9 @@ from lorica.adapters.attach import merged
 from lorica.adapters.lowrank import LowRankSum
 from lorica.adapters.tuning import Tuning
 from lorica.backbones.encoder import Encoder
-from lorica.heads import ClassMeans, GrowingLinear
+from lorica.heads import GrowingLinear
 from lorica.methods.base import Method, shapes_of
+from lorica.statistics import ClassMeans, Discriminant
 
 KINDS: dict[type[nn.Module], str] = {
     Encoder: "backbone",
@@ -24,6 +25,7 @@ KINDS: dict[type[nn.Module], str] = {
     Tuning: "adapters",
     GrowingLinear: "head",
     ClassMeans: "head",
+    Discriminant: "statistics",
 }
 """What a module's tensors are, whichever method holds it; see `measure` for all others."""
 

@@ -1,4 +1,4 @@
-"""Small linear algebra that several rooms share: where float64 can live, and random orthonormal rows."""
+"""Small linear algebra that several rooms share: where float64 can live, triangles of symmetric matrices, random orthonormal rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ def float64_device(device: torch.device) -> torch.device:
 def double(tensor: Float[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     """In float64, on the tensor's device if that has it."""
     return tensor.to(float64_device(tensor.device)).double()
+
+
+def packed(symmetric: Float[Tensor, "d d"]) -> Float[Tensor, " triangle"]:
+    """The upper triangle, row by row: d (d + 1) / 2 numbers."""
+    return torch.cat([row[number:] for number, row in enumerate(symmetric)])
+
+
+def unpacked(triangle: Float[Tensor, " triangle"], size: int) -> Float[Tensor, "{size} {size}"]:
+    """The symmetric matrix with that upper triangle."""
+    full = triangle.new_empty(size, size)
+    for number, part in enumerate(triangle.split(list(range(size, 0, -1)))):
+        full[number, number:] = part
+        full[number:, number] = part
+    return full
 
 
 def random_orthonormal_rows(rank: int, width: int, *, uniform: bool = False) -> Float[Tensor, "rank width"]:

@@ -1,14 +1,9 @@
 """Heads against hand-computed logits."""
 
-import itertools
-
-import numpy as np
 import pytest
 import torch
 
-from lorica import heads
-from lorica.errors import TrainingError
-from lorica.heads import RIDGES, ClassMeans, CosineHead, GrowingLinear, RidgeHead, choose_ridge, cosines, ridge_errors
+from lorica.heads import CosineHead, GrowingLinear, cosines
 
 CPU = torch.device("cpu")
 
@@ -63,47 +58,6 @@ def test_blocks_are_divided_where_some_of_their_classes_return() -> None:
     ]
 
 
-def test_more_samples_of_a_class_count_like_the_first_ones() -> None:
-    features, labels = torch.randn(20, 3), torch.arange(20) % 2
-    at_once, in_parts = (ClassMeans(3, device=CPU) for _ in range(2))
-    for means in (at_once, in_parts):
-        means.grow(2)
-    at_once.add(features, labels)
-    for part in range(0, 20, 5):
-        in_parts.add(features[part : part + 5], labels[part : part + 5])
-    torch.testing.assert_close(in_parts.prototypes, at_once.prototypes)
-    assert in_parts.counts.tolist() == at_once.counts.tolist() == [10, 10]
-
-
-def test_class_means_average_raw_features_and_compare_by_cosine() -> None:
-    means = ClassMeans(2, device=CPU)
-    means.grow(2)
-    features = torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 5.0]])
-    means.add(features, torch.tensor([0, 0, 1]))
-    torch.testing.assert_close(means.prototypes, torch.tensor([[1.5, 0.5], [0.0, 5.0]]))
-    # cos((1, 1), (1.5, .5)) = 2 / (sqrt(2) sqrt(2.5));  cos((1, 1), (0, 5)) = 1 / sqrt(2)
-    scores = means(torch.tensor([[1.0, 1.0]]))
-    assert scores[0].tolist() == pytest.approx([2 / 5**0.5, 0.5**0.5])
-
-
-def test_rescaling_a_prototype_changes_no_score() -> None:
-    means = ClassMeans(3, device=CPU)
-    means.grow(2)
-    means.add(torch.randn(8, 3), torch.arange(8) % 2)
-    x = torch.randn(4, 3)
-    before = means(x)
-    means.prototypes[1] *= 100
-    torch.testing.assert_close(means(x), before)
-
-
-def test_class_means_of_some_classes_only() -> None:
-    means = ClassMeans(3, device=CPU)
-    means.grow(4)
-    means.prototypes.normal_()
-    x = torch.randn(5, 3)
-    torch.testing.assert_close(means(x, slice(1, 3)), means(x)[:, 1:3])
-
-
 def test_cosine_head_scales_cosines_by_what_it_learns() -> None:
     head = CosineHead(2, 2, device=CPU)
     assert head.weight.abs().max() <= 0.5**0.5
@@ -118,184 +72,14 @@ def test_cosine_head_scales_cosines_by_what_it_learns() -> None:
 
 
 def test_scores_are_in_full_precision_under_autocast() -> None:
-    head, means = GrowingLinear(4, device=CPU), ClassMeans(4, device=CPU)
-    for classifier in (head, means):
-        classifier.grow(3)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert classifier(torch.randn(2, 4).bfloat16()).dtype == torch.float32
+    head = GrowingLinear(4, device=CPU)
+    head.grow(3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head(torch.randn(2, 4).bfloat16()).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert CosineHead(4, 3, device=CPU)(torch.randn(2, 4).bfloat16()).dtype == torch.float32
-
-
-# --- ridge regression -----------------------------------------------------------------------------------------------
-
-
-def ridge_head(features: torch.Tensor, labels: torch.Tensor, ridge: float) -> RidgeHead:
-    head = RidgeHead(features.shape[1], device=CPU)
-    head.grow(int(labels.max()) + 1)
-    head.add(features, labels)
-    head.solve(ridge)
-    return head
-
-
-def least_squares(features: torch.Tensor, one_hot: np.ndarray, ridge: float) -> np.ndarray:
-    """W without a product of H with itself: the least squares of [H; sqrt(ridge) I] W = [Y; 0]."""
-    h = features.double().numpy()
-    rows = np.concatenate([h, ridge**0.5 * np.eye(h.shape[1])])
-    return np.linalg.lstsq(rows, np.concatenate([one_hot, np.zeros((h.shape[1], one_hot.shape[1]))]), rcond=None)[0]
-
-
-def samples(number: int, width: int, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(number) % classes
-    centres = torch.randn(classes, width, generator=generator)
-    return (centres[labels] + torch.randn(number, width, generator=generator)).relu(), labels
-
-
-def test_ridge_regression_by_hand() -> None:
-    head = ridge_head(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1]), ridge=1.0)
-    assert head.gram.tolist() == [[2, 1], [1, 1]]  # without the ridge
-    assert head.targets.tolist() == [[1, 1], [0, 1]]
-    # (G + I)^-1 = [[2, -1], [-1, 3]] / 5
-    torch.testing.assert_close(head.weight, torch.tensor([[0.4, 0.2], [-0.2, 0.4]]))
-    torch.testing.assert_close(head(torch.tensor([[1.0, 1.0]])), torch.tensor([[0.2, 0.6]]))
-    assert head.ridge == 1
-
-
-@pytest.mark.parametrize("width", [5, 40])
-@pytest.mark.parametrize("ridge", [1e-3, 10.0])
-def test_tasks_in_any_order_give_the_joint_solution(width, ridge) -> None:
-    h, y = samples(24, width, classes=6)
-    expected = least_squares(h, np.eye(6)[y], ridge)
-    for order in itertools.permutations(range(3)):
-        head = RidgeHead(width, device=CPU)
-        for place, task in enumerate(order):  # classes are numbered as they come
-            head.grow(2)
-            mine = y // 2 == task
-            head.add(h[mine], y[mine] % 2 + 2 * place)
-            head.solve(ridge)
-        columns = [2 * task + label for task in order for label in (0, 1)]
-        np.testing.assert_allclose(head.weight.numpy(), expected[:, columns], rtol=1e-6, atol=1e-6)
-
-
-def test_the_division_into_calls_changes_nothing() -> None:
-    h, y = samples(2100, 4)  # more rows than are taken up at a time
-    together, apart = ridge_head(h, y, 1.0), RidgeHead(4, device=CPU)
-    apart.grow(3)
-    for row, label in zip(h.split(7), y.split(7), strict=True):
-        apart.add(row, label)
-    torch.testing.assert_close(together.gram, apart.gram, rtol=1e-12, atol=0)
-    torch.testing.assert_close(together.targets, apart.targets, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(together.gram.numpy(), h.double().numpy().T @ h.double().numpy(), rtol=1e-12)
-
-
-def test_gram_is_symmetric_positive_and_grows() -> None:
-    head, trace = RidgeHead(30, device=CPU), 0.0
-    for task in range(4):
-        head.grow(3)
-        h, y = samples(9, 30, seed=task)
-        head.add(h, y + 3 * task)
-        head.solve(1.0)
-        assert head.gram.dtype == head.targets.dtype == torch.float64
-        torch.testing.assert_close(head.gram, head.gram.T, rtol=1e-12, atol=1e-12)
-        assert np.linalg.eigvalsh(head.gram.numpy()).min() > -1e-9
-        assert head.gram.trace() > trace
-        trace = head.gram.trace().item()
-    assert trace == pytest.approx(sum(samples(9, 30, seed=task)[0].double().square().sum().item() for task in range(4)))
-
-
-def test_new_classes_have_no_logits_before_they_are_solved_for() -> None:
-    head = ridge_head(*samples(9, 5), ridge=1.0)
-    x = torch.randn(4, 5)
-    before = head(x)
-    head.grow(2)
-    torch.testing.assert_close(head(x), torch.cat([before, torch.zeros(4, 2)], dim=1))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head(x.bfloat16()).dtype == torch.float32
-
-
-@pytest.mark.parametrize("rows", ["alike", "few", "many"])
-def test_a_ridge_that_vanishes_beside_the_sums_is_raised(rows) -> None:
-    h, y = samples({"alike": 90, "few": 10, "many": 90}[rows], 60)
-    h = 1000 * (h[:1].expand(90, -1) if rows == "alike" else h)
-    head = ridge_head(h, y, 1e-8)
-    trace = h.double().square().sum().item()
-    assert head.ridge >= np.finfo(np.float64).eps * trace > 1e-8
-    assert head.ridge < 1e-12 * trace
-    assert head.weight.isfinite().all()
-    assert torch.equal(head.gram, ridge_head(h, y, 1.0).gram)  # it does not stay in the sums
-    if rows == "alike":  # a third of the images are of each class
-        torch.testing.assert_close(head(h[:2]), torch.full((2, 3), 1 / 3), atol=0.05, rtol=0)
-    else:
-        exact = least_squares(h, np.eye(3)[y], head.ridge.item())
-        np.testing.assert_allclose(head(h), h.numpy() @ exact, atol=1e-4)
-        other = 1000 * samples(20, 60, seed=1)[0]  # beside the span of what it has seen W is what rounding leaves
-        np.testing.assert_allclose(head(other), other.double().numpy() @ exact, atol=0.1)
-
-
-def test_class_means_that_are_not_finite_are_refused() -> None:
-    means = ClassMeans(2, device=CPU)
-    means.grow(2)
-    with pytest.raises(TrainingError, match=r"class means: features are not finite; start anew"):
-        means.add(torch.tensor([[1.0, 0.0], [torch.nan, 1.0]]), torch.tensor([0, 1]))
-    assert not means.prototypes.any()
 
 
 def test_cosines_by_hand() -> None:
     found = cosines(torch.tensor([[3.0, 4.0], [0.0, -2.0]]), torch.tensor([[10.0, 0.0], [0.0, 0.5], [1.0, 1.0]]))
     torch.testing.assert_close(found, torch.tensor([[0.6, 0.8, 1.4 / 2**0.5], [0.0, -1.0, -1 / 2**0.5]]))
-
-
-def test_features_that_are_not_finite_are_refused() -> None:
-    head = ridge_head(*samples(9, 5), ridge=1.0)
-    before = head.gram.clone()
-    with pytest.raises(TrainingError, match=r"not finite; start anew with a lower fit\.learning_rate"):
-        head.add(torch.full((2, 5), torch.nan), torch.tensor([0, 1]))
-    assert torch.equal(head.gram, before)
-
-
-@pytest.mark.parametrize(("fit", "width"), [(8, 30), (29, 30), (30, 30), (40, 12)])
-def test_errors_of_all_ridges_in_either_form(fit, width, monkeypatch) -> None:
-    """On both sides of fewer samples than features, against regressions one by one; labels need not start at 0."""
-    calls = []
-    eigh = torch.linalg.eigh
-    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: calls.append(matrix.shape) or eigh(matrix))
-    monkeypatch.setattr(torch.linalg, "inv", lambda matrix: pytest.fail("an inverse"))
-    h, y = samples(fit + 9, width)
-    y = y + 4
-    expected = [
-        np.square(
-            h[fit:].double().numpy() @ least_squares(h[:fit], np.eye(7)[y[:fit]], ridge) - np.eye(7)[y[fit:]]
-        ).mean()
-        for ridge in RIDGES
-    ]
-    errors = ridge_errors(h, y, fit=fit)
-    np.testing.assert_allclose(errors.numpy(), expected, rtol=1e-5)
-    assert calls == [(min(fit, width),) * 2]  # one factorisation, of the smaller product
-    assert choose_ridge(h, y, fit=fit) == RIDGES[int(np.argmin(expected))]
-
-
-def test_ridges_are_seventeen_powers_of_ten() -> None:
-    assert np.log10(RIDGES).round(9).tolist() == list(range(-8, 9))
-
-
-def test_errors_that_are_not_finite_never_win(monkeypatch) -> None:
-    errors = torch.full((17,), torch.nan, dtype=torch.double)
-    monkeypatch.setattr(heads, "ridge_errors", lambda features, labels, fit: errors)
-    errors[3], errors[9], errors[12] = -torch.inf, 0.5, torch.inf
-    assert choose_ridge(*samples(9, 5), fit=7) == RIDGES[9]
-    errors[11] = 0.25
-    assert choose_ridge(*samples(9, 5), fit=7) == RIDGES[11]
-    errors[:] = torch.nan
-    with pytest.raises(TrainingError, match="no ridge has a finite error"):
-        choose_ridge(*samples(9, 5), fit=7)
-
-
-def test_the_chosen_ridge_fits_the_noise_of_the_labels() -> None:
-    """Labels that features say exactly need next to none, labels that they say nothing about a large one."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(200) % 2
-    told = torch.nn.functional.one_hot(labels).float() + 1e-4 * torch.randn(200, 2, generator=generator)
-    assert choose_ridge(told, labels, fit=160) < 1e-2
-    untold = torch.randn(200, 50, generator=generator)
-    assert choose_ridge(untold, labels, fit=160) >= 100

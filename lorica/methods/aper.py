@@ -43,9 +43,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorica.backbones.encoder import Encoder
-from lorica.heads import ClassMeans
 from lorica.methods.base import Context
 from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
+from lorica.statistics import ClassMeans
 from lorica.types import Inputs, Task
 
 

@@ -62,9 +62,10 @@ from lorica.adapters.attach import attach, with_increments
 from lorica.backbones.encoder import Encoder, Site
 from lorica.backbones.view import computing, view
 from lorica.errors import BackboneError
-from lorica.heads import ClassMeans, CosineHead
+from lorica.heads import CosineHead
 from lorica.linalg import random_orthonormal_rows
 from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig, Variants, lone_classes, only_old_classes
+from lorica.statistics import ClassMeans
 from lorica.types import Batch, Inputs, Task
 
 ROWS_TOGETHER = 32

@@ -54,8 +54,9 @@ from torch import Tensor, nn
 
 from lorica.adapters.tuning import Bottlenecks
 from lorica.backbones.encoder import Encoder
-from lorica.heads import ClassMeans, CosineHead, mean_cosine
+from lorica.heads import CosineHead, mean_cosine
 from lorica.methods.base import Context, Method, MethodConfig, only_old_classes
+from lorica.statistics import ClassMeans
 from lorica.types import Batch, Inputs, Task, seen_classes
 
 

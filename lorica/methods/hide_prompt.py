@@ -58,28 +58,26 @@ Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear, HeadStart
-from lorica.linalg import double
 from lorica.methods.base import Context, MethodConfig, Variants, only_old_classes
 from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.randomness import Draws
+from lorica.statistics import Gaussians
 from lorica.types import Batch, Inputs, Task, seen_classes
 
 TEMPERATURE = 0.8  # of (3)
-JITTER = 1e-4  # added to each variance
 ALIGNMENT: dict[str, Any] = {
     "optimizer": "sgd",
     "learning_rate": 0.005,
@@ -125,89 +123,6 @@ def contrast(
         rows = torch.cat([centroids, features.float()])
         rows = F.normalize(rows, dim=1) if normalised else rows
         return F.cross_entropy(rows @ rows.T / TEMPERATURE, torch.arange(len(rows), device=rows.device))
-
-
-def clusters(features: Float64[Tensor, "n features"], number: int) -> Int[Tensor, " n"]:
-    """The cluster of each row by k-means; fewer clusters where there are fewer rows, or fewer different ones."""
-    from sklearn.cluster import KMeans  # slow to import
-    from sklearn.exceptions import ConvergenceWarning
-
-    means = KMeans(min(number, len(features)), random_state=int(torch.randint(2**31, ())))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters
-        return torch.from_numpy(means.fit(features.numpy()).labels_).long()
-
-
-class Gaussians(nn.Module):
-    """(5): each class as `slots` Gaussians at most.
-
-    Attributes:
-        means: [classes, slots, width]; zero beyond a class's clusters.
-        factors: standard deviations, [classes, slots, width], or Cholesky factors of covariances, [.., width, width].
-        clusters: [classes], how many of the slots each class uses; 0 where it had no images.
-    """
-
-    of_features = ("means", "factors")
-    means: Tensor
-    factors: Tensor
-    clusters: Tensor
-
-    def __init__(self, width: int, slots: int, *, full: bool, device: torch.device) -> None:
-        super().__init__()
-        self.slots, self.full = slots, full
-        shape = (width, width) if full else (width,)
-        self.register_buffer("means", torch.zeros(0, slots, width, device=device))
-        self.register_buffer("factors", torch.zeros(0, slots, *shape, device=device))
-        self.register_buffer("clusters", torch.zeros(0, dtype=torch.long, device=device))
-
-    def grow(self, classes: int) -> None:
-        """Makes room for that many classes; they are empty until `fit`."""
-        for name, value in list(self.named_buffers()):
-            setattr(self, name, torch.cat([value, value.new_zeros(classes, *value.shape[1:])]))
-
-    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """More clusters than there is room for, or fewer than none; see `lorica.methods.base.Particular`."""
-        number = state.get("clusters")
-        if number is not None and ((number < 0) | (number > self.slots)).any():
-            yield "clusters", f"has {number.tolist()!r:.60}, expected numbers from 0 to {self.slots}"
-
-    def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
-        """Sets the Gaussians of every class that occurs in `labels`."""
-        features, labels = double(features).cpu(), labels.cpu()  # k-means runs there
-        for label in labels.unique().tolist():
-            rows = features[labels == label]
-            cluster = clusters(rows, self.slots)
-            parts = [rows[cluster == each] for each in cluster.unique()]
-            self.clusters[label] = len(parts)
-            for slot, part in enumerate(parts):
-                centred = part - part.mean(dim=0)
-                if self.full:
-                    covariance = centred.T @ centred / len(part) + JITTER * torch.eye(part.shape[1]).to(part)
-                    factor = torch.linalg.cholesky(covariance)
-                else:
-                    factor = (centred.square().mean(dim=0) + JITTER).sqrt()
-                self.means[label, slot] = part.mean(dim=0).to(self.means)
-                self.factors[label, slot] = factor.to(self.factors)
-
-    def centroids(self) -> Float[Tensor, "m features"]:
-        """The means that are set, over all classes."""
-        return self.means[torch.arange(self.slots, device=self.means.device) < self.clusters[:, None]]
-
-    def shares(self) -> Int[Tensor, "m 2"]:
-        """Class and slot of each share of the draws: `slots` for every class, a class's clusters in turns."""
-        counts = enumerate(self.clusters.tolist())
-        pairs = [(label, slot % count) for label, count in counts if count for slot in range(self.slots)]
-        return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
-
-    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator | None) -> Float[Tensor, "n features"]:
-        """A random feature from each of these, given as class and slot."""
-        noise = torch.randn(len(pairs), self.means.shape[-1], generator=generator).to(self.means)
-        labels, slots = pairs.to(self.means.device).unbind(dim=1)
-        if not self.full:
-            return self.means[labels, slots] + self.factors[labels, slots] * noise
-        for label in labels.unique():  # one slot each; a factor for each draw would take too much memory
-            noise[labels == label] = noise[labels == label] @ self.factors[label, 0].T
-        return self.means[labels, slots] + noise
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
-from lorica.heads import ClassMeans
 from lorica.methods.base import Context, Method, MethodConfig
+from lorica.statistics import ClassMeans
 from lorica.types import Batch, Inputs, Task
 
 

@@ -39,7 +39,7 @@ Equation numbers are this file's; what is not in the paper's text is the release
 relays it. Done otherwise than in the released code (RanPAC/RanPAC):
   * the sums, factorisations and solutions are in float64: with lambda below 1, they mean little in the code's float32;
   * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
-    factorisation (`lorica.heads`). A lambda that vanishes beside G in float64 is raised until it does not;
+    factorisation (`lorica.statistics`). A lambda that vanishes beside G in float64 is raised until it does not;
   * an error that is not finite never wins; in the code NaN does, by numpy's argmin;
   * sigma starts at 16, from where the rates that train do not throw it about (the code: 1, `head_scale: 1`), and the rate
     falls step by step (the code: epoch by epoch);
@@ -60,9 +60,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lorica.backbones.encoder import Encoder
-from lorica.heads import RidgeHead, choose_ridge
 from lorica.methods.base import Context
 from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
+from lorica.statistics import RidgeHead, choose_ridge
 from lorica.types import Inputs, Task
 
 FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorica.heads import ClassMeans
 from lorica.methods.base import Context, Method
+from lorica.statistics import ClassMeans
 from lorica.types import Batch, Inputs, Task
 
 

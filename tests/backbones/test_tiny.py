@@ -8,7 +8,7 @@ from lorica.backbones.tiny import load_tiny
 from lorica.data.images import ImageReader
 from lorica.data.sources import digits
 from lorica.data.stream import Stream
-from lorica.heads import ClassMeans
+from lorica.statistics import ClassMeans
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorica.heads import RidgeHead
+from lorica.statistics import RidgeHead
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -16,9 +16,9 @@ from lorica.cost import measure
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import RecipeError
-from lorica.heads import RIDGES
 from lorica.methods import Context
 from lorica.methods.ran_pac import RanPAC, RanPACConfig
+from lorica.statistics import RIDGES
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 

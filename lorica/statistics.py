@@ -1,0 +1,393 @@
+"""What is remembered of classes in place of their images, and the classifiers computed from it: nothing here trains.
+
+    ClassMeans      the mean feature of each class; the nearest by cosine
+    Discriminant    the means and one covariance for all classes; linear discriminant analysis
+    RidgeHead       sums of products; ridge regression to one-hot labels
+    Gaussians       each class as a mixture, to draw features from
+
+All of them add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float64, Int
+from torch import Tensor, nn
+
+from lorica.errors import TrainingError
+from lorica.heads import cosines
+from lorica.linalg import double, float64_device, packed, unpacked
+
+RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
+"""What `choose_ridge` chooses from."""
+
+_REMEDY = "start anew with a lower fit.learning_rate, or check backbone.weights if nothing was trained"
+
+JITTER = 1e-4
+"""Added to each variance of `Gaussians`."""
+
+
+class ClassMeans(nn.Module):
+    """Nearest class mean by cosine similarity.
+
+    Attributes:
+        prototypes: the mean feature of each class, [classes, width].
+        counts: how many samples it is the mean of, [classes].
+    """
+
+    of_features = ("prototypes",)
+    prototypes: Tensor
+    counts: Tensor
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        self.register_buffer("prototypes", torch.zeros(0, width, device=device))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long, device=device))
+
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Counts below zero; see `lorica.methods.base.Particular`."""
+        if "counts" in state and (state["counts"] < 0).any():
+            yield "counts", f"has {int(state['counts'].min())}, expected numbers of samples"
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; their means are zero until `add`."""
+        self.prototypes = torch.cat([self.prototypes, self.prototypes.new_zeros(classes, self.prototypes.shape[1])])
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(classes)])
+
+    def add(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Makes the prototype of every class that occurs in `labels` the mean of all its raw features so far.
+
+        Raises:
+            TrainingError: features that are not finite; no image would be nearer to such a mean than to any other.
+        """
+        _require_finite("class means", features)
+        features, labels = double(features), labels.to(float64_device(labels.device))
+        for label in labels.unique():
+            own, before = features[labels == label], int(self.counts[label])
+            mean = own.mean(dim=0)
+            if before:
+                mean = (before * double(self.prototypes[label]).to(mean) + len(own) * mean) / (before + len(own))
+            self.prototypes[label] = mean.to(self.prototypes)
+            self.counts[label] = before + len(own)
+
+    def forward(
+        self, features: Float[Tensor, "n features"], classes: slice = slice(None)
+    ) -> Float[Tensor, "n classes"]:
+        """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own)."""
+        return cosines(features, self.prototypes[classes])
+
+
+class Discriminant(nn.Module):
+    """Linear discriminant analysis over all samples ever added, of which only sums are kept (streaming LDA, Hayes and Kanan 2020).
+
+    With mu_c the mean and n_c the number of samples of class c, N their total and m the mean of all mu_c:
+
+        S = sum (x - mu_y)(x - mu_y)',    Sigma = S / (N - C),    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I        (1)
+        logit_c = (mu_c - m)' Sigma_g^-1 (x - m) - (mu_c - m)' Sigma_g^-1 (mu_c - m) / 2                            (2)
+
+    m moves all logits of a sample alike; without it they would be differences of large numbers. S is symmetric, and its upper
+    triangle is stored: 4 D (D + 1) bytes for D features.
+
+    Attributes:
+        means, counts: mu_c, [classes, D] in float64, and n_c.
+        scatter: the upper triangle of S row by row, [D (D + 1) / 2] in float64.
+        weight, bias: of (2) as one linear map, [classes, D] and [classes], in float32; zero until `solve`.
+    """
+
+    of_features = ("means", "scatter", "weight", "bias")
+    means: Tensor
+    counts: Tensor
+    scatter: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        precise = float64_device(device)
+        self.width = width
+        self.register_buffer("means", torch.zeros(0, width, dtype=torch.double, device=precise))
+        self.register_buffer("counts", torch.zeros(0, dtype=torch.long, device=precise))
+        self.register_buffer("scatter", torch.zeros(width * (width + 1) // 2, dtype=torch.double, device=precise))
+        self.register_buffer("weight", torch.zeros(0, width, device=device))
+        self.register_buffer("bias", torch.zeros(0, device=device))
+
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """Counts below zero; see `lorica.methods.base.Particular`."""
+        if "counts" in state and (state["counts"] < 0).any():
+            yield "counts", f"has {int(state['counts'].min())}, expected numbers of samples"
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; their logits are zero until `solve`."""
+        for name in ("means", "counts", "weight", "bias"):
+            value = getattr(self, name)
+            setattr(self, name, torch.cat([value, value.new_zeros(classes, *value.shape[1:])]))
+
+    def add(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Adds samples, of new classes or of known ones.
+
+        Raises:
+            TrainingError: features that are not finite; S would never be again.
+        """
+        _require_finite("discriminant", features)
+        scatter, device = unpacked(self.scatter, self.width), self.scatter.device
+        labels = labels.to(device)
+        for label in labels.unique():
+            own = features[(labels == label).to(features.device)].to(device).double()
+            known, new = int(self.counts[label]), len(own)
+            mean = own.mean(dim=0)
+            step = mean - self.means[label]
+            own = own - mean
+            scatter.addmm_(own.T, own)
+            if known:  # the means of the two parts differ, which the scatter around their common mean has in it
+                scatter.addr_(step, step, alpha=known * new / (known + new))
+            self.means[label] += step * (new / (known + new))
+            self.counts[label] += new
+        self.scatter.copy_(packed(scatter))
+
+    def join(self, other: Discriminant) -> None:
+        """Takes up all that another one has added, whose classes are others and come after its own."""
+        for name in ("means", "counts", "weight", "bias"):
+            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name).to(getattr(self, name))]))
+        self.scatter += other.scatter.to(self.scatter)
+
+    def solve(self, shrinkage: float) -> None:
+        """Sets weight and bias, by a Cholesky factorisation.
+
+        Args:
+            shrinkage: g, in (0, 1]. Where rounding leaves no factorisation it is raised tenfold until there is one; samples without
+                any scatter are compared by distance, as with g = 1.
+        """
+        seen = self.counts > 0
+        covariance = unpacked(self.scatter, self.width).div_(max(1, int(self.counts.sum() - seen.sum())))
+        variance = covariance.diagonal().mean().item()
+        if not variance > 0:
+            covariance.diagonal().fill_(1.0)
+            variance = 1.0
+        while True:
+            shrunk = covariance * (1 - shrinkage)
+            shrunk.diagonal().add_(shrinkage * variance)
+            factor, failed = torch.linalg.cholesky_ex(shrunk)
+            if not failed:
+                break
+            shrinkage = min(1.0, 10 * shrinkage)
+        centre = self.means[seen].mean(dim=0)
+        weight = torch.cholesky_solve((self.means - centre).T, factor).T * seen[:, None]
+        bias = -(weight * (self.means + centre)).sum(dim=1) / 2
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """Logits over all classes, (2)."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.weight, self.bias)
+
+
+class RidgeHead(nn.Module):
+    """Ridge regression from features h to one-hot labels y, over all samples ever added, of which only sums are kept:
+
+        G = sum h h',    Q = sum h y',    (G + ridge I) W = Q,    logits = h' W
+
+    G and Q are in float64, on the CPU where the device lacks it, so that neither the order nor the division of the samples
+    matters. G takes 8 M^2 bytes for M features (800 MB for 10,000), and `solve` twice as much again while it runs.
+
+    Attributes:
+        gram, targets: G, [M, M], and Q, [M, classes].
+        weight: W, [M, classes], in float32; zero until `solve`.
+        ridge: that of W.
+    """
+
+    of_features = ("gram", "targets", "weight")
+    gram: Tensor
+    targets: Tensor
+    weight: Tensor
+    ridge: Tensor
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__()
+        precise = float64_device(device)
+        self.register_buffer("gram", torch.zeros(width, width, dtype=torch.double, device=precise))
+        self.register_buffer("targets", torch.zeros(width, 0, dtype=torch.double, device=precise))
+        self.register_buffer("weight", torch.zeros(width, 0, device=device))
+        self.register_buffer("ridge", torch.ones((), dtype=torch.double, device=precise))
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; their logits are zero until `solve`."""
+        self.targets = torch.cat([self.targets, self.targets.new_zeros(len(self.targets), classes)], dim=1)
+        self.weight = torch.cat([self.weight, self.weight.new_zeros(len(self.weight), classes)], dim=1)
+
+    def add(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Adds samples to G and Q.
+
+        Raises:
+            TrainingError: features that are not finite; G would never be again.
+        """
+        _require_finite("ridge regression", features)
+        _add_product(self.gram, features, features)
+        _add_product(self.targets, features, F.one_hot(labels, self.targets.shape[1]))
+
+    def solve(self, ridge: float) -> None:
+        """Sets W, by a Cholesky factorisation.
+
+        A ridge below what float64 can tell from zero beside G, epsilon trace(G), is raised to that; and tenfold until there
+        is a factorisation, for samples that are all but equal.
+        """
+        kept = self.gram.diagonal().clone()
+        ridge = max(ridge, torch.finfo(torch.double).eps * kept.sum().item())
+        while True:
+            try:
+                self.gram.diagonal().add_(ridge)
+                factor, failed = torch.linalg.cholesky_ex(self.gram)
+            finally:  # whatever happens, G is as it was
+                self.gram.diagonal().copy_(kept)
+            if not failed:
+                break
+            ridge *= 10
+        solution = torch.cholesky_solve(self.targets, factor)
+        self.weight = solution.float().contiguous().to(self.weight.device)  # in rows, as when it is loaded
+        self.ridge.fill_(ridge)
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """Logits over all classes."""
+        with torch.autocast(features.device.type, enabled=False):
+            return features.float() @ self.weight
+
+
+def choose_ridge(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int) -> float:
+    """That of `RIDGES` with the least finite error in `ridge_errors`.
+
+    Raises:
+        TrainingError: no error is finite.
+    """
+    errors = zip(ridge_errors(features, labels, fit=fit).tolist(), RIDGES, strict=True)
+    finite = [(error, ridge) for error, ridge in errors if math.isfinite(error)]
+    if not finite:
+        raise TrainingError(f"ridge regression: no ridge has a finite error; {_REMEDY}")
+    return min(finite)[1]
+
+
+def ridge_errors(
+    features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int
+) -> Float64[Tensor, " ridges"]:
+    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`.
+
+    One factorisation serves them all. With H and Y the features and labels fitted, and h a feature of another sample,
+
+        h' W = (h' H' U) (S + ridge I)^-1 (U' Y),      H H' = U S U'      with fewer samples than features
+        h' W = (h' U) (S + ridge I)^-1 (U' H' Y),      H' H = U S U'      otherwise
+    """
+    device = float64_device(features.device)
+    fitted, one_hot = features[:fit], F.one_hot(labels).to(device).double()
+    width = features.shape[1]
+    if fit < width:
+        products = torch.zeros(len(features), fit, dtype=torch.double, device=device)
+        _add_product(products, features.T, fitted.T)
+        values, vectors = torch.linalg.eigh(products[:fit])
+        left, right = products[fit:] @ vectors, vectors.T @ one_hot[:fit]
+    else:
+        gram = torch.zeros(width, width, dtype=torch.double, device=device)
+        targets = torch.zeros(width, one_hot.shape[1], dtype=torch.double, device=device)
+        _add_product(gram, fitted, fitted)
+        _add_product(targets, fitted, one_hot[:fit])
+        values, vectors = torch.linalg.eigh(gram)
+        left, right = features[fit:].to(device).double() @ vectors, vectors.T @ targets
+    values = values.clamp_min(0)  # as those of a product with itself are
+    return torch.stack([(left / (values + each) @ right - one_hot[fit:]).square().mean() for each in RIDGES])
+
+
+def clusters(features: Float64[Tensor, "n features"], number: int) -> Int[Tensor, " n"]:
+    """The cluster of each row by k-means; fewer clusters where there are fewer rows, or fewer different ones."""
+    from sklearn.cluster import KMeans  # slow to import
+    from sklearn.exceptions import ConvergenceWarning
+
+    means = KMeans(min(number, len(features)), random_state=int(torch.randint(2**31, ())))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than clusters
+        return torch.from_numpy(means.fit(features.numpy()).labels_).long()
+
+
+class Gaussians(nn.Module):
+    """(5): each class as `slots` Gaussians at most.
+
+    Attributes:
+        means: [classes, slots, width]; zero beyond a class's clusters.
+        factors: standard deviations, [classes, slots, width], or Cholesky factors of covariances, [.., width, width].
+        clusters: [classes], how many of the slots each class uses; 0 where it had no images.
+    """
+
+    of_features = ("means", "factors")
+    means: Tensor
+    factors: Tensor
+    clusters: Tensor
+
+    def __init__(self, width: int, slots: int, *, full: bool, device: torch.device) -> None:
+        super().__init__()
+        self.slots, self.full = slots, full
+        shape = (width, width) if full else (width,)
+        self.register_buffer("means", torch.zeros(0, slots, width, device=device))
+        self.register_buffer("factors", torch.zeros(0, slots, *shape, device=device))
+        self.register_buffer("clusters", torch.zeros(0, dtype=torch.long, device=device))
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes; they are empty until `fit`."""
+        for name, value in list(self.named_buffers()):
+            setattr(self, name, torch.cat([value, value.new_zeros(classes, *value.shape[1:])]))
+
+    def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
+        """More clusters than there is room for, or fewer than none; see `lorica.methods.base.Particular`."""
+        number = state.get("clusters")
+        if number is not None and ((number < 0) | (number > self.slots)).any():
+            yield "clusters", f"has {number.tolist()!r:.60}, expected numbers from 0 to {self.slots}"
+
+    def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Sets the Gaussians of every class that occurs in `labels`."""
+        features, labels = double(features).cpu(), labels.cpu()  # k-means runs there
+        for label in labels.unique().tolist():
+            rows = features[labels == label]
+            cluster = clusters(rows, self.slots)
+            parts = [rows[cluster == each] for each in cluster.unique()]
+            self.clusters[label] = len(parts)
+            for slot, part in enumerate(parts):
+                centred = part - part.mean(dim=0)
+                if self.full:
+                    covariance = centred.T @ centred / len(part) + JITTER * torch.eye(part.shape[1]).to(part)
+                    factor = torch.linalg.cholesky(covariance)
+                else:
+                    factor = (centred.square().mean(dim=0) + JITTER).sqrt()
+                self.means[label, slot] = part.mean(dim=0).to(self.means)
+                self.factors[label, slot] = factor.to(self.factors)
+
+    def centroids(self) -> Float[Tensor, "m features"]:
+        """The means that are set, over all classes."""
+        return self.means[torch.arange(self.slots, device=self.means.device) < self.clusters[:, None]]
+
+    def shares(self) -> Int[Tensor, "m 2"]:
+        """Class and slot of each share of the draws: `slots` for every class, a class's clusters in turns."""
+        counts = enumerate(self.clusters.tolist())
+        pairs = [(label, slot % count) for label, count in counts if count for slot in range(self.slots)]
+        return torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+
+    def draw(self, pairs: Int[Tensor, "n 2"], generator: torch.Generator | None) -> Float[Tensor, "n features"]:
+        """A random feature from each of these, given as class and slot."""
+        noise = torch.randn(len(pairs), self.means.shape[-1], generator=generator).to(self.means)
+        labels, slots = pairs.to(self.means.device).unbind(dim=1)
+        if not self.full:
+            return self.means[labels, slots] + self.factors[labels, slots] * noise
+        for label in labels.unique():  # one slot each; a factor for each draw would take too much memory
+            noise[labels == label] = noise[labels == label] @ self.factors[label, 0].T
+        return self.means[labels, slots] + noise
+
+
+def _require_finite(where: str, features: Tensor) -> None:
+    if not features.isfinite().all():
+        raise TrainingError(f"{where}: features are not finite; {_REMEDY}")
+
+
+def _add_product(total: Float64[Tensor, "a b"], left: Tensor, right: Tensor) -> None:
+    """total += left' right, in float64, which is taken up a thousand rows at a time: all of them would not fit everywhere."""
+    for a, b in zip(left.split(1000), right.split(1000), strict=True):
+        total.addmm_(a.to(total.device).double().T, b.to(total.device).double())
