@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lorica.adapters.attach import merged
 from lorica.assembly import build_reader, saved_recipe
 from lorica.backbones import load_backbone
+from lorica.backbones.encoder import Classifier
 from lorica.checkpoint import Checkpoints
 from lorica.data.reader import Reader
 from lorica.errors import DataError, LoricaError
@@ -70,7 +71,7 @@ class Learner:
             raise LoricaError(f"{self.method.name} has no linear classifier to export; use Learner.predict")
         with torch.no_grad():
             encoder = merged(self.method.encoder)
-            model = encoder.with_classifier(*classifier)
+            model = encoder.with_classifier(Classifier(*classifier))
             probe = encoder.probe(8)
             expected, found = self.method.predict(probe), model(encoder.normalised(probe))
         difference = apart(found, expected)

@@ -96,20 +96,22 @@ def learn_task(
         stage(parameters, epochs, losses, data, **settings).run()
         method.eval()
 
-    context = Context(
-        task=task,
-        batches=lambda: data.batches(eval_batch_size, device=device),
-        epochs=fit.epochs,
-        steps=fit.epochs * data.number_of_batches(fit.batch_size),
-        descend=descend,
-    )
     if resumed is None:
         with draws.seeded("grow", device):
             method.grow(task)
         method.eval()  # what has just grown, too
+    passes = fit.epochs * method.passes()
+    context = Context(
+        task=task,
+        batches=lambda: data.batches(eval_batch_size, device=device),
+        epochs=fit.epochs,
+        steps=passes * data.number_of_batches(fit.batch_size),
+        descend=descend,
+    )
+    if resumed is None:
         with draws.seeded("begin", device):
             method.begin_task(context)
-    main = stage(method.trainable(), fit.epochs)
+    main = stage(method.trainable(), passes)
     if resumed is not None:
         main.restore(*resumed)
     method.train()

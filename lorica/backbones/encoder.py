@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -53,6 +54,19 @@ class Prefix:
 
     keys: Float[Tensor, "n length dim"]
     values: Float[Tensor, "n length dim"]
+
+
+class Classifier(NamedTuple):
+    """A linear map from features to logits.
+
+    Attributes:
+        weight, bias: the map.
+        layers: what it reads: `Encoder.features`, or `layered_features` of that many blocks.
+    """
+
+    weight: Float[Tensor, "classes features"]
+    bias: Float[Tensor, " classes"] | None = None
+    layers: int | None = None
 
 
 class Encoder(nn.Module, ABC):
@@ -119,6 +133,11 @@ class Encoder(nn.Module, ABC):
         """Features from some of them alone: their mean, normalised as the backbone normalises what it pools."""
 
     @abstractmethod
+    def parts(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n parts features"]:
+        """What the tokens that leave any block have to say of the input as a whole: the class token, if there is one, and the mean
+        of the tokens made from parts of the input; each as `average` makes it."""
+
+    @abstractmethod
     def takes_prefix(self, block: int) -> bool:
         """Whether that block's attention is of the kind that `prefixed` knows."""
 
@@ -132,10 +151,8 @@ class Encoder(nn.Module, ABC):
         """Every adaptable projection, in block order."""
 
     @abstractmethod
-    def with_classifier(
-        self, weight: Float[Tensor, "classes features"], bias: Float[Tensor, " classes"] | None
-    ) -> nn.Module:
-        """A stand-alone copy of the plain backbone with this linear classifier as its own head. It takes `normalised` inputs."""
+    def with_classifier(self, classifier: Classifier) -> nn.Module:
+        """A stand-alone copy of the plain backbone with this classifier as its own head. It takes `normalised` inputs."""
 
     @abstractmethod
     def normalised(self, inputs: Inputs) -> Any:
@@ -168,6 +185,21 @@ class Encoder(nn.Module, ABC):
     def features(self, inputs: Inputs, *, prefixes: Mapping[int, Prefix] | None = None) -> Float[Tensor, "n features"]:
         """One feature vector for each input; see `tokens` for prefixes."""
         return self.pool(self.tokens(inputs, prefixes=prefixes))
+
+    def layered_features(self, inputs: Inputs, layers: int) -> Float[Tensor, "n features"]:
+        """`parts` of what leaves each of the last blocks, each with the length sqrt(width), one after another, in float32."""
+        tokens, found = self.embed(inputs), []
+        for number, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if number >= len(self.blocks) - layers:
+                found.append(self.parts(tokens).float())
+        return (F.normalize(torch.cat(found, dim=1), dim=2) * self.width**0.5).flatten(1)
+
+    @cached_property
+    def number_of_parts(self) -> int:
+        """How many vectors `parts` gives of an input."""
+        with torch.no_grad():
+            return self.parts(self.embed(self.example(1))).shape[1]
 
     def prefix_blocks(self, wanted: Sequence[int], *, key: str) -> tuple[int, ...]:
         """Those of the wanted blocks that this backbone has, counted from 0: a method's usual ones may lie deeper.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from lorica.backbones import hub
-from lorica.backbones.encoder import Encoder, Prefix, Site
+from lorica.backbones.encoder import Classifier, Encoder, Prefix, Site
 from lorica.backbones.view import computing, view
 from lorica.backbones.weights import Weights
 from lorica.errors import BackboneError
@@ -138,6 +138,11 @@ class TimmViT(Encoder):
     def average(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
         return self.vit.fc_norm(self.vit.norm(tokens).mean(dim=1))
 
+    def parts(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n parts features"]:
+        averaged = [slice(0, 1)] if self.vit.has_class_token else []
+        averaged += [slice(self.vit.num_prefix_tokens, None)]
+        return torch.stack([self.average(tokens[:, which]) for which in averaged], dim=1)
+
     def takes_prefix(self, block: int) -> bool:
         attention = getattr(self.blocks[block], "attn", None)
         return type(attention) is Attention and getattr(attention, "gate", None) is None
@@ -169,22 +174,35 @@ class TimmViT(Encoder):
                     ]
         return tuple(found)
 
-    def with_classifier(
-        self, weight: Float[Tensor, "classes features"], bias: Float[Tensor, " classes"] | None
-    ) -> nn.Module:
+    def with_classifier(self, classifier: Classifier) -> nn.Module:
+        weight, bias = classifier.weight, classifier.bias
         vit = copy.deepcopy(self.vit)
-        vit.num_classes = len(weight)
         head: Any = skip_init(  # nn.Linear itself would draw random numbers
-            nn.Linear, self.width, len(weight), bias=bias is not None, device=weight.device, dtype=weight.dtype
+            nn.Linear, weight.shape[1], len(weight), bias=bias is not None, device=weight.device, dtype=weight.dtype
         )
         with torch.no_grad():
             head.weight.copy_(weight)
             if bias is not None:
                 head.bias.copy_(bias)
+        if classifier.layers is not None:
+            plain = TimmViT(vit, name=self.name, tag=self.tag, mean=UNIT[0], std=UNIT[1])
+            return LayeredViT(plain, head, classifier.layers)
+        vit.num_classes = len(weight)
         vit.head = head
         if hasattr(vit, "head_dist"):  # distilled models average two heads, each on its own token
             vit.head_dist = copy.deepcopy(vit.head)
         return vit
+
+
+class LayeredViT(nn.Module):
+    """A ViT whose classifier reads what leaves several of its blocks (`Encoder.layered_features`); it takes normalised images."""
+
+    def __init__(self, encoder: TimmViT, head: nn.Linear, layers: int) -> None:
+        super().__init__()
+        self.encoder, self.head, self.layers = encoder, head, layers
+
+    def forward(self, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
+        return self.head(self.encoder.layered_features(images, self.layers))
 
 
 def _missing(name: str, reason: str) -> str:

@@ -30,7 +30,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from lorica.backbones.encoder import Encoder
+from lorica.backbones.encoder import Classifier, Encoder
 from lorica.errors import CheckpointError
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
@@ -130,8 +130,8 @@ class Context:
     Attributes:
         task: the task.
         batches: its training data in order, not augmented, anew at each call.
-        epochs: of the descent on this task.
-        steps: batches that this descent takes (epochs times batches of an epoch).
+        epochs: of the descent on this task, as the recipe says.
+        steps: batches that this descent takes, over all its passes.
         descend: another stage of training, see `Descend`.
     """
 
@@ -223,6 +223,10 @@ class Method(nn.Module, ABC):
     def begin_task(self, context: Context) -> None:
         """Before training on a task."""
 
+    def passes(self) -> int:
+        """Passes over the current task's data for each epoch of the recipe, in the main stage."""
+        return 1
+
     @abstractmethod
     def trainable(self) -> list[nn.Parameter]:
         """Parameters to train on the current task."""
@@ -250,8 +254,8 @@ class Method(nn.Module, ABC):
         """Plain values worth recording after each task."""
         return {}
 
-    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
-        """Weight and bias that turn features into logits (for export), or None where there is no such pair."""
+    def classifier(self) -> Classifier | None:
+        """The linear map that turns features of the merged encoder into logits (for export), or None where there is none."""
         return None
 
     def structure(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from lorica.backbones.encoder import Encoder
+from lorica.backbones.encoder import Classifier, Encoder
 from lorica.heads import GrowingLinear, HeadStart
 from lorica.methods.base import LowRankConfig, Method, MethodConfig, lone_classes
 from lorica.types import Batch, Inputs, Task
@@ -85,7 +85,8 @@ class LinearHeadMethod(Method):
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.head(self.features(inputs))
 
-    def classifier(self) -> tuple[Tensor, Tensor | None] | None:
+    def classifier(self) -> Classifier | None:
         """The head's, unless a subclass has other features than the encoder's, or other logits than the head's."""
         own, plain = type(self), LinearHeadMethod
-        return self.head.stacked() if (own.features, own.predict) == (plain.features, plain.predict) else None
+        is_plain = (own.features, own.predict) == (plain.features, plain.predict)
+        return Classifier(*self.head.stacked()) if is_plain else None

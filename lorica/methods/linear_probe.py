@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lorica.backbones.encoder import Classifier
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.types import Inputs
 
@@ -26,6 +27,6 @@ class LinearProbe(LinearHeadMethod):
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs)
 
-    def classifier(self) -> tuple[Tensor, Tensor]:
+    def classifier(self) -> Classifier:
         """The head: the features are the encoder's."""
-        return self.head.stacked()
+        return Classifier(*self.head.stacked())

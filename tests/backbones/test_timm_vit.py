@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lorica.backbones import TINY, backbone_names, hub, load_backbone
+from lorica.backbones.encoder import Classifier
 from lorica.backbones.timm_vit import load_timm_vit
 from lorica.errors import BackboneError
 from lorica.terminal import screenful
@@ -78,7 +79,7 @@ def test_unit_normalisation_feeds_images_as_they_are() -> None:
 def test_classifier_copy_is_a_plain_timm_model(tiny_encoder) -> None:
     encoder = tiny_encoder()
     weight, bias = torch.randn(4, encoder.width), torch.randn(4)
-    model = encoder.with_classifier(weight, bias)
+    model = encoder.with_classifier(Classifier(weight, bias))
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(model((x - encoder.mean) / encoder.std), encoder.features(x) @ weight.T + bias)
@@ -90,7 +91,7 @@ def test_a_distilled_model_keeps_its_two_tokens_in_the_classifier_copy() -> None
     weight, bias = torch.randn(4, encoder.width), torch.randn(4)
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        logits = encoder.with_classifier(weight, bias).eval()((x - encoder.mean) / encoder.std)
+        logits = encoder.with_classifier(Classifier(weight, bias)).eval()((x - encoder.mean) / encoder.std)
         torch.testing.assert_close(logits, encoder.features(x) @ weight.T + bias, atol=1e-5, rtol=1e-5)
 
 

@@ -136,7 +136,7 @@ def test_merged_weights_predict_the_same_on_a_plain_backbone(kind, tiny_encoder,
     assert [(n, type(m)) for n, m in encoder.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
     torch.testing.assert_close(found.predict(x), expected, atol=1e-5, rtol=1e-5)
     if classifier is not None:
-        model = encoder.with_classifier(*classifier)
+        model = encoder.with_classifier(classifier)
         torch.testing.assert_close(model((x - encoder.mean) / encoder.std), expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(method.predict(x), expected)
 

@@ -1,0 +1,162 @@
+"""RoLDA: rotations, a low-rank update on the first task, and discriminant analysis from then on. Ours, of known parts.
+
+**First task.** One low-rank update W0 + U D of every projection (U = 0 at the start) is trained to tell 4n classes apart, the
+task's n classes in each of four rotations R_r. Each image of a batch, augmented as the recipe says, is turned by an r of its own,
+drawn anew at every step:
+
+    loss = CE over c, r of sigma cos(f(R_r x), w_(4c+r)),    sigma = 16, fixed                                       (1)
+
+The rows w start short, with length 1/5, so that steps of Adam turn them fast. `passes` 4: each epoch of the recipe is four
+passes, in which an image is seen once in each rotation on average. Then w and the rotations go, the update stays as it is,
+and nothing is trained any more.
+
+**Features.** With c_l the class token that leaves block l and m_l the mean of the other tokens, both normalised as the
+backbone normalises what leaves its last block, n(v) = sqrt(d) v / ||v||, of the last L blocks:
+
+    phi(x) = [n(c_l), n(m_l)]_l,    D = 2 L d  (L d, where the backbone has no class token)                          (2)
+
+in the one pass that a prediction takes anyway. **End of each task**: its images, not augmented, add to the statistics of a
+linear discriminant over all classes seen, with one covariance shrunk by g (`lorica.statistics.Discriminant`):
+
+    logit_c = mu_c' Sigma_g^-1 phi - mu_c' Sigma_g^-1 mu_c / 2,    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I          (3)
+
+Given the trunk, the result is that of all images at once, in whatever order and division classes and images came: more
+images of a class that is known count like its first. What is kept of a class is its mean; of all of them together, one matrix.
+
+Where the parts are from: adapting in the first session alone, read by a discriminant, Panos et al. (ICCV 2023); a network
+tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024) and McDonnell et al. (RanPAC, NeurIPS 2023); the four
+rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al. (LayUP, 2024); a
+discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER. No claim of novelty is made for
+their combination; it was chosen on held-out data (`docs/results`).
+
+Equation numbers are this file's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from lorica.adapters.attach import attach
+from lorica.adapters.lowrank import LowRankUpdates
+from lorica.backbones.encoder import Classifier, Encoder, Site
+from lorica.errors import BackboneError
+from lorica.heads import cosines
+from lorica.methods.base import Context, LowRankConfig, Method
+from lorica.statistics import Discriminant
+from lorica.types import Batch, Inputs, Task
+
+ROTATIONS = 4
+SCALE = 16.0  # sigma
+ROW_LENGTH = 0.2  # of w at the start
+
+
+class RoLDAConfig(LowRankConfig):
+    """Options of RoLDA."""
+
+    cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
+    projections: tuple[str, ...] = Field(
+        default=("q", "k", "v", "proj", "fc1", "fc2"), description="projections adapted in every block"
+    )
+    rotations: Literal["auto", "always", "never"] = Field(
+        default="auto", description="train on the four rotations of a class as classes of their own; auto = of images"
+    )
+    passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
+    layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
+    shrinkage: float = Field(default=0.2, gt=0, le=1, description="g")
+
+
+class RoLDA(Method):
+    """Adapted on the first task, then a linear discriminant on the features of several blocks."""
+
+    name = "rolda"
+    Config = RoLDAConfig
+    rewritten = ("discriminant",)  # sums, and what is solved from them
+    dropped = ("rows",)
+    config: RoLDAConfig
+    rows: nn.Parameter  # w, [rotations * classes, width], on the first task
+
+    def __init__(self, config: RoLDAConfig, encoder: Encoder) -> None:
+        super().__init__(config, encoder)
+        self.layers = min(config.layers, len(encoder.blocks))
+        self.rotations = config.rotations != "never" and encoder.modality == "images"
+        if config.rotations == "always" and not self.rotations:
+            raise BackboneError(
+                f"method.rotations: {encoder.name} reads {encoder.modality}, which cannot be turned; use auto or never"
+            )
+        sites = encoder.select(config.projections)
+        self.updates = LowRankUpdates(sites, device=self.device)
+        width = self.layers * encoder.number_of_parts * encoder.width
+        self.discriminant = Discriminant(width, device=self.device)
+        if config.passes:
+            attach(encoder, sites, self.increment)
+
+    @classmethod
+    def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
+        return {"optimizer": "adam", "learning_rate": 2e-3, "schedule": "cosine"}
+
+    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
+        """U D of one projection."""
+        return self.updates[site](torch.empty(0, device=self.device), 1.0)
+
+    def passes(self) -> int:
+        return self.config.passes
+
+    def grow(self, task: Task) -> None:
+        super().grow(task)
+        self.discriminant.grow(len(task.new_classes))
+        if task.index == 0 and self.config.passes:
+            self.updates.grow(self.config.rank, zero_up=True)
+            number = len(task.classes) * (ROTATIONS if self.rotations else 1)
+            rows = ROW_LENGTH * F.normalize(torch.randn(number, self.encoder.width), dim=1)
+            self.rows = nn.Parameter(rows.to(self.device))
+        elif "rows" in self._parameters:
+            del self.rows
+
+    def trainable(self) -> list[nn.Parameter]:
+        return [*self.updates.factors(), self.rows] if self.task.index == 0 and self.config.passes else []
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+        """(1)."""
+        inputs, labels = batch.inputs, self.task.positions(batch.labels)
+        if self.rotations:
+            turns = torch.randint(ROTATIONS, (len(labels),)).to(labels.device)
+            inputs, labels = rotated(cast(Tensor, inputs), turns), ROTATIONS * labels + turns
+        logits = SCALE * cosines(self.encoder.features(inputs), self.rows)
+        yield {"cross_entropy": F.cross_entropy(logits, labels)}
+
+    @torch.no_grad()
+    def end_task(self, context: Context) -> None:
+        """(3)."""
+        self.discriminant.add(*context.gathered(self.features))
+        self.discriminant.solve(self.config.shrinkage)
+
+    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
+        """(2)."""
+        return self.encoder.layered_features(inputs, self.layers)
+
+    def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
+        return self.discriminant(self.features(inputs))
+
+    def classifier(self) -> Classifier:
+        return Classifier(self.discriminant.weight, self.discriminant.bias, self.layers)
+
+    def needed_to_learn_on(self) -> tuple[str, ...]:
+        """S and the means."""
+        return ("discriminant.scatter", "discriminant.means")
+
+
+def rotated(
+    images: Float[Tensor, "n channels side side"], turns: Int[Tensor, " n"]
+) -> Float[Tensor, "n channels side side"]:
+    """Each image turned by its number of quarter turns."""
+    turned = images.clone()
+    for number in range(1, ROTATIONS):
+        turned[turns == number] = torch.rot90(images[turns == number], number, dims=(2, 3))
+    return turned
