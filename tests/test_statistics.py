@@ -5,6 +5,9 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from lorica import statistics
 from lorica.errors import TrainingError
@@ -229,3 +232,95 @@ def test_the_chosen_ridge_fits_the_noise_of_the_labels() -> None:
     assert choose_ridge(told, labels, fit=160) < 1e-2
     untold = torch.randn(200, 50, generator=generator)
     assert choose_ridge(untold, labels, fit=160) >= 100
+
+
+# --- discriminant ---------------------------------------------------------------------------------------------------
+
+
+def discriminant(features: torch.Tensor, labels: torch.Tensor, shrinkage: float = 0.2) -> Discriminant:
+    found = Discriminant(features.shape[1], device=CPU)
+    found.grow(int(labels.max()) + 1)
+    found.add(features, labels)
+    found.solve(shrinkage)
+    return found
+
+
+@pytest.mark.parametrize("shrinkage", [0.01, 0.2, 1.0])
+def test_discriminant_ranks_as_that_of_scikit_learn(shrinkage) -> None:
+    """Theirs divides by N where ours divides by N - C, so that logits differ by that factor and by what all classes share."""
+    features, labels = samples(60, 5)
+    ours = discriminant(features, labels, shrinkage)(features).double().numpy()
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(features.double(), labels)
+    expected = theirs.decision_function(features.double()) * (60 - 3) / 60
+    apart = ours - expected
+    np.testing.assert_allclose(apart - apart.mean(axis=1, keepdims=True), 0, atol=1e-4)
+
+
+@given(cuts=st.lists(st.integers(1, 39), max_size=4, unique=True), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_neither_order_nor_division_changes_a_discriminant(cuts, seed) -> None:
+    """Images of a class that come later, and in several parts, count like the first."""
+    features, labels = samples(40, 6)
+    at_once = discriminant(features, labels)
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(seed))
+    parts = np.split(order.numpy(), sorted(cuts))
+    in_parts = Discriminant(6, device=CPU)
+    in_parts.grow(3)
+    for part in parts:
+        in_parts.add(features[part], labels[part])
+    in_parts.solve(0.2)
+    assert in_parts.counts.tolist() == at_once.counts.tolist()
+    torch.testing.assert_close(in_parts.means, at_once.means, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(in_parts.scatter, at_once.scatter, atol=1e-10, rtol=1e-10)
+    torch.testing.assert_close(in_parts(features), at_once(features), atol=1e-5, rtol=1e-4)
+
+
+def test_joined_discriminants_are_that_of_all_their_samples() -> None:
+    features, labels = samples(40, 6, classes=5)
+    first, second = labels < 2, labels >= 2
+    joined = discriminant(features[first], labels[first])
+    joined.join(discriminant(features[second], labels[second] - 2))
+    joined.solve(0.2)
+    torch.testing.assert_close(joined(features), discriminant(features, labels)(features), atol=1e-5, rtol=1e-4)
+
+
+def test_the_scatter_is_stored_as_a_triangle_of_the_symmetric_matrix() -> None:
+    features, labels = samples(30, 4)
+    centred = np.concatenate([features[labels == c] - features[labels == c].mean(0) for c in range(3)]).astype(float)
+    expected = centred.T @ centred
+    found = discriminant(features, labels).scatter
+    assert found.shape == (10,)
+    np.testing.assert_allclose(found, expected[np.triu_indices(4)], atol=1e-5)
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_classes_without_scatter_are_compared_by_distance(copies) -> None:
+    """One image a class, or the same one several times: nothing is known of a covariance."""
+    features = torch.randn(4, 5).repeat(copies, 1)
+    found = discriminant(features, torch.arange(4).repeat(copies))
+    x = torch.randn(20, 5)
+    distances = torch.cdist(x, features[:4])
+    assert found(x).argmax(dim=1).tolist() == distances.argmin(dim=1).tolist()
+
+
+def test_fewer_samples_than_features_and_a_vanishing_shrinkage_have_a_factorisation() -> None:
+    features, labels = samples(6, 50)
+    found = discriminant(1e6 * features, labels, shrinkage=1e-300)
+    assert found(1e6 * features).argmax(dim=1).tolist() == labels.tolist()
+
+
+def test_a_class_without_samples_has_no_say() -> None:
+    found = Discriminant(3, device=CPU)
+    found.grow(3)
+    found.add(torch.randn(8, 3) + 5, torch.arange(8) % 2)
+    found.solve(0.2)
+    assert found.weight[2].abs().max() == 0
+    assert found.weight[:2].isfinite().all()
+
+
+def test_features_that_are_not_finite_never_enter_a_discriminant() -> None:
+    found = discriminant(*samples(12, 3))
+    before = {name: value.clone() for name, value in found.named_buffers()}
+    with pytest.raises(TrainingError, match=r"discriminant: features are not finite; start anew"):
+        found.add(torch.tensor([[1.0, float("inf"), 0.0]]), torch.tensor([0]))
+    assert all(torch.equal(value, before[name]) for name, value in found.named_buffers())
