@@ -1,0 +1,166 @@
+"""RoLDA: the loss and the features by hand, the discriminant against scikit-learn's, and what a first task leaves to later ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from lorica.data.images import ImageReader
+from lorica.data.stream import Stream
+from lorica.descent import Descent
+from lorica.errors import BackboneError
+from lorica.methods.rolda import RoLDA, RoLDAConfig, rotated
+from lorica.training import Fit, Watch, learn_task
+from lorica.types import Batch, Task
+
+CPU = torch.device("cpu")
+FIT = Fit(2, 8, "adam", 2e-3, 0.9, 0.0, "cosine", "none")
+
+
+def rolda(encoder, **options) -> RoLDA:
+    return RoLDA(RoLDAConfig(name="rolda", rank=2, **options), encoder)
+
+
+def learn(method: RoLDA, stream: Stream, tasks: int | None = None) -> RoLDA:
+    for task in stream.tasks[:tasks]:
+        learn_task(method, task, stream.train(task), FIT, seed=0, accelerator=Accelerator(cpu=True))
+    return method
+
+
+@pytest.fixture
+def stream(six_classes) -> Stream:
+    return Stream(six_classes, tasks=3, reader=ImageReader(32))
+
+
+def images_of(data) -> Batch:
+    return next(data.batches(1000, device=CPU))
+
+
+# --- the first task -------------------------------------------------------------------------------------------------
+
+
+def test_each_image_is_turned_by_its_own_number_of_quarters() -> None:
+    images, turns = torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 2, 3, 1, 0])
+    found = rotated(images, turns)
+    for image, own, number in zip(images, found, turns.tolist(), strict=True):
+        np.testing.assert_array_equal(own, np.rot90(image.numpy(), number, axes=(1, 2)))
+
+
+def test_the_loss_tells_the_rotations_of_each_class_apart(tiny_encoder) -> None:
+    method = rolda(tiny_encoder())
+    method.grow(Task.of_new_classes(0, 0, ("a", "b", "c")))
+    batch = Batch(torch.rand(7, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0, 2, 2]))
+    assert method.rows.shape == (12, 32)
+    torch.testing.assert_close(method.rows.norm(dim=1), torch.full((12,), 0.2))
+    torch.manual_seed(5)
+    (terms,) = method.losses(batch)
+    torch.manual_seed(5)
+    turns = torch.randint(4, (7,))
+    assert len(turns.unique()) > 1
+    turned = torch.stack([torch.rot90(x, int(r), dims=(1, 2)) for x, r in zip(batch.inputs, turns, strict=True)])
+    with torch.no_grad():
+        features, rows = (each.double().numpy() for each in (method.encoder.features(turned), method.rows))
+    cosine = (features / np.linalg.norm(features, axis=1, keepdims=True)) @ (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ).T
+    logits = 16 * cosine
+    labels = 4 * batch.labels.numpy() + turns.numpy()
+    expected = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(7), labels]
+    assert terms["cross_entropy"].item() == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_an_epoch_of_the_recipe_is_four_passes_over_the_first_task_and_nothing_later(tiny_encoder, stream) -> None:
+    method, taken = rolda(tiny_encoder()), []
+
+    def note(descent: Descent) -> None:
+        taken.append((descent.draws.task, descent.steps))
+
+    for task in stream.tasks:
+        learn_task(
+            method,
+            task,
+            stream.train(task),
+            FIT,
+            seed=0,
+            accelerator=Accelerator(cpu=True),
+            watch=Watch(after_step=note),
+        )
+    assert taken == [(0, 3)] * (FIT.epochs * 4 * 3)  # 24 images in batches of 8
+
+
+def test_rotations_are_for_images(tiny_encoder, monkeypatch) -> None:
+    encoder = tiny_encoder()
+    monkeypatch.setattr(type(encoder), "modality", "texts")
+    assert not rolda(encoder).rotations
+    with pytest.raises(BackboneError, match=r"method\.rotations: tiny reads texts, which cannot be turned; use auto"):
+        rolda(encoder, rotations="always")
+    method = rolda(encoder)
+    method.grow(Task.of_new_classes(0, 0, ("a", "b")))
+    assert len(method.rows) == 2
+
+
+def test_without_passes_the_backbone_is_as_it_came(tiny_encoder, stream) -> None:
+    method, x = learn(rolda(tiny_encoder(), passes=0), stream), torch.rand(3, 3, 32, 32)
+    assert method.trainable() == []
+    assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
+
+
+# --- features and discriminant --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_features_are_the_parts_of_the_last_blocks_at_one_length(tiny_encoder, layers) -> None:
+    encoder, left = tiny_encoder(), []
+    method, vit, x = rolda(encoder, layers=layers), encoder.vit, torch.rand(3, 3, 32, 32)
+    for block in vit.blocks:
+        block.register_forward_hook(lambda module, inputs, tokens: left.append(tokens))
+    found = method.features(x)
+    parts = []
+    for tokens in left[-layers:]:
+        normed = vit.norm(tokens).detach().double().numpy()
+        parts += [normed[:, 0], normed[:, 1:].mean(axis=1)]
+    expected = [32**0.5 * part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
+    np.testing.assert_allclose(found.detach(), np.concatenate(expected, axis=1), atol=1e-5)
+    assert method.discriminant.width == 2 * min(layers, 2) * 32
+
+
+def test_predictions_are_those_of_a_discriminant_on_all_images_at_once(tiny_encoder, stream) -> None:
+    method = learn(rolda(tiny_encoder()), stream)
+    whole, x = images_of(stream.train_all()), torch.rand(20, 3, 32, 32)
+    with torch.no_grad():
+        train, test = (method.features(each).double() for each in (whole.inputs, x))
+    theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.2).fit(train, whole.labels)
+    expected = theirs.decision_function(test) * (len(train) - 6) / len(train)
+    apart = method.predict(x).double().numpy() - expected
+    tolerance = 1e-4 * np.abs(expected).max()
+    np.testing.assert_allclose(apart - apart.mean(axis=1, keepdims=True), 0, atol=tolerance)
+
+
+def test_after_the_first_task_order_and_division_change_nothing(tiny_encoder, stream) -> None:
+    second, third = stream.tasks[1:]
+    later = stream.train(second).followed_by([stream.train(third)])
+    four = Task.of_new_classes(1, 2, (*second.class_names, *third.class_names))
+    by_twos, at_once = learn(rolda(tiny_encoder()), stream), learn(rolda(tiny_encoder()), stream, tasks=1)
+    learn_task(at_once, four, later, FIT, seed=0, accelerator=Accelerator(cpu=True))
+    x = torch.rand(10, 3, 32, 32)
+    torch.testing.assert_close(at_once.predict(x), by_twos.predict(x), atol=1e-3, rtol=1e-3)
+
+
+def test_more_images_of_a_known_class_move_its_mean(tiny_encoder, stream) -> None:
+    method = learn(rolda(tiny_encoder()), stream)
+    before = method.discriminant.means.clone()
+    again = Task(3, stream.tasks[1].classes, (), stream.tasks[1].class_names)
+    learn_task(method, again, stream.test(stream.tasks[1]), FIT, seed=0, accelerator=Accelerator(cpu=True))
+    moved = (method.discriminant.means - before).abs().amax(dim=1) > 0
+    assert moved.tolist() == [False, False, True, True, False, False]
+    assert method.discriminant.counts.tolist() == [12, 12, 18, 18, 12, 12]
+
+
+def test_what_predictions_do_not_need_is_kept_with_the_newest_checkpoint_alone(tiny_encoder) -> None:
+    method = rolda(tiny_encoder())
+    method.grow(Task.of_new_classes(0, 0, ("a", "b")))
+    assert set(method.needed_to_learn_on()) < method.own_state().keys()
+    assert "rows" not in method.own_state()
