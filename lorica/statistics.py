@@ -149,11 +149,33 @@ class Discriminant(nn.Module):
             self.counts[label] += new
         self.scatter.copy_(packed(scatter))
 
-    def join(self, other: Discriminant) -> None:
-        """Takes up all that another one has added, whose classes are others and come after its own."""
-        for name in ("means", "counts", "weight", "bias"):
-            setattr(self, name, torch.cat([getattr(self, name), getattr(other, name).to(getattr(self, name))]))
-        self.scatter += other.scatter.to(self.scatter)
+    def join(self, other: Discriminant, common: Discriminant) -> None:
+        """Takes up what another one has added since both were `common`: the result is that of all samples, but for rounding.
+
+        Of each of them n_c, n_c mu_c and the products S + sum n_c mu_c mu_c' are sums over samples, so that they add up. The first
+        classes of both are those of `common`; the other's later ones come after its own.
+        """
+        shared, own = len(common.counts), len(self.counts)
+        self.grow(len(other.counts) - shared)
+
+        def sums(one: Discriminant, first: int) -> tuple[Tensor, Tensor, Tensor]:
+            """n_c and n_c mu_c with the classes after the shared ones from `first` on, and the products."""
+            places = [*range(shared), *range(first, first + len(one.counts) - shared)]
+            counts, totals = torch.zeros_like(self.counts), torch.zeros_like(self.means)
+            counts[places] = one.counts.to(counts)
+            totals[places] = (one.counts[:, None] * one.means).to(totals)
+            return counts, totals, unpacked(one.scatter, one.width).to(totals) + one._between()
+
+        counts, totals, products = (
+            a + b - c for a, b, c in zip(sums(self, shared), sums(other, own), sums(common, shared), strict=True)
+        )
+        self.counts.copy_(counts)
+        self.means.copy_(totals / counts.clamp_min(1)[:, None])
+        self.scatter.copy_(packed(products - self._between()))
+
+    def _between(self) -> Float64[Tensor, "features features"]:
+        """sum n_c mu_c mu_c'."""
+        return self.means.T @ (self.counts[:, None] * self.means)
 
     def solve(self, shrinkage: float) -> None:
         """Sets weight and bias, by a Cholesky factorisation.

@@ -1,5 +1,6 @@
 """Statistics of classes against numpy and scikit-learn."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -276,12 +277,26 @@ def test_neither_order_nor_division_changes_a_discriminant(cuts, seed) -> None:
 
 
 def test_joined_discriminants_are_that_of_all_their_samples() -> None:
-    features, labels = samples(40, 6, classes=5)
-    first, second = labels < 2, labels >= 2
-    joined = discriminant(features[first], labels[first])
-    joined.join(discriminant(features[second], labels[second] - 2))
-    joined.solve(0.2)
-    torch.testing.assert_close(joined(features), discriminant(features, labels)(features), atol=1e-5, rtol=1e-4)
+    """Two that went apart after classes 0 and 1: one learned 2, the other 3 and 4; both saw more of class 1."""
+    features, labels = samples(60, 6, classes=5)
+    known = labels < 2
+    known[30:] = False
+    ours = (labels == 2) | ((labels == 1) & (torch.arange(60) >= 45))
+    theirs = ~known & ~ours & (labels != 0)
+    late = (labels == 0) & ~known  # of which only the other one saw more
+    theirs |= late
+    common = discriminant(features[known], labels[known])
+    one, other = copy.deepcopy(common), copy.deepcopy(common)
+    one.grow(1)
+    one.add(features[ours], labels[ours])
+    other.grow(2)
+    other.add(features[theirs], torch.where(labels[theirs] > 2, labels[theirs] - 1, labels[theirs]))
+    one.join(other, common)
+    one.solve(0.2)
+    expected = discriminant(features, labels)
+    assert one.counts.tolist() == [12] * 5
+    torch.testing.assert_close(one.means, expected.means)
+    torch.testing.assert_close(one(features), expected(features), atol=1e-4, rtol=1e-4)
 
 
 def test_the_scatter_is_stored_as_a_triangle_of_the_symmetric_matrix() -> None:

@@ -69,6 +69,9 @@ class RoLDAConfig(LowRankConfig):
     )
     passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
     layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
+    width: int = Field(
+        default=8192, ge=1, description="largest D: fewer blocks are read where these have more features"
+    )
     shrinkage: float = Field(default=0.2, gt=0, le=1, description="g")
 
 
@@ -84,7 +87,6 @@ class RoLDA(Method):
 
     def __init__(self, config: RoLDAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.layers = min(config.layers, len(encoder.blocks))
         self.rotations = config.rotations != "never" and encoder.modality == "images"
         if config.rotations == "always" and not self.rotations:
             raise BackboneError(
@@ -92,8 +94,9 @@ class RoLDA(Method):
             )
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)
-        width = self.layers * encoder.number_of_parts * encoder.width
-        self.discriminant = Discriminant(width, device=self.device)
+        of_a_block = encoder.number_of_parts * encoder.width
+        self.layers = min(config.layers, len(encoder.blocks), max(1, config.width // of_a_block))
+        self.discriminant = Discriminant(self.layers * of_a_block, device=self.device)
         if config.passes:
             attach(encoder, sites, self.increment)
 
