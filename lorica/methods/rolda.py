@@ -15,7 +15,8 @@ backbone normalises what leaves its last block, n(v) = sqrt(d) v / ||v||, of the
 
     phi(x) = [n(c_l), n(m_l)]_l,    D = 2 L d  (L d, where the backbone has no class token)                          (2)
 
-in the one pass that a prediction takes anyway. **End of each task**: its images, not augmented, add to the statistics of a
+in the one pass that a prediction takes anyway. Where that is more than `width`, 8192, D is `width` and phi P takes its place,
+P ~ N(0, 1/D) drawn from a seed of its own and not stored: wider statistics would outgrow the backbone. **End of each task**: its images, not augmented, add to the statistics of a
 linear discriminant over all classes seen, with one covariance shrunk by g (`lorica.statistics.Discriminant`):
 
     logit_c = mu_c' Sigma_g^-1 phi - mu_c' Sigma_g^-1 mu_c / 2,    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I          (3)
@@ -69,9 +70,7 @@ class RoLDAConfig(LowRankConfig):
     )
     passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
     layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
-    width: int = Field(
-        default=8192, ge=1, description="largest D: fewer blocks are read where these have more features"
-    )
+    width: int = Field(default=8192, ge=1, description="largest D, to which more features are projected")
     shrinkage: float = Field(default=0.2, gt=0, le=1, description="g")
 
 
@@ -83,6 +82,7 @@ class RoLDA(Method):
     rewritten = ("discriminant",)  # sums, and what is solved from them
     dropped = ("rows",)
     config: RoLDAConfig
+    projection: Tensor | None  # P, where D is bounded
     rows: nn.Parameter  # w, [rotations * classes, width], on the first task
 
     def __init__(self, config: RoLDAConfig, encoder: Encoder) -> None:
@@ -95,8 +95,12 @@ class RoLDA(Method):
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)
         of_a_block = encoder.number_of_parts * encoder.width
-        self.layers = min(config.layers, len(encoder.blocks), max(1, config.width // of_a_block))
-        self.discriminant = Discriminant(self.layers * of_a_block, device=self.device)
+        self.layers = min(config.layers, len(encoder.blocks))
+        full = self.layers * of_a_block
+        width = min(full, config.width)
+        projection = random_projection(full, width).to(self.device) if width < full else None
+        self.register_buffer("projection", projection, persistent=False)
+        self.discriminant = Discriminant(width, device=self.device)
         if config.passes:
             attach(encoder, sites, self.increment)
 
@@ -142,17 +146,28 @@ class RoLDA(Method):
 
     def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
         """(2)."""
-        return self.encoder.layered_features(inputs, self.layers)
+        found = self.encoder.layered_features(inputs, self.layers)
+        if self.projection is None:
+            return found
+        with torch.autocast(found.device.type, enabled=False):
+            return found @ self.projection
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.discriminant(self.features(inputs))
 
     def classifier(self) -> Classifier:
-        return Classifier(self.discriminant.weight, self.discriminant.bias, self.layers)
+        weight = self.discriminant.weight
+        weight = weight if self.projection is None else weight @ self.projection.T
+        return Classifier(weight, self.discriminant.bias, self.layers)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
         """S and the means."""
         return ("discriminant.scatter", "discriminant.means")
+
+
+def random_projection(features: int, width: int) -> Float[Tensor, "features width"]:
+    """P, always the same for a size."""
+    return torch.randn(features, width, generator=torch.Generator().manual_seed(0)) / width**0.5
 
 
 def rotated(

@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from lorica.adapters.attach import merged
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.descent import Descent
@@ -125,6 +126,21 @@ def test_features_are_the_parts_of_the_last_blocks_at_one_length(tiny_encoder, l
     expected = [32**0.5 * part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts]
     np.testing.assert_allclose(found.detach(), np.concatenate(expected, axis=1), atol=1e-5)
     assert method.discriminant.width == 2 * min(layers, 2) * 32
+
+
+def test_features_beyond_the_width_are_projected_and_the_export_has_the_projection_in_it(tiny_encoder, stream) -> None:
+    narrow, plain = (learn(rolda(tiny_encoder(), width=width), stream) for width in (48, 128))
+    x, images = torch.rand(5, 3, 32, 32), images_of(stream.train_all())
+    assert narrow.discriminant.scatter.shape == (48 * 49 // 2,)
+    assert not any("projection" in name for name in narrow.own_state())
+    assert plain.projection is None  # as wide as its features are
+    encoder, classifier = merged(narrow.encoder), narrow.classifier()
+    assert classifier.weight.shape == (6, 128)
+    found, expected = encoder.with_classifier(classifier)(encoder.normalised(x)), narrow.predict(x)
+    torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
+    # lengths and angles are kept on average, so that it classifies much as without
+    for each in (narrow, plain):
+        assert (each.predict(images.inputs).argmax(dim=1) == images.labels).float().mean() > 0.9
 
 
 def test_predictions_are_those_of_a_discriminant_on_all_images_at_once(tiny_encoder, stream) -> None:
