@@ -57,6 +57,25 @@ class Learner:
         return [self.class_names[index] for index in self.logits(images, batch_size=batch_size).argmax(dim=1)]
 
     @isolated()
+    def join(self, other: Learner, common: Learner) -> None:
+        """Takes up the classes of another learner, of a method that can be joined exactly (`lorica.methods.rolda.RoLDA.join`).
+
+        Two runs that went on from one learn different classes, each for itself; joined, they are one learner of all of them.
+
+        Args:
+            other: the other run's learner; it stays as it is.
+            common: that of the run from which both went on, as it was then.
+
+        Raises:
+            LoricaError: a method that cannot be joined, or learners that did not go on from the common one.
+        """
+        join = getattr(self.method, "join", None)
+        if join is None:
+            raise LoricaError(f"{self.method.name} cannot be joined; rolda can")
+        join(other.method, common.method)
+        self.class_names = tuple(name for task in self.method.tasks for name in task.new_names)
+
+    @isolated()
     def merged_model(self) -> nn.Module:
         """A plain timm model with every update in its weights and the learned head as its classifier.
 

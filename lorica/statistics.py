@@ -149,6 +149,11 @@ class Discriminant(nn.Module):
             self.counts[label] += new
         self.scatter.copy_(packed(scatter))
 
+    @property
+    def has_no_sums(self) -> bool:
+        """Whether it was loaded without means and S: it classifies, but nothing can be added."""
+        return bool((self.counts > 0).any()) and not bool(self.means.any())
+
     def join(self, other: Discriminant, common: Discriminant) -> None:
         """Takes up what another one has added since both were `common`: the result is that of all samples, but for rounding.
 

@@ -251,6 +251,22 @@ def test_a_model_that_is_not_the_method_is_never_exported(
         learner.merged_model()
 
 
+def test_learners_that_went_on_from_one_are_joined(
+    small_recipe: dict[str, Any], tmp_path: Path, images: list[np.ndarray], learner: Learner
+) -> None:
+    method = {"name": "rolda", "rank": 2, "passes": 1}
+    whole = run({**small_recipe, "method": method, "checkpoints": "everything"}, out=tmp_path / "everything")
+    common, one, all_three = (load(tmp_path / "everything", tasks=tasks) for tasks in (1, 1, 3))
+    one.join(all_three, common)
+    assert one.class_names == tuple(name for task in whole.tasks for name in task["classes"])
+    assert one.predict(images) == all_three.predict(images)
+    with pytest.raises(LoricaError, match=r"sd_lora cannot be joined; rolda can"):
+        learner.join(one, common)
+    run({**small_recipe, "method": method}, out=tmp_path / "all")
+    with pytest.raises(LoricaError, match=r"the sums of a model are not there; .* checkpoints=everything"):
+        load(tmp_path / "all", tasks=1).join(all_three, common)
+
+
 def test_an_export_while_others_predict(learner: Learner, images: list[np.ndarray]) -> None:
     expected = learner.logits(images[:4])
     with ThreadPoolExecutor(8) as pool:

@@ -47,11 +47,11 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach
 from lorica.adapters.lowrank import LowRankUpdates
 from lorica.backbones.encoder import Classifier, Encoder, Site
-from lorica.errors import BackboneError
+from lorica.errors import BackboneError, LoricaError
 from lorica.heads import cosines
 from lorica.methods.base import Context, LowRankConfig, Method
 from lorica.statistics import Discriminant
-from lorica.types import Batch, Inputs, Task
+from lorica.types import Batch, Inputs, Task, seen_classes
 
 ROTATIONS = 4
 SCALE = 16.0  # sigma
@@ -154,6 +154,60 @@ class RoLDA(Method):
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.discriminant(self.features(inputs))
+
+    def join(self, other: Method, common: Method) -> None:
+        """Takes up what another one has learned since both were `common`: classes of its own, and images of known ones.
+
+        The result is that of having learned it all here, but for rounding: nothing is compared or trained. The other's new classes
+        come after the own ones.
+
+        Raises:
+            LoricaError: another method, other features, no common first task, or a class that both have learned since.
+        """
+        if not (isinstance(other, RoLDA) and isinstance(common, RoLDA)):
+            raise LoricaError("only rolda can be joined, with rolda")
+        shared = len(common.tasks)
+        for each, whose in ((other, "the other"), (common, "the common")):
+            if not self._has_features_of(each):
+                raise LoricaError(
+                    f"{whose} model has another backbone, first task or features, so that its statistics mean something else"
+                )
+            if shared == 0 or each.tasks[:shared] != self.tasks[:shared]:
+                raise LoricaError(
+                    f"{whose} model has not begun with the {shared} tasks of the common one; name the run from which both went on"
+                )
+        if any(each.discriminant.has_no_sums for each in (self, other, common)):
+            raise LoricaError(
+                "the sums of a model are not there; they are kept after the newest task alone, or with checkpoints=everything"
+            )
+        later = other.tasks[shared:]
+        if twice := {name for task in self.tasks[shared:] for name in task.new_names} & {
+            name for task in later for name in task.new_names
+        }:
+            raise LoricaError(
+                f"both models have learned {', '.join(sorted(twice))} since the common one; join classes that are different"
+            )
+        known, own = seen_classes(common.tasks), seen_classes(self.tasks)
+
+        def here(classes: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(number if number < known else number - known + own for number in classes)
+
+        self.discriminant.join(other.discriminant, common.discriminant)
+        self.discriminant.solve(self.config.shrinkage)
+        self.tasks += [
+            Task(len(self.tasks) + place, here(task.classes), here(task.new_classes), task.class_names)
+            for place, task in enumerate(later)
+        ]
+
+    def _has_features_of(self, other: RoLDA) -> bool:
+        """Whether features of the other mean the same: equal backbones, updates and options, to the bit."""
+        own, theirs = (each.updates.state_dict() for each in (self, other))
+        return (
+            (self.encoder.fingerprint, self.layers, self.discriminant.width)
+            == (other.encoder.fingerprint, other.layers, other.discriminant.width)
+            and own.keys() == theirs.keys()
+            and all(torch.equal(own[key], theirs[key].to(own[key])) for key in own)
+        )
 
     def classifier(self) -> Classifier:
         weight = self.discriminant.weight

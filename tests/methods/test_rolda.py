@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +16,9 @@ from lorica.adapters.attach import merged
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.descent import Descent
-from lorica.errors import BackboneError
+from lorica.errors import BackboneError, LoricaError
+from lorica.methods.base import Data, MethodConfig
+from lorica.methods.prototypes import Prototypes
 from lorica.methods.rolda import RoLDA, RoLDAConfig, rotated
 from lorica.training import Fit, Watch, learn_task
 from lorica.types import Batch, Task
@@ -173,6 +179,67 @@ def test_more_images_of_a_known_class_move_its_mean(tiny_encoder, stream) -> Non
     moved = (method.discriminant.means - before).abs().amax(dim=1) > 0
     assert moved.tolist() == [False, False, True, True, False, False]
     assert method.discriminant.counts.tolist() == [12, 12, 18, 18, 12, 12]
+
+
+@dataclass
+class Renumbered:
+    """Data whose classes have other numbers."""
+
+    data: Data
+    step: int
+
+    def number_of_batches(self, batch_size: int) -> int:
+        return self.data.number_of_batches(batch_size)
+
+    def batches(self, batch_size: int, **settings: Any) -> Iterator[Batch]:
+        for batch in self.data.batches(batch_size, **settings):
+            yield Batch(batch.inputs, batch.labels + self.step)
+
+
+def test_two_models_that_went_on_from_one_are_joined_exactly(tiny_encoder, stream) -> None:
+    """One learned the second task, the other the third and more images of the first: together as one that learned all of it."""
+    first, second, third = stream.tasks
+    common, one, other, whole = (learn(rolda(tiny_encoder()), stream, tasks=1) for _ in range(4))
+    again = Task(2, first.classes, (), first.class_names)
+    for method, arrivals in (
+        (one, [(second, stream.train(second))]),
+        (
+            other,
+            [
+                (Task.of_new_classes(1, 2, third.class_names), Renumbered(stream.train(third), -2)),
+                (again, stream.test(first)),
+            ],
+        ),
+        (
+            whole,
+            [
+                (second, stream.train(second)),
+                (third, stream.train(third)),
+                (replace(again, index=3), stream.test(first)),
+            ],
+        ),
+    ):
+        for task, data in arrivals:
+            learn_task(method, task, data, FIT, seed=0, accelerator=Accelerator(cpu=True))
+    one.join(other, common)
+    x = torch.rand(10, 3, 32, 32)
+    assert one.tasks == whole.tasks
+    torch.testing.assert_close(one.discriminant.means, whole.discriminant.means)
+    torch.testing.assert_close(one.predict(x), whole.predict(x), atol=1e-3, rtol=1e-3)
+
+
+def test_models_that_did_not_go_on_from_one_are_not_joined(tiny_encoder, stream) -> None:
+    common, one, other = (learn(rolda(tiny_encoder()), stream, tasks=number) for number in (1, 2, 2))
+    before = {name: value.clone() for name, value in one.state_dict().items()}
+    with pytest.raises(LoricaError, match=r"both models have learned \w+, \w+ since the common one"):
+        one.join(other, common)
+    with pytest.raises(LoricaError, match=r"the other model has another backbone, first task or features"):
+        one.join(learn(rolda(tiny_encoder(), passes=1), stream, tasks=2), common)
+    with pytest.raises(LoricaError, match=r"the other model has not begun with the 2 tasks of the common one"):
+        one.join(common, one)
+    with pytest.raises(LoricaError, match=r"only rolda can be joined"):
+        one.join(Prototypes(MethodConfig(name="prototypes"), tiny_encoder()), common)
+    assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
 
 
 def test_what_predictions_do_not_need_is_kept_with_the_newest_checkpoint_alone(tiny_encoder) -> None:
