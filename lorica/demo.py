@@ -22,6 +22,7 @@ from lorica.run import run
 from lorica.terminal import Screen
 
 METHODS = {
+    "rolda": "adapts to the first pair, then only adds up statistics of features",
     "sd_lora": "new low-rank direction per task, old directions fixed, all magnitudes keep learning",
     "lora": "one low-rank update, trained on and on",
     "full_finetune": "every weight trained on and on",
@@ -31,15 +32,16 @@ METHODS = {
 INTRODUCTION = (
     "[bold]Ten digits arrive two at a time.[/] A small vision transformer, pre-trained on generated images and shipped with "
     "lorica, learns each pair from its own images only: images of earlier pairs are gone. After each pair it is tested on "
-    "all digits seen so far, without being told which pair an image comes from. Four methods do this in turn:\n"
+    "all digits seen so far, without being told which pair an image comes from. Five methods do this in turn:\n"
 )
 
 READING = (
     "[bold]How to read it.[/] [italic]New pair[/]: accuracy on a pair just after learning it. [italic]After all five[/] (Acc): "
     "accuracy on all pairs at the end. [italic]Average on the way[/] (AAA): the same after each pair, averaged. "
     "[italic]Lost[/]: how much of the best accuracy on a pair is gone at the end. A method that learns every new pair but "
-    "loses the old ones [bold]forgets[/]. Prototypes cannot forget, since they learn nothing: on digits the frozen features "
-    "happen to be enough. Where they are not (242 characters, docs/results), methods that adapt come out ahead.\n"
+    "loses the old ones [bold]forgets[/]. RoLDA adapts to the first pair and never again: what it learns later are statistics of "
+    "features, which add up and lose nothing. Prototypes do not even adapt: on digits the frozen features happen to be nearly "
+    "enough. Where they are not (242 characters, docs/results), methods that adapt come out ahead.\n"
 )
 
 NEXT_STEPS = """\
@@ -56,7 +58,7 @@ NEXT_STEPS = """\
 
 
 def show(out: Path, console: Screen) -> list[Result]:
-    """Runs the four methods, prints the table and what it means, draws the figures.
+    """Runs the methods, prints the table and what it means, draws the figures.
 
     Returns:
         The results, in the order of `METHODS`; each is in `out`/<method>.
