@@ -49,7 +49,7 @@ from lorica.backbones.encoder import Classifier, Encoder, Site
 from lorica.errors import BackboneError
 from lorica.heads import cosines
 from lorica.methods.base import Context, LowRankConfig, Method
-from lorica.statistics import Discriminant
+from lorica.statistics import SHRINKAGE, Discriminant
 from lorica.types import Batch, Inputs, Task
 
 ROTATIONS = 4
@@ -69,7 +69,7 @@ class RoLDAConfig(LowRankConfig):
     )
     passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
     layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
-    shrinkage: float = Field(default=0.2, gt=0, le=1, description="g")
+    shrinkage: float = Field(default=SHRINKAGE, gt=0, le=1, description="g")
 
 
 class RoLDA(Method):
@@ -77,6 +77,7 @@ class RoLDA(Method):
 
     name = "rolda"
     Config = RoLDAConfig
+    reads_by = "discriminant"
     rewritten = ("discriminant",)  # sums, and what is solved from them
     dropped = ("rows",)
     config: RoLDAConfig
@@ -137,9 +138,9 @@ class RoLDA(Method):
         self.discriminant.add(*context.gathered(self.features))
         self.discriminant.solve(self.config.shrinkage)
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """(2)."""
-        return self.encoder.layered_features(inputs, self.layers)
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """(2), of L blocks or as many as asked."""
+        return self.encoder.layered_features(inputs, layers or self.layers)
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.discriminant(self.features(inputs))

@@ -97,7 +97,7 @@ def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, stream, tmp_path: P
     cls = find_method("sd_lora")
 
     def build() -> Method:
-        return ClassMeanReadout(cls(cls.Config(name="sd_lora", rank=2), tiny_encoder()))
+        return Readout(cls(cls.Config(name="sd_lora", rank=2), tiny_encoder()))
 
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
