@@ -315,7 +315,7 @@ class RidgeHead(nn.Module):
             gram = gram[:-1, :-1].clone().addr_(centre, gram[-1, :-1], alpha=-1)
             targets = targets[:-1].addr(centre, targets[-1], alpha=-1)
         kept = gram.diagonal().clone()
-        ridge = max(ridge, torch.finfo(torch.double).eps * self.gram.trace().item())
+        ridge = max(ridge, torch.finfo(torch.double).eps * self.gram.diagonal().contiguous().sum().item())
         while True:
             try:
                 gram.diagonal().add_(ridge)
