@@ -31,9 +31,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lorica.statistics import RidgeHead, choose_ridge
-from lorica.methods.ran_pac import FITTED
 from lorica.progress import Reporter, Silent, progress_bar
+from lorica.statistics import FITTED, RidgeHead, choose_ridge
 
 FEATURES = 768  # of ViT-B
 

@@ -45,7 +45,7 @@ from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, taken, write_json
 from lorica.isolation import isolated
 from lorica.learner import load
-from lorica.methods import ClassMeanReadout, LowRankConfig, Method, find_method
+from lorica.methods import LowRankConfig, Method, Readout, find_method
 from lorica.nested import flatten
 from lorica.ownership import require_ours
 from lorica.progress import Reporter, Silent
@@ -242,7 +242,7 @@ def straight_line(
     """Fig. 4: accuracies along the straight line between the weights before and after a task.
 
     Every prediction is the argmax over the classes of tasks 1 … `task`, by the method's head. At s = 1 it is the run's own (unless
-    that reads class means).
+    is read otherwise).
 
     Args:
         task: counted from 1; from 2 on, so that there are old tasks.
@@ -437,7 +437,7 @@ def _learned(run: Result, tasks: int, given: Mapping[str, Any] | None) -> Method
             f"learn the run again, or (for the straight line) give another --task, or --task 0"
         )
     method = load(_folder(run), tasks=1 if at_once else tasks, **(given or {})).method
-    return method.learner if isinstance(method, ClassMeanReadout) else method
+    return method.learner if isinstance(method, Readout) else method
 
 
 def _projections(encoder: Encoder, kinds: Sequence[str]) -> Float[Tensor, " weights"]:

@@ -20,7 +20,7 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
 from lorica.files import RunFolder
-from lorica.methods import ClassMeanReadout, Method, build_method, find_method
+from lorica.methods import Method, Readout, build_method, find_method
 from lorica.nested import flatten
 from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
@@ -67,7 +67,7 @@ def assemble(
     with Draws(recipe.seed).seeded("build", torch.device("cpu")):
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
-        method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
+        method = build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
     return Assembly(recipe, build_stream(recipe, source, encoder), method, accelerator)
 
 
@@ -151,8 +151,9 @@ def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
     """Why this method cannot learn this stream, or not be read as the recipe says."""
     method = find_method(recipe.method.name)
     yield from method.misfits(recipe.method, [task for task, _ in arrivals(stream, method)])
-    if recipe.evaluate.readout == "prototypes":
-        yield from ClassMeanReadout.cannot_read(method)
+    evaluate = recipe.evaluate
+    if evaluate.readout != "head":
+        yield from Readout.cannot_read(method, evaluate.readout, layers=evaluate.layers)
 
 
 def require_device(recipe: Recipe) -> None:

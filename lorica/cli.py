@@ -208,7 +208,7 @@ def evaluate(
     tested = evaluate_run(folder, tasks=tasks, method_file=method_file, **read_overrides(moved or []))
     columns = {"accuracy %": tested.accuracy}
     if tested.head_accuracy:
-        columns = {"by class means %": tested.accuracy, "by its head %": tested.head_accuracy}
+        columns = {"by its read-out %": tested.accuracy, "by its head %": tested.head_accuracy}
     shown = Table("task", "classes", *columns, title=str(folder), title_justify="left")
     for number, (classes, *accuracies) in enumerate(zip(tested.classes, *columns.values(), strict=True), start=1):
         names = ", ".join(classes[:6]) + (" …" if len(classes) > 6 else "")

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
-from lorica.methods import MethodConfig, find_method, method_file_sha256
+from lorica.methods import Drift, Kind, MethodConfig, find_method, method_file_sha256
 from lorica.nested import flatten
 from lorica.recipe_text import Written, override, parse
 
@@ -146,10 +146,31 @@ class FitConfig(Section):
 class EvaluateConfig(Section):
     """How accuracy is measured."""
 
-    readout: Literal["head", "prototypes"] = Field(
+    readout: Literal["head", Kind] = Field(
         default="head",
-        description="the method's own predictions, or nearest class means of its features; then the result has both",
+        description="the method's own predictions; or class means, a discriminant or ridge regression of its features, "
+        "and then the result has both",
     )
+    layers: int | None = Field(
+        default=None,
+        ge=1,
+        description="of a read-out: last blocks whose features it reads; absent = the vector that the method's classifier reads",
+    )
+    drift: Drift = Field(
+        default="none",
+        description="of a read-out: what becomes of earlier classes' statistics; `affine` moves them as a map fitted on the "
+        "new task's images moves their features",
+    )
+
+    @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> EvaluateConfig:
+        idle = [key for key, given in (("layers", self.layers is not None), ("drift", self.drift != "none")) if given]
+        if self.readout == "head" and idle:
+            raise ValueError(
+                f"{' and '.join(idle)}: no effect on a method's own predictions; give evaluate.readout=prototypes, "
+                "discriminant or ridge, too"
+            )
+        return self
 
 
 class Recipe(Section):

@@ -118,14 +118,14 @@ class Account:
         tensors: names of those that the newest checkpoint consists of.
         lines: their number.
         rows: those of the accuracy matrix.
-        by_class_means: the lines have rows by the method's own predictions, too; None before the first.
+        has_head_rows: the lines have rows by the method's own predictions, too; None before the first.
     """
 
     names: dict[str, int] = field(default_factory=dict)
     tensors: set[str] = field(default_factory=set)
     lines: int = 0
     rows: int = 0
-    by_class_means: bool | None = None
+    has_head_rows: bool | None = None
 
     def misfits(self, line: Line) -> Iterator[str]:
         """Why a line cannot be the next one."""
@@ -138,8 +138,8 @@ class Account:
         if lengths != expected:
             yield f"entry.rows has rows of {shown(lengths)} numbers, expected {shown(expected)}"
         own = [len(row) for row in line.entry.head_rows]
-        if (own or self.by_class_means) and (own != lengths or self.by_class_means is False):
-            wanted = [] if self.by_class_means is False else lengths
+        if (own or self.has_head_rows) and (own != lengths or self.has_head_rows is False):
+            wanted = [] if self.has_head_rows is False else lengths
             yield f"entry.head_rows has rows of {shown(own)} numbers, expected {shown(wanted)}"
 
     def _class_misfits(self, task: TaskLearned) -> Iterator[str]:
@@ -183,4 +183,4 @@ class Account:
         self.tensors = ((set() if line.base else self.tensors) - set(line.removed)) | set(line.whole)
         self.lines += 1
         self.rows += len(line.entry.rows)
-        self.by_class_means = bool(line.entry.head_rows)
+        self.has_head_rows = bool(line.entry.head_rows)

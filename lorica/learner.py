@@ -120,7 +120,7 @@ def load(run: Path | str, *, tasks: int | None = None, method_file: str | Path |
     recipe = saved_recipe(folder, moved, method_file=method_file)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
         encoder = load_backbone(**recipe.backbone.model_dump())
-        method = build_method(recipe.method, encoder, readout=recipe.evaluate.readout)
+        method = build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
     Checkpoints(folder.checkpoints).load(method, tasks)
     return Learner(method, reader=build_reader(recipe, encoder))
 

@@ -44,6 +44,9 @@ COSTS = {
 }
 """The costs in a table (see `lorica.cost.measure`) and their headings."""
 
+READ_OUTS = {"prototypes": "class means", "discriminant": "discriminant", "ridge": "ridge regression"}
+"""The values of `evaluate.readout` but for the method's own predictions, as labels say them."""
+
 CrossEntropy = Literal["current_task", "all_seen"]
 """The classes that the cross-entropy of a method's loss is over."""
 
@@ -148,7 +151,7 @@ class Metrics(BaseModel):
          "accuracy": [[0.97], [0.91, 0.95], …],      a[t][i], see lorica.metrics
          "acc": …, "aaa": …, "acc_samples": …, "aaa_samples": …,
          "forgetting": …, "forgetting_first_last": …, "bwt": …, "new_task": …,
-         "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by class means
+         "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by another read-out
          "cross_entropy": "current_task",            or "all_seen"; null where the method has none
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
          "train_seconds": [61.2, …],                 one for each thing learned: a task, or all of them at once
@@ -166,7 +169,7 @@ class Metrics(BaseModel):
         tasks: of the whole stream, in order: "classes" (names), "train" and "test" (numbers of samples). The ones beyond
             the rows of `accuracy` have not been learned yet.
         accuracy: a row for each task learned.
-        head_accuracy: the same by the method's own predictions, where `accuracy` is by class means.
+        head_accuracy: the same by the method's own predictions, where `accuracy` is by another read-out.
         complete: whether every task has been learned; follows from the matrix where it is not given.
 
     Raises:
@@ -229,7 +232,7 @@ class Metrics(BaseModel):
 
     @property
     def head(self) -> Measured | None:
-        """The matrix and the measures by the method's own predictions, where `accuracy` is by class means; else None."""
+        """The matrix and the measures by the method's own predictions, where `accuracy` is by another read-out; else None."""
         return None if self.head_accuracy is None else self._with_counts(self.head_accuracy)
 
     def _with_counts(self, accuracy: list[list[float]]) -> Measured:
@@ -238,10 +241,19 @@ class Metrics(BaseModel):
     @property
     def label(self) -> str:
         """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one, or
-        "sd_lora (class means)" where these are read in place of its head."""
-        means = "class means" if self.head else None
-        extra = [self.variant if self.variant not in DEFAULT_VARIANTS else None, means]
+        "sd_lora (class means)", "sd_lora (discriminant of 5 layers, affine drift)" where these are read in place of its head."""
+        extra = [self.variant if self.variant not in DEFAULT_VARIANTS else None, *self._read_out()]
         return f"{self.method} ({', '.join(filter(None, extra))})" if any(extra) else self.method
+
+    def _read_out(self) -> Iterator[str]:
+        """What reads the method, if not its head; runs older than these keys know class means alone."""
+        if self.head is None:
+            return
+        recipe = dict(flatten(self.recipe))
+        kind, layers = str(recipe.get("evaluate.readout", "prototypes")), recipe.get("evaluate.layers")
+        yield READ_OUTS.get(kind, kind) + ("" if layers is None else f" of {layers} layer{'' if layers == 1 else 's'}")
+        if (drift := str(recipe.get("evaluate.drift", "none"))) != "none":
+            yield f"{drift} drift"
 
     @property
     def magnitudes(self) -> list[list[float]] | None:
@@ -312,7 +324,7 @@ def _unlike_the_recipe(read: Metrics) -> Iterator[str]:
     if read.variant is not None and "method.name" in recipe and "method.variant" not in recipe:
         yield f"method.variant is {shown(read.variant)}, but the recipe has none"
     readout = recipe.get("evaluate.readout")
-    if readout is not None and (readout == "prototypes") != (read.head is not None):
+    if readout is not None and (readout != "head") != (read.head is not None):
         there = "there" if read.head else "missing"
         yield f"head is {there}, but the recipe has evaluate.readout={shown(readout)}"
 
@@ -348,7 +360,7 @@ class Entry(BaseModel):
 
     Attributes:
         rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once.
-        head_rows: the same by the method's own predictions, where `rows` are by class means; else none.
+        head_rows: the same by the method's own predictions, where `rows` are by another read-out; else none.
         diagnostics: what the method reports then, plain values.
         train_seconds: how long learning took, without the test.
         cost: see `lorica.cost.measure`.
@@ -376,7 +388,7 @@ class Record:
 
     @property
     def head_rows(self) -> list[list[float]] | None:
-        """The same by the method's own predictions, where `rows` are by class means; else None."""
+        """The same by the method's own predictions, where `rows` are by another read-out; else None."""
         return [row for entry in self.entries for row in entry.head_rows] or None
 
     @property

@@ -26,7 +26,7 @@ from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
-from lorica.methods import ClassMeanReadout, build_method
+from lorica.methods import Readout, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.progress import Reporter, Silent, progress_bar
@@ -100,8 +100,13 @@ def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Re
     parts = [Path(resolved.method.name).stem]
     if variant not in DEFAULT_VARIANTS:
         parts.append(variant)
-    if resolved.evaluate.readout == "prototypes":
-        parts.append("class_means")
+    evaluate = resolved.evaluate
+    if evaluate.readout != "head":
+        parts.append("class_means" if evaluate.readout == "prototypes" else evaluate.readout)
+    if evaluate.layers is not None:
+        parts.append(f"layers{evaluate.layers}")
+    if evaluate.drift != "none":
+        parts.append(f"{evaluate.drift}_drift")
     if resolved.seed:
         parts.append(f"seed{resolved.seed}")
     return Path("runs") / name / "-".join(parts)
@@ -131,7 +136,7 @@ def check(
     # a method of the user's own may look at weights, which are not there; a packaged one does not
     own = resolved.method.name.endswith(".py")
     with torch.random.fork_rng([]), suppress(RuntimeError) if own else nullcontext():
-        build_method(resolved.method, encoder, readout=resolved.evaluate.readout)
+        build_method(resolved.method, encoder, **resolved.evaluate.model_dump())
     with _shown(progress) as reporter:
         source = source or build_source(resolved, decode_all=decode_all, reporter=reporter)
         return resolved, build_stream(resolved, source, encoder)
@@ -143,7 +148,7 @@ class Evaluation(NamedTuple):
     Attributes:
         accuracy: on each task learned by then, fractions.
         classes: the names of each task's classes.
-        head_accuracy: the same by the method's own predictions, where `accuracy` is by class means; else None.
+        head_accuracy: the same by the method's own predictions, where `accuracy` is by another read-out; else None.
     """
 
     accuracy: list[float]
@@ -309,9 +314,9 @@ def _shown(progress: bool | Reporter) -> AbstractContextManager[Reporter]:
 
 
 def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:
-    """The accuracy on each of the tasks; and by the method's own predictions, where it is read by class means."""
+    """The accuracy on each of the tasks; and by the method's own predictions, where it is read otherwise."""
     test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter)
-    own = parts.method.learner if isinstance(parts.method, ClassMeanReadout) else None
+    own = parts.method.learner if isinstance(parts.method, Readout) else None
     return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
 
 

@@ -6,6 +6,7 @@
     Gaussians       each class as a mixture, to draw features from
 
 All of them add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
+Where features have moved since, the first three can be moved along by an affine map (`affine_drift` fits one).
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from lorica.linalg import double, float64_device, packed, unpacked
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
 
+FITTED = 0.8
+"""Share of a task's samples that the candidates for a ridge are fitted to; the others choose."""
+
+SHRINKAGE = 0.2
+"""g of a `Discriminant`, unless it is told another."""
+
+DAMPING = (math.inf, *(10.0**exponent for exponent in range(3, -5, -1)))
+"""What `affine_drift` chooses from, in units of the mean variance."""
+
 _REMEDY = "start anew with a lower fit.learning_rate, or check backbone.weights if nothing was trained"
 
 JITTER = 1e-4
@@ -41,6 +51,7 @@ class ClassMeans(nn.Module):
     """
 
     of_features = ("prototypes",)
+    sums = ()
     prototypes: Tensor
     counts: Tensor
 
@@ -75,6 +86,15 @@ class ClassMeans(nn.Module):
             self.prototypes[label] = mean.to(self.prototypes)
             self.counts[label] = before + len(own)
 
+    def is_empty(self) -> bool:
+        """Whether no sample has been added."""
+        return not self.counts.any()
+
+    def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
+        """Makes them the means of all samples x moved to A x + b, of the classes that have samples."""
+        moved = double(self.prototypes) @ weight.T + bias
+        self.prototypes.copy_(torch.where((self.counts > 0)[:, None].to(moved.device), moved, 0))
+
     def forward(
         self, features: Float[Tensor, "n features"], classes: slice = slice(None)
     ) -> Float[Tensor, "n classes"]:
@@ -94,12 +114,14 @@ class Discriminant(nn.Module):
     triangle is stored: 4 D (D + 1) bytes for D features.
 
     Attributes:
+        sums: names of what only adding to it needs.
         means, counts: mu_c, [classes, D] in float64, and n_c.
         scatter: the upper triangle of S row by row, [D (D + 1) / 2] in float64.
         weight, bias: of (2) as one linear map, [classes, D] and [classes], in float32; zero until `solve`.
     """
 
     of_features = ("means", "scatter", "weight", "bias")
+    sums = ("scatter", "means")
     means: Tensor
     counts: Tensor
     scatter: Tensor
@@ -149,6 +171,17 @@ class Discriminant(nn.Module):
             self.counts[label] += new
         self.scatter.copy_(packed(scatter))
 
+    def is_empty(self) -> bool:
+        """Whether no sample has been added."""
+        return not self.counts.any()
+
+    def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
+        """Makes it what it would be had all samples x been A x + b: mu_c := A mu_c + b, S := A S A'. Logits follow with `solve`."""
+        seen = self.counts > 0
+        self.means[seen] = self.means[seen] @ weight.T + bias
+        scatter = weight @ unpacked(self.scatter, self.width) @ weight.T
+        self.scatter.copy_(packed((scatter + scatter.T) / 2))
+
     @property
     def has_no_sums(self) -> bool:
         """Whether it was loaded without means and S: it classifies, but nothing can be added."""
@@ -182,7 +215,7 @@ class Discriminant(nn.Module):
         """sum n_c mu_c mu_c'."""
         return self.means.T @ (self.counts[:, None] * self.means)
 
-    def solve(self, shrinkage: float) -> None:
+    def solve(self, shrinkage: float = SHRINKAGE) -> None:
         """Sets weight and bias, by a Cholesky factorisation.
 
         Args:
@@ -222,21 +255,28 @@ class RidgeHead(nn.Module):
     G and Q are in float64, on the CPU where the device lacks it, so that neither the order nor the division of the samples
     matters. G takes 8 M^2 bytes for M features (800 MB for 10,000), and `solve` twice as much again while it runs.
 
+    With an `intercept`, h has a last entry 1 more, whose row of W is a constant that no ridge holds back: what is solved is the
+    same regression between h and y less their means over all samples, so that a shift of all features changes no logit.
+
     Attributes:
+        sums: names of what only adding to it needs.
         gram, targets: G, [M, M], and Q, [M, classes].
         weight: W, [M, classes], in float32; zero until `solve`.
         ridge: that of W.
     """
 
     of_features = ("gram", "targets", "weight")
+    sums = ("gram", "targets")
     gram: Tensor
     targets: Tensor
     weight: Tensor
     ridge: Tensor
 
-    def __init__(self, width: int, *, device: torch.device) -> None:
+    def __init__(self, width: int, *, intercept: bool = False, device: torch.device) -> None:
         super().__init__()
         precise = float64_device(device)
+        self.intercept = intercept
+        width += intercept
         self.register_buffer("gram", torch.zeros(width, width, dtype=torch.double, device=precise))
         self.register_buffer("targets", torch.zeros(width, 0, dtype=torch.double, device=precise))
         self.register_buffer("weight", torch.zeros(width, 0, device=device))
@@ -254,8 +294,41 @@ class RidgeHead(nn.Module):
             TrainingError: features that are not finite; G would never be again.
         """
         _require_finite("ridge regression", features)
+        if self.intercept:
+            features = F.pad(features, (0, 1), value=1.0)
         _add_product(self.gram, features, features)
         _add_product(self.targets, features, F.one_hot(labels, self.targets.shape[1]))
+
+    def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Adds the samples of a task, which are in random order, and solves with the ridge that `choose_ridge` finds on them, with
+        the first `FITTED` of them to fit. A single sample cannot be divided: the ridge then stays (1, if there was none).
+
+        Raises:
+            TrainingError: as `add` and `choose_ridge`.
+        """
+        self.add(features, labels)
+        fit = int(FITTED * len(labels))
+        self.solve(choose_ridge(features, labels, fit=fit, intercept=self.intercept) if fit else self.ridge.item())
+
+    def is_empty(self) -> bool:
+        """Whether no sample has been added, or only such as are zero."""
+        return not self.gram.diagonal().any()
+
+    def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
+        """Makes the sums those of all samples h moved to A h + b: with T = [A b; 0 1], G := T G T' and Q := T Q. W follows with
+        `solve`.
+
+        Raises:
+            ValueError: there is no intercept, and so no sum of h, without which nothing is known of the sums after a shift.
+        """
+        if not self.intercept:
+            raise ValueError("expected a regression with an intercept, whose sums can be shifted")
+        last = torch.zeros(1, len(self.gram)).to(self.gram)
+        last[0, -1] = 1
+        whole = torch.cat([torch.cat([weight, bias[:, None]], dim=1).to(self.gram), last])
+        gram = whole @ self.gram @ whole.T
+        self.gram.copy_((gram + gram.T) / 2)
+        self.targets.copy_(whole @ self.targets)
 
     def solve(self, ridge: float) -> None:
         """Sets W, by a Cholesky factorisation.
@@ -263,34 +336,45 @@ class RidgeHead(nn.Module):
         A ridge below what float64 can tell from zero beside G, epsilon trace(G), is raised to that; and tenfold until there
         is a factorisation, for samples that are all but equal.
         """
-        kept = self.gram.diagonal().clone()
-        ridge = max(ridge, torch.finfo(torch.double).eps * kept.sum().item())
+        gram, targets = self.gram, self.targets
+        if self.intercept:
+            centre, mean = gram[-1, :-1] / gram[-1, -1], targets[-1] / gram[-1, -1]
+            gram = gram[:-1, :-1].clone().addr_(centre, gram[-1, :-1], alpha=-1)
+            targets = targets[:-1].addr(centre, targets[-1], alpha=-1)
+        kept = gram.diagonal().clone()
+        ridge = max(ridge, torch.finfo(torch.double).eps * self.gram.diagonal().contiguous().sum().item())
         while True:
             try:
-                self.gram.diagonal().add_(ridge)
-                factor, failed = torch.linalg.cholesky_ex(self.gram)
+                gram.diagonal().add_(ridge)
+                factor, failed = torch.linalg.cholesky_ex(gram)
             finally:  # whatever happens, G is as it was
-                self.gram.diagonal().copy_(kept)
+                gram.diagonal().copy_(kept)
             if not failed:
                 break
             ridge *= 10
-        solution = torch.cholesky_solve(self.targets, factor)
+        solution = torch.cholesky_solve(targets, factor)
+        if self.intercept:
+            solution = torch.cat([solution, (mean - centre @ solution)[None]])
         self.weight = solution.float().contiguous().to(self.weight.device)  # in rows, as when it is loaded
         self.ridge.fill_(ridge)
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
         """Logits over all classes."""
         with torch.autocast(features.device.type, enabled=False):
+            if self.intercept:
+                return torch.addmm(self.weight[-1], features.float(), self.weight[:-1])
             return features.float() @ self.weight
 
 
-def choose_ridge(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int) -> float:
+def choose_ridge(
+    features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int, intercept: bool = False
+) -> float:
     """That of `RIDGES` with the least finite error in `ridge_errors`.
 
     Raises:
         TrainingError: no error is finite.
     """
-    errors = zip(ridge_errors(features, labels, fit=fit).tolist(), RIDGES, strict=True)
+    errors = zip(ridge_errors(features, labels, fit=fit, intercept=intercept).tolist(), RIDGES, strict=True)
     finite = [(error, ridge) for error, ridge in errors if math.isfinite(error)]
     if not finite:
         raise TrainingError(f"ridge regression: no ridge has a finite error; {_REMEDY}")
@@ -298,9 +382,10 @@ def choose_ridge(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"
 
 
 def ridge_errors(
-    features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int
+    features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int, intercept: bool = False
 ) -> Float64[Tensor, " ridges"]:
-    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`.
+    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`; with an
+    `intercept`, on features and labels less the means of those first ones.
 
     One factorisation serves them all. With H and Y the features and labels fitted, and h a feature of another sample,
 
@@ -308,8 +393,10 @@ def ridge_errors(
         h' W = (h' U) (S + ridge I)^-1 (U' H' Y),      H' H = U S U'      otherwise
     """
     device = float64_device(features.device)
-    fitted, one_hot = features[:fit], F.one_hot(labels).to(device).double()
-    width = features.shape[1]
+    one_hot = F.one_hot(labels).to(device).double()
+    if intercept:
+        features, one_hot = (each - each[:fit].mean(dim=0) for each in (double(features), one_hot))
+    fitted, width = features[:fit], features.shape[1]
     if fit < width:
         products = torch.zeros(len(features), fit, dtype=torch.double, device=device)
         _add_product(products, features.T, fitted.T)
@@ -324,6 +411,55 @@ def ridge_errors(
         left, right = features[fit:].to(device).double() @ vectors, vectors.T @ targets
     values = values.clamp_min(0)  # as those of a product with itself are
     return torch.stack([(left / (values + each) @ right - one_hot[fit:]).square().mean() for each in RIDGES])
+
+
+def affine_drift(
+    before: Float[Tensor, "n width"], after: Float[Tensor, "n width"]
+) -> tuple[Float64[Tensor, "width width"], Float64[Tensor, " width"]]:
+    """A and b of the map x -> A x + b from features of some samples to those of the same samples later: a ridge regression towards
+    the identity, so that directions in which these samples do not vary stay where they are.
+
+    With x_i and y_i less their means as the rows of X and of X + R, and A = I + D,
+
+        D' = argmin ||R - X D'||^2 + damping v ||D'||^2 = (X'X + damping v I)^-1 X'R,    b = mean y - A mean x           (1)
+
+    v is the mean of those eigenvalues of X'X that can differ from zero, trace / min(n - 1, width): features of another scale
+    have the same A. The damping is that of `DAMPING` with the least error by generalised cross-validation (Golub, Heath and
+    Wahba, 1979), with H the n x n matrix that makes fitted values of R, means included:
+
+        ||R - H R||^2 / (1 - trace(H) / n)^2                                                                          (2)
+
+    of which infinity, that is A = I, is one. One eigendecomposition, of X X' or X'X, whichever is smaller, serves them all.
+
+    Raises:
+        TrainingError: features that are not finite.
+    """
+    _require_finite("evaluate.drift", before)
+    _require_finite("evaluate.drift", after)
+    x, y = double(before), double(after)
+    (number, width), centre, shift = x.shape, x.mean(dim=0), (y - x).mean(dim=0)
+    told_apart = torch.finfo(torch.float32).eps ** 2 * x.square().sum()  # less is rounding of features that are alike
+    x, residual = x - centre, y - x - shift
+    short = number < width
+    values, vectors = torch.linalg.eigh(x @ x.T if short else x.T @ x)
+    values = values.clamp_min(0)  # as those of a product with itself are
+    scale = values.sum() / max(1, min(number - 1, width))
+    change = torch.zeros(width, width).to(x)  # D'
+    if values.sum() > told_apart:
+        told = vectors.T @ (residual if short else x.T @ residual)
+        share = told.square().sum(dim=1)  # of the squares of R, by direction
+        share = share if short else torch.where(values > scale * torch.finfo(x.dtype).eps, share / values, 0)
+        others = (residual.square().sum() - share.sum()).clamp_min(0)
+        errors = []
+        for damping in DAMPING:
+            kept = values / (values + damping * scale)
+            left = others + (share * (1 - kept).square()).sum()
+            errors.append((left / (1 - (1 + kept.sum()) / number) ** 2).item())
+        damped = values + DAMPING[errors.index(min(errors))] * scale
+        change = vectors @ (told / damped[:, None])
+        change = x.T @ change if short else change
+    weight = torch.eye(width).to(x) + change.T
+    return weight, shift - centre @ change
 
 
 def clusters(features: Float64[Tensor, "n features"], number: int) -> Int[Tensor, " n"]:

@@ -125,6 +125,21 @@ def test_a_result_is_labelled_with_its_variant_unless_that_is_the_default(varian
     assert Result(None, made(variant=variant)).label == label
 
 
+@pytest.mark.parametrize(
+    ("evaluate", "label"),
+    [
+        ({}, "sd_lora (class means)"),  # as before the recipe said so
+        ({"readout": "prototypes"}, "sd_lora (class means)"),
+        ({"readout": "prototypes", "layers": None, "drift": "none"}, "sd_lora (class means)"),
+        ({"readout": "discriminant", "layers": 5}, "sd_lora (discriminant of 5 layers)"),
+        ({"readout": "ridge", "layers": 1, "drift": "affine"}, "sd_lora (ridge regression of 1 layer, affine drift)"),
+        ({"readout": ["strange"]}, "sd_lora (['strange'])"),
+    ],
+)
+def test_a_result_is_labelled_with_its_read_out(evaluate: dict[str, Any], label: str) -> None:
+    assert made(head_accuracy=HEAD, recipe={"evaluate": evaluate}).label == label
+
+
 def test_a_result_gives_what_metrics_json_says(tmp_path: Path) -> None:
     magnitudes = [[1.0], [1.1, 0.8]]
     result = read_result(run_folder(tmp_path / "run", seed=3, diagnostics={"magnitudes": magnitudes}).path)
@@ -340,6 +355,7 @@ def test_measures_that_their_matrix_does_not_give(tmp_path: Path, change: dict[s
             {},
             "head is missing, but the recipe has evaluate.readout='prototypes'",
         ),
+        ({"evaluate": {"readout": "ridge"}}, {}, "head is missing, but the recipe has evaluate.readout='ridge'"),
         ({"evaluate": {"readout": "head"}}, {"head_accuracy": HEAD}, "head is there, but the recipe has"),
     ],
 )

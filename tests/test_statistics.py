@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +10,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
 
 from lorica import statistics
 from lorica.errors import TrainingError
-from lorica.statistics import RIDGES, ClassMeans, Discriminant, RidgeHead, choose_ridge, ridge_errors
+from lorica.statistics import (
+    DAMPING,
+    RIDGES,
+    ClassMeans,
+    Discriminant,
+    RidgeHead,
+    affine_drift,
+    choose_ridge,
+    ridge_errors,
+)
 
 CPU = torch.device("cpu")
 
@@ -215,7 +226,7 @@ def test_ridges_are_seventeen_powers_of_ten() -> None:
 
 def test_errors_that_are_not_finite_never_win(monkeypatch) -> None:
     errors = torch.full((17,), torch.nan, dtype=torch.double)
-    monkeypatch.setattr(statistics, "ridge_errors", lambda features, labels, fit: errors)
+    monkeypatch.setattr(statistics, "ridge_errors", lambda features, labels, fit, intercept: errors)
     errors[3], errors[9], errors[12] = -torch.inf, 0.5, torch.inf
     assert choose_ridge(*samples(9, 5), fit=7) == RIDGES[9]
     errors[11] = 0.25
@@ -233,6 +244,186 @@ def test_the_chosen_ridge_fits_the_noise_of_the_labels() -> None:
     assert choose_ridge(told, labels, fit=160) < 1e-2
     untold = torch.randn(200, 50, generator=generator)
     assert choose_ridge(untold, labels, fit=160) >= 100
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 10.0])
+def test_an_intercept_is_held_back_by_no_ridge(ridge) -> None:
+    h, y = samples(24, 5)
+    head = RidgeHead(5, intercept=True, device=CPU)
+    head.grow(3)
+    head.add(h[:7], y[:7])
+    head.add(h[7:], y[7:])
+    head.solve(ridge)
+    expected = Ridge(alpha=ridge).fit(h.numpy(), np.eye(3)[y])
+    np.testing.assert_allclose(head(h).numpy(), expected.predict(h.numpy()), rtol=1e-5, atol=1e-5)
+    far = RidgeHead(5, intercept=True, device=CPU)
+    far.grow(3)
+    far.add(h + 100, y)
+    far.solve(ridge)
+    torch.testing.assert_close(far(h + 100), head(h), rtol=1e-3, atol=1e-3)  # logits of float32 features around 100
+
+
+@pytest.mark.parametrize("width", [5, 40])
+def test_ridge_errors_with_an_intercept(width) -> None:
+    h, y = samples(30, width)
+    fits = (Ridge(alpha=ridge, solver="svd").fit(h[:24].double(), np.eye(3)[y[:24]]) for ridge in RIDGES)
+    expected = [np.square(each.predict(h[24:].double()) - np.eye(3)[y[24:]]).mean() for each in fits]
+    np.testing.assert_allclose(ridge_errors(h, y, fit=24, intercept=True).numpy(), expected, rtol=1e-5)
+
+
+def test_a_task_is_fitted_with_the_ridge_chosen_on_it() -> None:
+    h, y = samples(30, 5)
+    for intercept in (False, True):
+        head = RidgeHead(5, intercept=intercept, device=CPU)
+        head.grow(3)
+        assert head.is_empty()
+        head.fit(h, y)
+        assert not head.is_empty()
+        ridge = choose_ridge(h, y, fit=24, intercept=intercept)
+        assert head.ridge == ridge
+        expected = Ridge(alpha=ridge, fit_intercept=intercept).fit(h.double(), np.eye(3)[y])
+        np.testing.assert_allclose(head(h).numpy(), expected.predict(h.double()), rtol=1e-4, atol=1e-5)
+        head.fit(h[:1], y[:1])  # which cannot be divided
+        assert head.ridge == ridge
+
+
+# --- features that have moved ---------------------------------------------------------------------------------------
+
+
+def learned(kind: str, h: torch.Tensor, y: torch.Tensor, classes: int = 4):
+    made = {"means": ClassMeans, "discriminant": Discriminant, "ridge": partial(RidgeHead, intercept=True)}[kind]
+    statistics = made(h.shape[1], device=CPU)
+    statistics.grow(classes)  # one of them without samples
+    statistics.add(h, y)
+    return statistics
+
+
+def solved(statistics):
+    match statistics:
+        case Discriminant():
+            statistics.solve()
+        case RidgeHead():
+            statistics.solve(0.1)
+    return statistics
+
+
+@pytest.mark.parametrize("kind", ["means", "discriminant", "ridge"])
+def test_moved_statistics_are_those_of_the_moved_samples(kind) -> None:
+    h, y = samples(40, 6)
+    random = np.random.default_rng(0)
+    weight, bias = random.normal(size=(6, 6)), random.normal(size=6)
+    moved = torch.from_numpy(h.double().numpy() @ weight.T + bias)
+    statistics = learned(kind, h, y)
+    statistics.move(torch.from_numpy(weight), torch.from_numpy(bias))
+    expected = learned(kind, moved.float(), y)
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(statistics.state_dict()[name], value, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(solved(statistics)(moved.float()), solved(expected)(moved.float()), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["means", "discriminant", "ridge"])
+def test_the_identity_moves_nothing(kind) -> None:
+    h, y = samples(40, 6)
+    statistics, expected = learned(kind, h, y), learned(kind, h, y)
+    statistics.move(torch.eye(6, dtype=torch.double), torch.zeros(6, dtype=torch.double))
+    for name, value in expected.state_dict().items():
+        assert torch.equal(statistics.state_dict()[name], value), name
+
+
+def test_sums_without_an_intercept_cannot_be_shifted() -> None:
+    with pytest.raises(ValueError, match="expected a regression with an intercept"):
+        ridge_head(*samples(9, 3), ridge=1.0).move(torch.eye(3, dtype=torch.double), torch.ones(3, dtype=torch.double))
+
+
+def regression_to_the_identity(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(1) by least squares of stacked rows, with the damping that (2) finds with H written out."""
+    n, width = before.shape
+    x, r = before - before.mean(0), (after - before) - (after - before).mean(0)
+    v = np.square(x).sum() / min(n - 1, width)
+    found = []
+    for damping in DAMPING:
+        if damping == np.inf:
+            change, hat = np.zeros((width, width)), np.full((n, n), 1 / n)
+        else:
+            stacked = np.concatenate([x, (damping * v) ** 0.5 * np.eye(width)])
+            change = np.linalg.lstsq(stacked, np.concatenate([r, np.zeros((width, width))]), rcond=None)[0]
+            hat = np.full((n, n), 1 / n) + x @ np.linalg.solve(x.T @ x + damping * v * np.eye(width), x.T)
+        found.append((np.square(r - hat @ r).sum() / (1 - np.trace(hat) / n) ** 2, change))
+    change = min(found, key=lambda pair: pair[0])[1]
+    weight = np.eye(width) + change.T
+    return weight, after.mean(0) - weight @ before.mean(0)
+
+
+@pytest.mark.parametrize(("number", "width"), [(50, 6), (12, 30), (7, 6)])
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_drift_is_a_regression_towards_the_identity(number, width, noise) -> None:
+    random = np.random.default_rng(number)
+    before = random.normal(size=(number, width)) * random.uniform(0.5, 3, width) + 2
+    after = before @ (np.eye(width) + 0.3 * random.normal(size=(width, width))).T + 1
+    after += noise * random.normal(size=(number, width))
+    weight, bias = affine_drift(torch.from_numpy(before), torch.from_numpy(after))
+    expected = regression_to_the_identity(before, after)
+    np.testing.assert_allclose(weight.numpy(), expected[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(bias.numpy(), expected[1], rtol=1e-6, atol=1e-6)
+
+
+def test_a_map_without_noise_is_found() -> None:
+    random = np.random.default_rng(0)
+    before, weight, bias = random.normal(size=(500, 4)), random.normal(size=(4, 4)), random.normal(size=4)
+    found = affine_drift(torch.from_numpy(before), torch.from_numpy(before @ weight.T + bias))
+    np.testing.assert_allclose(found[0], weight, atol=1e-3)
+    np.testing.assert_allclose(found[1], bias, atol=1e-3)
+
+
+def test_features_that_stay_have_the_identity_to_the_bit() -> None:
+    before = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    weight, bias = affine_drift(before, before.clone())
+    assert torch.equal(weight, torch.eye(6, dtype=torch.double))
+    assert not bias.any()
+
+
+def test_noise_alone_is_a_shift() -> None:
+    random = np.random.default_rng(0)
+    before = random.normal(size=(30, 20))
+    weight, bias = affine_drift(torch.from_numpy(before), torch.from_numpy(before + 2 + random.normal(size=(30, 20))))
+    assert np.abs(weight.numpy() - np.eye(20)).max() < 0.1
+    np.testing.assert_allclose(bias.numpy(), 2, atol=1)
+
+
+def test_the_scale_of_features_does_not_matter() -> None:
+    random = np.random.default_rng(1)
+    before, after = (torch.from_numpy(random.normal(size=(12, 8))) for _ in range(2))
+    weight, bias = affine_drift(before, before + 0.1 * after)
+    other, larger = affine_drift(1e3 * before, 1e3 * (before + 0.1 * after))
+    torch.testing.assert_close(other, weight)
+    torch.testing.assert_close(larger, 1e3 * bias)
+
+
+def test_directions_in_which_samples_do_not_vary_stay() -> None:
+    random = np.random.default_rng(2)
+    before = np.concatenate([random.normal(size=(40, 3)), np.full((40, 3), 5.0)], axis=1)
+    after = before.copy()
+    after[:, 3:] += 2 * before[:, :3]
+    weight, _ = affine_drift(torch.from_numpy(before), torch.from_numpy(after))
+    np.testing.assert_allclose(weight.numpy()[3:, :3], 2 * np.eye(3), atol=0.01)
+    np.testing.assert_allclose(weight.numpy()[:, 3:], np.eye(6)[:, 3:], atol=1e-9)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_samples_that_are_alike_say_how_far_and_not_how(number) -> None:
+    before, after = torch.rand(1, 4), torch.rand(1, 4)
+    weight, bias = affine_drift(before.expand(number, 4), after.expand(number, 4))
+    assert torch.equal(weight, torch.eye(4, dtype=torch.double))
+    torch.testing.assert_close(bias, (after - before)[0].double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_features_that_are_not_finite_have_no_map(bad) -> None:
+    before, after = torch.rand(3, 4), torch.rand(3, 4)
+    after[1, 1] = bad
+    for pair in ((before, after), (after, before)):
+        with pytest.raises(TrainingError, match=r"evaluate\.drift: features are not finite"):
+            affine_drift(*pair)
 
 
 # --- discriminant ---------------------------------------------------------------------------------------------------

@@ -27,8 +27,8 @@ class Tuning(nn.Module, ABC):
     """Something to train that changes an encoder's features."""
 
     @abstractmethod
-    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """The encoder's features with this module applied."""
+    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """The encoder's features with this module applied; `layers` as in `Encoder.features`."""
 
 
 class Bottlenecks(Tuning):
@@ -64,13 +64,13 @@ class Bottlenecks(Tuning):
         for number in range(len(encoder.blocks)):
             encoder.second_half(number)
 
-    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         changes: dict[nn.Module, Change] = {}
         for number, block in enumerate(encoder.blocks):
             entering: list[Tensor] = []
             changes[encoder.second_half(number)] = computing(partial(_keep, entering))
             changes[block] = computing(partial(self._add, number, entering))
-        return view(encoder, changes).features(inputs)
+        return view(encoder, changes).features(inputs, layers=layers)
 
     def _add(self, number: int, entering: list[Tensor], own: Forward, tokens: Tensor) -> Tensor:
         output = own(tokens)
@@ -91,14 +91,14 @@ class ScaleAndShift(Tuning):
             self.scales[_key(name)] = nn.Parameter((1 + 0.02 * torch.randn(width)).to(device))
             self.shifts[_key(name)] = nn.Parameter((0.02 * torch.randn(width)).to(device))
 
-    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         changes = {
             encoder.get_submodule(name): computing(
                 partial(_scale_and_shift, self.scales[_key(name)], self.shifts[_key(name)])
             )
             for name in encoder.operations()
         }
-        return view(encoder, changes).features(inputs)
+        return view(encoder, changes).features(inputs, layers=layers)
 
 
 class Prompts(Tuning):
@@ -112,11 +112,10 @@ class Prompts(Tuning):
         start = torch.empty(len(encoder.blocks) if deep else 1, length, encoder.width).uniform_(-bound, bound)
         self.tokens = nn.Parameter(start.to(device))
 
-    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
+    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         deeper = zip(encoder.blocks[1:], self.tokens[1:], strict=False)
         changes = {block: computing(partial(_replace_first, prompt)) for block, prompt in deeper}
-        tokens = view(encoder, changes).tokens(inputs, prompt=self.tokens[:1])
-        return encoder.pool(tokens[:, self.tokens.shape[1] :])
+        return view(encoder, changes).features(inputs, prompt=self.tokens[:1], layers=layers)
 
 
 class Copy(Tuning):
@@ -126,8 +125,8 @@ class Copy(Tuning):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
 
-    def features(self, encoder: Encoder, inputs: Inputs) -> Float[Tensor, "n features"]:
-        return self.encoder.features(inputs)
+    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs, layers=layers)
 
 
 def start_tuning(kind: str, encoder: Encoder, *, rank: int, length: int) -> Tuning | None:

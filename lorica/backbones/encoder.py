@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
@@ -172,6 +173,14 @@ class Encoder(nn.Module, ABC):
                 for all. They are the first that come out.
             prefixes: what each of some blocks attends to as well, by the number of the block.
         """
+        return deque(self._leaving_blocks(inputs, prompt, prefixes), maxlen=1).pop()
+
+    def _leaving_blocks(
+        self,
+        inputs: Inputs,
+        prompt: Float[Tensor, "m length dim"] | None,
+        prefixes: Mapping[int, Prefix] | None,
+    ) -> Iterator[Float[Tensor, "n tokens dim"]]:
         tokens = self.embed(inputs)
         if prompt is not None:
             tokens = torch.cat([prompt.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
@@ -180,19 +189,40 @@ class Encoder(nn.Module, ABC):
             blocks[number] = self.prefixed(number, prefix)
         for block in blocks:
             tokens = block(tokens)
-        return tokens
+            yield tokens
 
-    def features(self, inputs: Inputs, *, prefixes: Mapping[int, Prefix] | None = None) -> Float[Tensor, "n features"]:
-        """One feature vector for each input; see `tokens` for prefixes."""
-        return self.pool(self.tokens(inputs, prefixes=prefixes))
+    def features(
+        self,
+        inputs: Inputs,
+        *,
+        prompt: Float[Tensor, "m length dim"] | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
+        layers: int | None = None,
+    ) -> Float[Tensor, "n features"]:
+        """One feature vector for each input: what `pool` makes of the tokens that leave the last block, or `layered_features`.
 
-    def layered_features(self, inputs: Inputs, layers: int) -> Float[Tensor, "n features"]:
-        """`parts` of what leaves each of the last blocks, each with the length sqrt(width), one after another, in float32."""
-        tokens, found = self.embed(inputs), []
-        for number, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if number >= len(self.blocks) - layers:
-                found.append(self.parts(tokens).float())
+        Args:
+            prompt, prefixes: see `tokens`; what comes out where a prompt went in is in no feature.
+            layers: that many last blocks in place of what `pool` reads.
+        """
+        if layers is not None:
+            return self.layered_features(inputs, layers, prompt=prompt, prefixes=prefixes)
+        return self.pool(_without(prompt, self.tokens(inputs, prompt=prompt, prefixes=prefixes)))
+
+    def layered_features(
+        self,
+        inputs: Inputs,
+        layers: int,
+        *,
+        prompt: Float[Tensor, "m length dim"] | None = None,
+        prefixes: Mapping[int, Prefix] | None = None,
+    ) -> Float[Tensor, "n features"]:
+        """`parts` of what leaves each of the last blocks (all of them, where there are fewer), each with the length sqrt(width),
+        one after another, in float32; arguments as for `features`."""
+        found, first = [], len(self.blocks) - layers
+        for number, tokens in enumerate(self._leaving_blocks(inputs, prompt, prefixes)):
+            if number >= first:
+                found.append(self.parts(_without(prompt, tokens)).float())
         return (F.normalize(torch.cat(found, dim=1), dim=2) * self.width**0.5).flatten(1)
 
     @cached_property
@@ -244,3 +274,8 @@ class Encoder(nn.Module, ABC):
             if not value.is_meta:  # a backbone without weights, as `lorica check` makes it
                 digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _without(prompt: Tensor | None, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n others dim"]:
+    """The tokens without those of a prompt, which come first."""
+    return tokens if prompt is None else tokens[:, prompt.shape[1] :]

@@ -19,15 +19,17 @@ from lorica.backbones.encoder import Encoder
 from lorica.errors import RecipeError
 from lorica.methods.base import Context, LowRankConfig, Method, MethodConfig
 from lorica.methods.linear_head import LinearHeadMethod
-from lorica.methods.readout import ClassMeanReadout
+from lorica.methods.readout import Drift, Kind, Readout
 
 __all__ = [
-    "ClassMeanReadout",
     "Context",
+    "Drift",
+    "Kind",
     "LinearHeadMethod",
     "LowRankConfig",
     "Method",
     "MethodConfig",
+    "Readout",
     "build_method",
     "find_method",
     "method_file_sha256",
@@ -35,14 +37,24 @@ __all__ = [
 ]
 
 
-def build_method(config: MethodConfig, encoder: Encoder, *, readout: Literal["head", "prototypes"] = "head") -> Method:
-    """The method of that config around an encoder, read by class means if `readout` says so.
+def build_method(
+    config: MethodConfig,
+    encoder: Encoder,
+    *,
+    readout: Literal["head", Kind] = "head",
+    layers: int | None = None,
+    drift: Drift = "none",
+) -> Method:
+    """The method of that config around an encoder; read otherwise than by its own predictions, if `readout` says so.
+
+    Args:
+        readout, layers, drift: the recipe's `evaluate` section, see `lorica.methods.readout`.
 
     Raises:
         RecipeError: see `find_method`.
     """
     method = find_method(config.name)(config, encoder)
-    return ClassMeanReadout(method) if readout == "prototypes" else method
+    return method if readout == "head" else Readout(method, readout, layers=layers, drift=drift)
 
 
 def method_names() -> list[str]:

@@ -60,6 +60,7 @@ class APER(FirstTaskMethod):
 
     name = "aper"
     Config = APERConfig
+    reads_by = "prototypes"
     config: APERConfig
 
     def __init__(self, config: APERConfig, encoder: Encoder) -> None:
@@ -72,13 +73,13 @@ class APER(FirstTaskMethod):
 
     def end_task(self, context: Context) -> None:
         """(3)."""
-        features, labels = context.gathered(self.both_halves)
+        features, labels = context.gathered(self.features)
         self.means.add(features, labels)
         self.measure(features[:, self.encoder.width :], labels)
 
-    def both_halves(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """(2)."""
-        return torch.cat([self.encoder.features(inputs), self.tuned(inputs)], dim=1)
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """(2); of several blocks, if asked, for each of the two."""
+        return torch.cat([self.encoder.features(inputs, layers=layers), self.tuned(inputs, layers=layers)], dim=1)
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
-        return self.means(self.both_halves(inputs))
+        return self.means(self.features(inputs))

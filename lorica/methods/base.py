@@ -166,6 +166,7 @@ class Method(nn.Module, ABC):
         rewritten: names of submodules and tensors below the method that a later task writes again without training them in its
             main stage; all other state of a learned task keeps its bits, which the contract suite checks.
         dropped: names of submodules that a learned task no longer needs; its checkpoints leave them out.
+        reads_by: the `evaluate.readout` that its own predictions are already, over its `features`; None where there is none.
     """
 
     name: ClassVar[str]
@@ -174,6 +175,7 @@ class Method(nn.Module, ABC):
     learns_all_at_once: ClassVar[bool] = False
     rewritten: ClassVar[tuple[str, ...]] = ()
     dropped: ClassVar[tuple[str, ...]] = ()
+    reads_by: ClassVar[str | None] = None
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -241,10 +243,19 @@ class Method(nn.Module, ABC):
     def end_task(self, context: Context) -> None:
         """After training on a task."""
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """What the classifier reads, for a method that reads one vector of each input: `evaluate.readout: prototypes` takes
-        class means of it. Others leave this as it is."""
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """What the classifier reads, for a method with one vector of each input in a space that all classes share: other
+        read-outs (`lorica.methods.readout`) learn from it. Others leave this as it is.
+
+        Args:
+            layers: what the last blocks make of the input in its place, that many or all (`Encoder.layered_features`), with all
+                that the method changes in the backbone. A method that cannot say leaves this argument out of its signature.
+        """
         raise NotImplementedError
+
+    def reads_encoder(self) -> bool:
+        """Whether `features` are those of the encoder with its updates merged, so that a linear map of them can be exported."""
+        return self.classifier() is not None
 
     @abstractmethod
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:

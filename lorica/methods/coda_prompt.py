@@ -167,9 +167,9 @@ class CODAPrompt(LinearHeadMethod):
         with torch.autocast(queries.device.type, enabled=False):
             return torch.einsum("nbm,bmsld->nbsld", self.weights(queries), components)
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         rows = self.assembled(query(self.encoder, inputs))
-        return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows))
+        return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows), layers=layers)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         for terms in super().losses(batch):

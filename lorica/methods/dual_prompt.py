@@ -112,12 +112,14 @@ class DualPrompt(LinearHeadMethod):
     def trainable(self) -> list[nn.Parameter]:
         return [self.general_prompt, self.prompts.rows[-1], self.keys[-1], *self.head_parameters()]
 
-    def prompted(self, inputs: Inputs, rows: Float[Tensor, "m blocks 2 length dim"]) -> Float[Tensor, "n features"]:
+    def prompted(
+        self, inputs: Inputs, rows: Float[Tensor, "m blocks 2 length dim"], *, layers: int | None = None
+    ) -> Float[Tensor, "n features"]:
         """Features with the G-prompt and the rows of an E-prompt, for each input or one for all."""
         if self.config.scrambled:
             rows = scrambled(rows.expand(len(inputs), -1, -1, -1, -1))
         both = prefixes(self.general_blocks, self.general_prompt[None]) | prefixes(self.prompts.blocks, rows)
-        return self.encoder.features(inputs, prefixes=both)
+        return self.encoder.features(inputs, prefixes=both, layers=layers)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(1)."""
@@ -132,9 +134,9 @@ class DualPrompt(LinearHeadMethod):
         if self.config.gradient_clip:
             nn.utils.clip_grad_norm_(self.trainable(), self.config.gradient_clip)
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """Those of (2)."""
         chosen = cosines(query(self.encoder, inputs), torch.stack(list(self.keys))).argmax(dim=1)
         if self.config.batch_majority:
             chosen = chosen.bincount().argmax().expand_as(chosen)
-        return self.prompted(inputs, self.prompts.of(chosen))
+        return self.prompted(inputs, self.prompts.of(chosen), layers=layers)

@@ -91,6 +91,8 @@ class FirstTaskMethod(Method):
         """After the first task what `measure` noted."""
         return dict(self.measured)
 
-    def tuned(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """Features of the encoder with the module in it."""
-        return self.encoder.features(inputs) if self.tuning is None else self.tuning.features(self.encoder, inputs)
+    def tuned(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """Features of the encoder with the module in it; `layers` as in `Encoder.features`."""
+        if self.tuning is None:
+            return self.encoder.features(inputs, layers=layers)
+        return self.tuning.features(self.encoder, inputs, layers=layers)

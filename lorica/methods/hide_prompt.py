@@ -227,11 +227,13 @@ class HiDePrompt(LinearHeadMethod):
         share = self.config.previous_share
         return (1 - share) * newest + share * torch.stack(earlier).mean(dim=0).detach()
 
-    def prompted(self, inputs: Inputs, rows: Float[Tensor, "m blocks 2 length dim"]) -> Float[Tensor, "n features"]:
+    def prompted(
+        self, inputs: Inputs, rows: Float[Tensor, "m blocks 2 length dim"], *, layers: int | None = None
+    ) -> Float[Tensor, "n features"]:
         """f(x; p), with a prompt for each input or one for all."""
         if self.config.scrambled:
             rows = scrambled(rows.expand(len(inputs), -1, -1, -1, -1))
-        return self.encoder.features(inputs, prefixes=prefixes(self.prompts.blocks, rows))
+        return self.encoder.features(inputs, prefixes=prefixes(self.prompts.blocks, rows), layers=layers)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(2)."""
@@ -300,6 +302,6 @@ class HiDePrompt(LinearHeadMethod):
         task_of = torch.tensor([task.index for task in self.tasks for _ in task.new_classes], device=self.device)
         return task_of[self.identity(query(self.encoder, inputs)).argmax(dim=1)]
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """Those of (6)."""
-        return self.prompted(inputs, self.prompts.of(self.identify(inputs)))
+        return self.prompted(inputs, self.prompts.of(self.identify(inputs)), layers=layers)

@@ -145,20 +145,27 @@ class L2P(LinearHeadMethod):
         counts = torch.bincount(order.flatten(), minlength=similarity.shape[1])
         return counts.argsort(descending=True, stable=True)[: self.selected].expand_as(order)
 
-    def prompted(self, inputs: Inputs, chosen: Int[Tensor, "n selected"]) -> Float[Tensor, "n features"]:
-        """What the head reads when each input has these prompts."""
+    def prompted(
+        self, inputs: Inputs, chosen: Int[Tensor, "n selected"], *, layers: int | None = None
+    ) -> Float[Tensor, "n features"]:
+        """What the head reads when each input has these prompts; or, of the last `layers` blocks, what the prompts have made of
+        the other tokens."""
         prompts = self.prompts[chosen]
         if self.as_tokens:
-            tokens = self.encoder.tokens(inputs, prompt=prompts.flatten(1, 2))
-            return self.encoder.average(tokens[:, : self.selected * self.config.length])
+            prompt = prompts.flatten(1, 2)
+            if layers is not None:
+                return self.encoder.features(inputs, prompt=prompt, layers=layers)
+            return self.encoder.average(self.encoder.tokens(inputs, prompt=prompt)[:, : prompt.shape[1]])
         rows = prompts.permute(0, 2, 3, 1, 4, 5).flatten(3, 4)  # keys with keys, values with values
-        return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows))
+        return self.encoder.features(inputs, prefixes=prefixes(self.blocks, rows), layers=layers)
 
-    def answer(self, inputs: Inputs) -> tuple[Float[Tensor, "n features"], Float[Tensor, "n selected"]]:
+    def answer(
+        self, inputs: Inputs, *, layers: int | None = None
+    ) -> tuple[Float[Tensor, "n features"], Float[Tensor, "n selected"]]:
         """Features under the prompts that each input picks, and the cosines of the keys that were picked."""
         similarity = cosines(query(self.encoder, inputs), self.keys)
         chosen = self.select(similarity)
-        return self.prompted(inputs, chosen), similarity.gather(1, chosen)
+        return self.prompted(inputs, chosen, layers=layers), similarity.gather(1, chosen)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(2)."""
@@ -172,5 +179,5 @@ class L2P(LinearHeadMethod):
         if self.gradient_clip:
             nn.utils.clip_grad_norm_(self.trainable(), self.gradient_clip)
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        return self.answer(inputs)[0]
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        return self.answer(inputs, layers=layers)[0]

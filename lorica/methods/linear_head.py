@@ -79,8 +79,8 @@ class LinearHeadMethod(Method):
             return F.cross_entropy(logits, labels)
         return F.cross_entropy(logits[:, self.task.columns], self.task.positions(labels))
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        return self.encoder.features(inputs)
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs, layers=layers)
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.head(self.features(inputs))

@@ -24,8 +24,8 @@ class LinearProbe(LinearHeadMethod):
         return self.head_parameters()
 
     @torch.no_grad()
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        return self.encoder.features(inputs)
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs, layers=layers)
 
     def classifier(self) -> Classifier:
         """The head: the features are the encoder's."""

@@ -22,6 +22,7 @@ class Prototypes(Method):
     """Nearest class mean by cosine."""
 
     name = "prototypes"
+    reads_by = "prototypes"
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -38,10 +39,16 @@ class Prototypes(Method):
         return iter(())
 
     def end_task(self, context: Context) -> None:
-        self.means.add(*context.gathered(self.encoder.features))
+        self.means.add(*context.gathered(self.features))
+
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        return self.encoder.features(inputs, layers=layers)
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
-        return self.means(self.encoder.features(inputs))
+        return self.means(self.features(inputs))
+
+    def reads_encoder(self) -> bool:
+        return True
 
     def classifier(self) -> None:
         """Cosine scores also divide by the feature's length, which no linear classifier can."""

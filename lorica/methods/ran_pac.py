@@ -62,10 +62,8 @@ from torch import Tensor
 from lorica.backbones.encoder import Encoder
 from lorica.methods.base import Context
 from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
-from lorica.statistics import RidgeHead, choose_ridge
+from lorica.statistics import RidgeHead
 from lorica.types import Inputs, Task
-
-FITTED = 0.8  # share of a task's images that the candidates for lambda are fitted to
 
 
 class RanPACConfig(FirstTaskConfig):
@@ -97,9 +95,13 @@ class RanPAC(FirstTaskMethod):
         """G and Q."""
         return ("regression.gram", "regression.targets")
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """f(x)."""
-        return self.tuned(inputs)
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """f(x), or what several blocks make of x; the random features are of the former."""
+        return self.tuned(inputs, layers=layers)
+
+    def reads_encoder(self) -> bool:
+        """Where nothing is tuned."""
+        return self.tuning is None
 
     def random_features(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n width"]:
         """(2)."""
@@ -115,9 +117,7 @@ class RanPAC(FirstTaskMethod):
             self.projection.copy_(torch.randn(self.projection.shape))
         order = torch.randperm(len(labels)).to(labels.device)
         h, labels = self.random_features(features[order]), labels[order]
-        self.regression.add(h, labels)
-        fit = int(FITTED * len(labels))
-        self.regression.solve(choose_ridge(h, labels, fit=fit) if fit else self.regression.ridge.item())
+        self.regression.fit(h, labels)
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.regression(self.random_features(self.features(inputs)))

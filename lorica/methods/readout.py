@@ -1,64 +1,133 @@
-"""Another way to read a method's predictions: nearest class means of its features in place of its head.
+"""Other ways to read a method's features than its own predictions: class means, a discriminant, ridge regression.
 
-What trains, and how, is the method's own business. At the end of each task the mean feature of each new class is taken from the
-task's images, not augmented; means of earlier classes stay as they were, since their images are gone, even where features have
-moved on. An image belongs to the class whose mean has the largest cosine with its feature (released codes of several methods print
-this accuracy beside that of their head).
+What trains, and how, is the method's own business. At the end of each task its features f of the task's images, not augmented,
+add to statistics of the classes (`lorica.statistics`), and the classifier follows from those alone:
+
+    prototypes      cos(f(x), mean of f over class c); released codes of several methods print this beside their head's accuracy
+    discriminant    linear discriminant analysis with one covariance, shrunk by 0.2
+    ridge           ridge regression to one-hot labels, with a constant; its ridge is chosen on each task's own images
+
+`layers` L: f is what the last L blocks make of x, `Encoder.layered_features`, as the method has changed the backbone; absent =
+the single vector that the method's classifier reads.
+
+`drift`: statistics of earlier classes are of features as they were, and the images are gone. With `none` they stay as they are,
+even where the features have moved on. With `affine` the features of each new task's images are taken before the task, as the
+method was at the end of the task before, and after it; a map x -> A x + b between the two, fitted by a ridge regression towards
+the identity (`lorica.statistics.affine_drift`), moves the statistics of earlier classes before the new images are added. Where no
+feature of these images has moved, nothing is fitted or moved, so that a trunk that stays keeps the bits of its statistics.
+
+Until a task is learned, its images' features from before are held (and stored in snapshots): 4 D bytes for each image and D
+features. They are in no checkpoint.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lorica.backbones.encoder import Classifier
+from lorica.errors import TrainingError
 from lorica.methods.base import Context, Method
-from lorica.statistics import ClassMeans
+from lorica.statistics import ClassMeans, Discriminant, RidgeHead, affine_drift
 from lorica.types import Batch, Inputs, Task
 
+Kind = Literal["prototypes", "discriminant", "ridge"]
+Drift = Literal["none", "affine"]
 
-class ClassMeanReadout(Method):
-    """A method, read by class means.
+PLACES: Mapping[Kind, str] = {"prototypes": "means", "discriminant": "discriminant", "ridge": "regression"}
+"""What the statistics of each kind are called in checkpoints."""
+
+
+class Readout(Method):
+    """A method, read by statistics of its features.
 
     Attributes:
         learner: the method. Its own predictions are still there.
-        means: class means of its features, from the first task on.
+        kind, drift: as in the module's docstring.
+        layers: L, no more than the backbone has blocks; None for the vector that the method's classifier reads.
+        before: features of the images of the task under way, from before it; empty where nothing is moved.
     """
 
-    means: ClassMeans
+    kind: Kind
+    drift: Drift
+    before: Tensor
 
-    def __init__(self, learner: Method) -> None:
+    def __init__(self, learner: Method, kind: Kind, *, layers: int | None = None, drift: Drift = "none") -> None:
         super().__init__(learner.config, learner.encoder)
-        self.learner = learner
+        self.learner, self.kind, self.drift = learner, kind, drift
+        self.layers = layers and min(layers, len(learner.encoder.blocks))
         self.tasks = learner.tasks
         self.name, self.trains_encoder, self.learns_all_at_once = (  # pyright: ignore[reportAttributeAccessIssue]
             learner.name,
             learner.trains_encoder,
             learner.learns_all_at_once,
         )
+        own = (PLACES[kind],) if kind != "prototypes" or drift != "none" else ()
+        self.rewritten = (*own, *(f"learner.{name}" for name in learner.rewritten))  # pyright: ignore[reportAttributeAccessIssue]
+        self._until_begun: list[Method] = []  # the method as it was before it grew, until the task begins
 
     @staticmethod
-    def cannot_read(method: type[Method]) -> Iterator[str]:
-        """Why a method has no features that class means could be taken of."""
+    def cannot_read(method: type[Method], kind: Kind, *, layers: int | None) -> Iterator[str]:
+        """Why a method cannot be read so, or why that would say nothing, in the form in which errors name a recipe's keys."""
         if method.features is Method.features:
             yield (
-                f"evaluate.readout: {method.name} predicts by class means already, or has no space that all classes share; "
+                f"evaluate.readout: {method.name} gives no features in a space that all its classes share, which {kind} needs; "
                 "use evaluate.readout=head"
             )
+        elif layers is not None and "layers" not in inspect.signature(method.features).parameters:
+            yield (
+                f"evaluate.layers: {method.name} gives the features that its classifier reads, and not those of several blocks "
+                "(its `features` takes no layers); leave evaluate.layers out"
+            )
+        elif kind == method.reads_by and layers is None:
+            yield (
+                f"evaluate.readout: {method.name} predicts by {kind} of these features already; use evaluate.readout=head, or "
+                "other features with evaluate.layers"
+            )
+
+    @property
+    def statistics(self) -> ClassMeans | Discriminant | RidgeHead:
+        """What is remembered of the classes; from the first task on."""
+        return getattr(self, PLACES[self.kind])
 
     def grow(self, task: Task) -> None:
-        self.learner.grow(task)
         if task.index == 0:
-            self.learner.eval()
-            with torch.no_grad():
-                width = self.features(self.encoder.example(1)).shape[1]
-            self.means = ClassMeans(width, device=self.device)
-        self.means.grow(len(task.new_classes))
+            self.learner.grow(task)
+            self._make_statistics()
+        else:
+            # a method that has just been grown for the tasks of a checkpoint has learned nothing that could drift
+            if self.drift == "affine" and not self.statistics.is_empty():
+                shared = {} if self.trains_encoder else {id(each): each for each in self.encoder.parameters()}
+                self._until_begun = [copy.deepcopy(self.learner, shared).eval()]
+            self.learner.grow(task)
+        self.statistics.grow(len(task.new_classes))
+
+    def _make_statistics(self) -> None:
+        self.learner.eval()
+        with torch.no_grad():
+            width = self.features(self.encoder.example(1)).shape[1]
+        match self.kind:
+            case "prototypes":
+                made = ClassMeans(width, device=self.device)
+            case "discriminant":
+                made = Discriminant(width, device=self.device)
+            case "ridge":
+                made = RidgeHead(width, intercept=True, device=self.device)
+        setattr(self, PLACES[self.kind], made)
+        if self.drift == "affine":
+            self.register_buffer("before", torch.zeros(0, width, device=self.device), persistent=False)
 
     def begin_task(self, context: Context) -> None:
+        for earlier in self._until_begun:
+            # growing may have moved features already: by a new direction, by a prompt that inputs may pick
+            self.before, _ = context.gathered(lambda inputs, earlier=earlier: self._features_of(earlier, inputs))
+        self._until_begun = []
         self.learner.begin_task(context)
 
     def trainable(self) -> list[nn.Parameter]:
@@ -67,18 +136,65 @@ class ClassMeanReadout(Method):
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         return self.learner.losses(batch)
 
+    def passes(self) -> int:
+        return self.learner.passes()
+
     def edit_gradients(self) -> None:
         self.learner.edit_gradients()
 
     def end_task(self, context: Context) -> None:
         self.learner.end_task(context)
-        self.means.add(*context.gathered(self.features))
+        features, labels = context.gathered(self.features)
+        if self.drift == "affine" and len(self.before):
+            self._follow(features)
+            self.before = self.before[:0].clone()
+        match self.statistics:
+            case ClassMeans() as means:
+                means.add(features, labels)
+            case Discriminant() as discriminant:
+                discriminant.add(features, labels)
+                discriminant.solve()
+            case RidgeHead() as regression:
+                order = torch.randperm(len(labels)).to(labels.device)
+                regression.fit(features[order], labels[order])
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        return self.learner.features(inputs)
+    @torch.no_grad()
+    def _follow(self, after: Float[Tensor, "n features"]) -> None:
+        """Moves what is remembered as the features of these images have moved."""
+        if len(self.before) != len(after):
+            raise TrainingError(
+                f"evaluate.drift: the task began with {len(self.before)} images and ends with {len(after)}; begin it anew with "
+                "data that stays as it is"
+            )
+        if not torch.equal(self.before, after):
+            self.statistics.move(*affine_drift(self.before, after))
+
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        return self._features_of(self.learner, inputs, layers)
+
+    def _features_of(self, method: Method, inputs: Inputs, layers: int | None = None) -> Float[Tensor, "n features"]:
+        layers = layers or self.layers
+        # a method that cannot give layers takes no such argument
+        return method.features(inputs) if layers is None else method.features(inputs, layers=layers)
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
-        return self.means(self.features(inputs))
+        return self.statistics(self.features(inputs))
+
+    def reads_encoder(self) -> bool:
+        return self.learner.reads_encoder()
+
+    def classifier(self) -> Classifier | None:
+        """The discriminant or the regression, where the features are the encoder's; a cosine with means is not linear."""
+        if not self.reads_encoder():
+            return None
+        own = self.learner.classifier()
+        layers = own.layers if self.layers is None and own else self.layers
+        match self.statistics:
+            case Discriminant() as discriminant:
+                return Classifier(discriminant.weight, discriminant.bias, layers)
+            case RidgeHead() as regression:
+                return Classifier(regression.weight[:-1].T.contiguous(), regression.weight[-1], layers)
+        return None
 
     def diagnostics(self) -> dict[str, Any]:
         return self.learner.diagnostics()
@@ -90,8 +206,17 @@ class ClassMeanReadout(Method):
         self.learner.restore_structure(structure)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
-        return tuple(f"learner.{name}" for name in self.learner.needed_to_learn_on())
+        place = PLACES[self.kind]
+        own = (f"{place}.{name}" for name in self.statistics.sums)
+        return (*own, *(f"learner.{name}" for name in self.learner.needed_to_learn_on()))
 
     def own_state(self) -> dict[str, Tensor]:
         own = {f"learner.{name}": value for name, value in self.learner.own_state().items()}
-        return own | {f"means.{name}": value for name, value in self.means.state_dict().items()}
+        place = PLACES[self.kind]
+        return own | {f"{place}.{name}": value for name, value in self.statistics.state_dict().items()}
+
+    def load_running_state(self, state: Mapping[str, Tensor]) -> None:
+        found = state.get("before")
+        if self.drift == "affine" and found is not None and found.dim() == 2:  # as many rows as the task has images
+            self.before = torch.zeros(len(found), self.before.shape[1], device=self.device)
+        super().load_running_state(state)

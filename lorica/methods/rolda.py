@@ -50,7 +50,7 @@ from lorica.backbones.encoder import Classifier, Encoder, Site
 from lorica.errors import BackboneError, LoricaError
 from lorica.heads import cosines
 from lorica.methods.base import Context, LowRankConfig, Method
-from lorica.statistics import Discriminant
+from lorica.statistics import SHRINKAGE, Discriminant
 from lorica.types import Batch, Inputs, Task, seen_classes
 
 ROTATIONS = 4
@@ -71,7 +71,7 @@ class RoLDAConfig(LowRankConfig):
     passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
     layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
     width: int = Field(default=8192, ge=1, description="largest D, to which more features are projected")
-    shrinkage: float = Field(default=0.2, gt=0, le=1, description="g")
+    shrinkage: float = Field(default=SHRINKAGE, gt=0, le=1, description="g")
 
 
 class RoLDA(Method):
@@ -79,6 +79,7 @@ class RoLDA(Method):
 
     name = "rolda"
     Config = RoLDAConfig
+    reads_by = "discriminant"
     rewritten = ("discriminant",)  # sums, and what is solved from them
     dropped = ("rows",)
     config: RoLDAConfig
@@ -144,10 +145,10 @@ class RoLDA(Method):
         self.discriminant.add(*context.gathered(self.features))
         self.discriminant.solve(self.config.shrinkage)
 
-    def features(self, inputs: Inputs) -> Float[Tensor, "n features"]:
-        """(2)."""
-        found = self.encoder.layered_features(inputs, self.layers)
-        if self.projection is None:
+    def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+        """(2); of as many blocks as asked, and not projected, where somebody asks."""
+        found = self.encoder.layered_features(inputs, layers or self.layers)
+        if layers is not None or self.projection is None:
             return found
         with torch.autocast(found.device.type, enabled=False):
             return found @ self.projection

@@ -34,8 +34,10 @@ INCIDENTAL = (
     "data.cache_gib",
     "backbone.weights",
     "evaluate.readout",
+    "evaluate.layers",
+    "evaluate.drift",
 )
-"""Keys of a recipe in which runs of one row may differ."""
+"""Keys of a recipe in which runs of one row may differ, or that a run's label says (`Metrics.label`)."""
 
 _WIDE = 112
 """Columns of a terminal from which on a row with a variant in its name takes one line."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
-from lorica.methods import find_method, method_names
+from lorica.methods import MethodConfig, find_method, method_names
 
 # keys that a variant has no default for, or whose default is for deeper backbones than the tiny one
 OPTIONS = {
@@ -36,6 +38,17 @@ def kind(request: pytest.FixtureRequest):
         return cls(cls.Config(name=name, **options), encoder)
 
     return build
+
+
+@pytest.fixture
+def small() -> Callable[[str], MethodConfig]:
+    """The config of the method of that name, default variant, at that scale."""
+
+    def config(name: str) -> MethodConfig:
+        kind = find_method(name).Config
+        return kind(name=name, **OPTIONS.get(name, {}), **({"rank": 2} if "rank" in kind.model_fields else {}))
+
+    return config
 
 
 @pytest.fixture

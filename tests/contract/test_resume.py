@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
+from lorica import snapshot
 from lorica.data.stream import Stream
 from lorica.descent import Descent, Fit
 from lorica.files import RunFolder
-from lorica.methods import ClassMeanReadout, Method, find_method
+from lorica.methods import Method, build_method, find_method
 from lorica.session import Session
 
 FIT = Fit(
@@ -93,19 +95,33 @@ def test_a_task_goes_on_from_any_step(kind, tiny_encoder, stream, tmp_path: Path
         )
 
 
-def test_a_read_out_by_class_means_goes_on_too(tiny_encoder, stream, tmp_path: Path) -> None:
-    cls = find_method("sd_lora")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sd_lora", {"readout": "prototypes"}),
+        ("sd_lora", {"readout": "discriminant", "layers": 2, "drift": "affine"}),
+        ("dual_prompt", {"readout": "ridge", "drift": "affine"}),
+        ("full_finetune", {"readout": "prototypes", "layers": 1, "drift": "affine"}),
+    ],
+)
+def test_a_read_out_goes_on_too(name, options, small, tiny_encoder, stream, tmp_path: Path) -> None:
+    """Also where a task that is taken up again must remember its images' features from before it."""
 
     def build() -> Method:
-        return ClassMeanReadout(cls(cls.Config(name="sd_lora", rank=2), tiny_encoder()))
+        return build_method(small(name), tiny_encoder(), **options)
 
     whole = session_in(tmp_path / "whole", build())
     learn(whole, stream)
-    with pytest.raises(StoppedHere):
-        learn(session_in(tmp_path / "stopped", build(), (1, 4)), stream)
-    resumed = session_in(tmp_path / "stopped", build())
-    learn(resumed, stream)
-    assert_same(whole, resumed)
+    for task, step in ((1, 4), (2, STEPS)):
+        folder = tmp_path / f"{task}"
+        with suppress(StoppedHere):
+            learn(session_in(folder, build(), (task, step)), stream)
+        held = {key: value.shape for key, value in snapshot.read(RunFolder(folder).snapshot).tensors.items()}
+        assert ("method.before" in held) == ("drift" in options)
+        assert held.get("method.before", (24,))[0] == 24
+        resumed = session_in(folder, build())
+        learn(resumed, stream)
+        assert_same(whole, resumed)
 
 
 def test_begin_task_is_not_called_again(tiny_encoder, stream, tmp_path: Path) -> None:

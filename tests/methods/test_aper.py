@@ -142,7 +142,7 @@ def test_the_first_task_tunes_and_later_ones_keep_every_bit(tiny_encoder, stream
     for name, value in plain.state_dict().items():
         assert torch.equal(method.encoder.state_dict()[name], value), name
     batch = next(stream.train(stream.tasks[0]).batches(100, device=torch.device("cpu")))
-    f, g = method.both_halves(batch.inputs).chunk(2, dim=1)
+    f, g = method.features(batch.inputs).chunk(2, dim=1)
     assert torch.equal(f, plain.features(batch.inputs))
     assert (g - f).abs().max() > 1e-3
     loss = next(method.losses(batch))["cross_entropy"]
@@ -169,7 +169,7 @@ def test_scores_by_hand(tiny_encoder, tuning) -> None:
         [torch.cat([method.encoder.features(x[None])[0], method.tuning.features(method.encoder, x[None])[0]])
          for x in IMAGES]
     )  # fmt: skip
-    close(method.both_halves(IMAGES), phi)
+    close(method.features(IMAGES), phi)
     means = torch.stack([phi[label == LABELS].mean(dim=0) for label in range(6)])
     close(method.means.prototypes, means)
     expected = [[p @ m / p.norm() / m.norm() for m in means] for p in phi]
@@ -219,7 +219,7 @@ def test_the_longer_half_counts_for_more(tiny_encoder) -> None:
     for factor in (1e-4, 1.0, 3.0, 1e4):
         method = learner(tiny_encoder(), "full")
         tuned = method.tuning.features
-        method.tuning.features = lambda *inputs, c=factor, own=tuned: c * own(*inputs)
+        method.tuning.features = lambda *inputs, c=factor, own=tuned, **named: c * own(*inputs, **named)
         scores[factor] = seen(method, 2, 4).predict(IMAGES)
     assert (scores[3.0] - scores[1.0]).abs().max() > 1e-3
     method = learner(tiny_encoder(), "full")

@@ -1,21 +1,27 @@
-"""Class means in place of a method's head: same training, other predictions, both accuracies."""
+"""Other read-outs in place of a method's head: same training, other predictions, both accuracies."""
 
 from __future__ import annotations
 
+import copy
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from accelerate import Accelerator
+from sklearn.linear_model import Ridge
 
 import lorica
 from lorica.cost import measure
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
-from lorica.errors import LoricaError
-from lorica.methods import ClassMeanReadout, Context, Method, build_method, find_method, method_names
-from lorica.run import check, evaluate
+from lorica.errors import CheckpointError, LoricaError, RecipeError, TrainingError
+from lorica.methods import Context, Method, Readout, build_method, find_method
+from lorica.run import check, default_folder, evaluate
+from lorica.statistics import affine_drift
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
@@ -32,25 +38,53 @@ def stream(six_classes) -> Stream:
     return Stream(six_classes, tasks=3, reader=ImageReader(32))
 
 
-def learned(name: str, encoder, stream: Stream, readout: str, tasks: int = 3):
-    method = build_method(find_method(name).Config(name=name, **SMALL.get(name, {})), encoder, readout=readout)
-    for task in stream.tasks[:tasks]:
+def built(name: str, encoder, readout: str = "prototypes", layers: int | None = None, drift: str = "none", **options):
+    config = find_method(name).Config(name=name, **SMALL.get(name, {}), **options)
+    return build_method(config, encoder, readout=readout, layers=layers, drift=drift)
+
+
+def learn(method: Method, stream: Stream, tasks: range) -> None:
+    for task in stream.tasks[tasks.start : tasks.stop]:
         learn_task(method, task, stream.train(task), FIT, seed=0, accelerator=Accelerator(cpu=True))
+
+
+def learned(name: str, encoder, stream: Stream, readout: str, tasks: int = 3, **options):
+    method = built(name, encoder, readout, **options)
+    learn(method, stream, range(tasks))
     return method
 
 
-@pytest.mark.parametrize("name", ["sd_lora", "l2p", "hide_prompt", "full_finetune"])
-def test_training_is_the_methods_own_and_predictions_are_by_class_means(name, tiny_encoder, stream) -> None:
-    read, plain = (
-        learned(name, tiny_encoder(), stream, "prototypes", 2),
-        learned(name, tiny_encoder(), stream, "head", 2),
-    )
-    assert isinstance(read, ClassMeanReadout)
+def images_of(stream: Stream, *tasks: int) -> Batch:
+    batches = [next(stream.train(stream.tasks[t]).batches(100, device=torch.device("cpu"))) for t in tasks]
+    return Batch(torch.cat([each.inputs for each in batches]), torch.cat([each.labels for each in batches]))
+
+
+# ---- training and predictions
+
+
+@pytest.mark.parametrize(
+    ("name", "readout", "options"),
+    [
+        ("sd_lora", "prototypes", {}),
+        ("l2p", "discriminant", {"drift": "affine"}),
+        ("hide_prompt", "ridge", {"layers": 1, "drift": "affine"}),
+        ("full_finetune", "ridge", {"drift": "affine"}),
+        ("ran_pac", "discriminant", {"layers": 2}),
+    ],
+)
+def test_training_is_the_methods_own(name, readout, options, tiny_encoder, stream) -> None:
+    read = learned(name, tiny_encoder(), stream, readout, 2, **options)
+    plain = learned(name, tiny_encoder(), stream, "head", 2)
+    assert isinstance(read, Readout)
     for key, value in plain.own_state().items():
         assert torch.equal(read.own_state()[f"learner.{key}"], value), key
-    task = stream.tasks[1]
-    batch = next(stream.train(task).batches(100, device=torch.device("cpu")))
-    features = plain.features(batch.inputs)
+    assert read.diagnostics() == plain.diagnostics()
+
+
+def test_class_means(tiny_encoder, stream) -> None:
+    read = learned("sd_lora", tiny_encoder(), stream, "prototypes", 2)
+    batch = images_of(stream, 1)
+    features = read.learner.features(batch.inputs)
     for label in (2, 3):  # of the latest task, whose features are as they were then
         mean = features[batch.labels == label].mean(dim=0)
         torch.testing.assert_close(
@@ -58,33 +92,217 @@ def test_training_is_the_methods_own_and_predictions_are_by_class_means(name, ti
         )
 
 
+@pytest.mark.parametrize("layers", [None, 2])
+def test_a_discriminant(layers, tiny_encoder, stream) -> None:
+    """Written out; the trunk stays, so that the features of all tasks are there again."""
+    read = learned("linear_probe", tiny_encoder(), stream, "discriminant", layers=layers)
+    batch = images_of(stream, 0, 1, 2)
+    x, y = read.features(batch.inputs).double().numpy(), batch.labels.numpy()
+    assert x.shape[1] == (32 if layers is None else 2 * 2 * 32)
+    means = np.stack([x[y == label].mean(0) for label in range(6)])
+    within = (x - means[y]).T @ (x - means[y]) / (len(x) - 6)
+    shrunk = 0.8 * within + 0.2 * np.trace(within) / len(within) * np.eye(len(within))
+    rows = np.linalg.solve(shrunk, means.T).T
+    expected = x @ rows.T - (rows * means).sum(1) / 2
+    found = read.predict(batch.inputs).double().numpy()
+    np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("layers", [None, 2])
+def test_ridge_regression(layers, tiny_encoder, stream) -> None:
+    read = learned("linear_probe", tiny_encoder(), stream, "ridge", layers=layers)
+    batch = images_of(stream, 0, 1, 2)
+    x, ridge = read.features(batch.inputs).double().numpy(), read.regression.ridge.item()
+    expected = Ridge(alpha=ridge, solver="svd").fit(x, np.eye(6)[batch.labels]).predict(x)
+    np.testing.assert_allclose(read.predict(batch.inputs).numpy(), expected, rtol=1e-2, atol=1e-3)
+
+
+# ---- features of several blocks
+
+TOKENS_IN_FRONT = {"deep_prompts": 5, "shallow_prompts": 5}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lora", {}),
+        ("l2p", {"variant": "prefix"}),
+        ("l2p", {}),
+        ("dual_prompt", {}),
+        ("coda_prompt", {}),
+        ("hide_prompt", {}),
+        *(("ran_pac", {"tuning": each}) for each in ("adapter", "scale_and_shift", "deep_prompts", "none")),
+        *(("aper", {"tuning": each}) for each in ("shallow_prompts", "full")),
+    ],
+)
+def test_features_of_several_blocks_are_those_on_the_way_to_the_single_one(name, options, tiny_encoder, stream) -> None:
+    """What leaves the blocks while the method makes its own features, caught on its way."""
+    method = learned(name, tiny_encoder(), stream, "head", 2, **options)
+    tuned = getattr(method, "tuning", None)
+    encoders = {method.encoder, getattr(tuned, "encoder", method.encoder)}
+    left: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda module, _, tokens: left.append(tokens))
+        for encoder in encoders
+        for block in encoder.blocks
+    ]
+    x = images_of(stream, 0, 1).inputs[::6]
+    method.features(x)
+    for hook in hooks:
+        hook.remove()
+    expected, halves = [], 2 if name == "aper" else 1
+    for half, passing in enumerate([left[-2 * n :][:2] for n in range(halves, 0, -1)]):
+        encoder = tuned.encoder if half and tuned is not None and hasattr(tuned, "encoder") else method.encoder
+        first = TOKENS_IN_FRONT.get(options.get("tuning", ""), 0) if half == halves - 1 else 0
+        first = 40 if (name, options) == ("l2p", {}) else first  # four prompts of ten tokens
+        for tokens in passing:
+            seen = encoder.vit.norm(tokens[:, first:])
+            if options.get("tuning") == "scale_and_shift":  # which tunes this norm, too
+                seen = seen * tuned.scales["vit_norm"] + tuned.shifts["vit_norm"]
+            parts = [seen[:, 0], seen[:, 1:].mean(dim=1)]
+            expected += [32**0.5 * each / each.norm(dim=1, keepdim=True) for each in parts]
+    found = method.features(x, layers=2)
+    torch.testing.assert_close(found, torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(method.features(x, layers=99), found)
+    torch.testing.assert_close(method.features(x, layers=1)[:, :64], found[:, 64:128])
+
+
+def test_what_is_exported_reads_the_blocks_that_the_read_out_does(tiny_encoder, stream) -> None:
+    def layers(name: str, own: int | None, **options) -> int | None:
+        classifier = learned(name, tiny_encoder(), stream, "ridge", 1, layers=own, **options).classifier()
+        return classifier and classifier.layers
+
+    assert (layers("lora", None), layers("lora", 1), layers("lora", 9)) == (None, 1, 2)
+    assert (layers("rolda", None), layers("rolda", 1)) == (2, 1)  # its own are five, or all there are
+    ran_pac = learned("ran_pac", tiny_encoder(), stream, "ridge", 1)
+    assert ran_pac.classifier() is None
+    assert learned("ran_pac", tiny_encoder(), stream, "ridge", 1, tuning="none").classifier() is not None
+
+
+# ---- drift
+
+
 def test_means_of_earlier_classes_stay(tiny_encoder, stream) -> None:
     method = learned("sd_lora", tiny_encoder(), stream, "prototypes", 1)
     before = method.means.prototypes.clone()
-    task = stream.tasks[1]
-    learn_task(method, task, stream.train(task), FIT, seed=0, accelerator=Accelerator(cpu=True))
+    learn(method, stream, range(1, 2))
     assert torch.equal(method.means.prototypes[:2], before)
     assert method.means.prototypes[2:].any()
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).features is not Method.features])
-def test_state_round_trip(name, tiny_encoder, stream) -> None:
-    method = learned(name, tiny_encoder(), stream, "prototypes", 2)
-    copied = build_method(method.config, tiny_encoder(), readout="prototypes")
+@pytest.mark.parametrize("layers", [None, 1])
+def test_means_of_earlier_classes_move_as_the_new_images_do(layers, tiny_encoder, stream) -> None:
+    method = learned("lora", tiny_encoder(), stream, "prototypes", 1, layers=layers, drift="affine")
+    x, means = images_of(stream, 1).inputs, method.means.prototypes.clone()
+    before = method.features(x)
+    learn(method, stream, range(1, 2))
+    weight, bias = affine_drift(before, method.features(x))
+    expected = means[:2].double() @ weight.T + bias
+    torch.testing.assert_close(method.means.prototypes[:2].double(), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(method.means.prototypes[:2], means[:2], atol=1e-2)
+
+
+@pytest.mark.parametrize("readout", ["discriminant", "ridge"])
+def test_sums_follow_and_new_images_are_added_as_they_are(readout, tiny_encoder, stream) -> None:
+    method = learned("lora", tiny_encoder(), stream, readout, 1, drift="affine")
+    batch, expected = images_of(stream, 1), copy.deepcopy(method.statistics)
+    before = method.features(batch.inputs)
+    learn(method, stream, range(1, 2))
+    expected.move(*affine_drift(before, method.features(batch.inputs)))
+    expected.grow(2)
+    expected.add(method.features(batch.inputs), batch.labels)
+    for name in expected.sums:
+        torch.testing.assert_close(getattr(method.statistics, name), getattr(expected, name), atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dual_prompt", "lora", "full_finetune", "hide_prompt"])
+def test_features_from_before_are_those_of_the_method_before_it_grew(name, tiny_encoder, stream) -> None:
+    method = learned(name, tiny_encoder(), stream, "discriminant", 1, drift="affine")
+    task, batch = stream.tasks[1], images_of(stream, 1)
+    expected = method.features(batch.inputs)
+    method.grow(task)
+    method.eval()
+    with torch.no_grad():  # as if growing had moved features by itself
+        frozen = set() if method.trains_encoder else {id(each) for each in method.encoder.parameters()}
+        for parameter in method.learner.parameters():
+            if id(parameter) not in frozen:
+                parameter.add_(1.0)
+    assert not torch.equal(method.features(batch.inputs), expected)
+    method.begin_task(Context(task, lambda: iter([batch]), 1, 1, lambda *_, **__: None))
+    assert torch.equal(method.before, expected)
+    assert "before" in method.running_state()
+
+
+@pytest.mark.parametrize("readout", ["prototypes", "discriminant", "ridge"])
+def test_a_trunk_that_stays_keeps_the_bits_of_its_statistics(readout, tiny_encoder, stream, monkeypatch) -> None:
+    plain = learned("linear_probe", tiny_encoder(), stream, readout, layers=2)
+    monkeypatch.setattr("lorica.methods.readout.affine_drift", None)  # nothing is even fitted
+    moved = learned("linear_probe", tiny_encoder(), stream, readout, layers=2, drift="affine")
+    for name, value in plain.own_state().items():
+        assert torch.equal(moved.own_state()[name], value), name
+
+
+def test_a_method_that_is_only_loaded_is_not_copied(tiny_encoder, stream, monkeypatch) -> None:
+    method = learned("lora", tiny_encoder(), stream, "ridge", 2, drift="affine")
+    other = built("lora", tiny_encoder(), "ridge", drift="affine")
+    monkeypatch.setattr(copy, "deepcopy", None)
     for task in stream.tasks[:2]:
-        copied.grow(task)
-    copied.restore_structure(json.loads(json.dumps(method.structure())))
-    copied.load_own_state(method.own_state())
-    copied.eval()
-    x = torch.rand(4, 3, 32, 32)
-    assert torch.equal(copied.predict(x), method.predict(x))
+        other.grow(task)
+    other.load_own_state(method.own_state())
 
 
-def test_the_ledger_adds_the_means(tiny_encoder, stream) -> None:
-    read, plain = (measure(learned("l2p", tiny_encoder(), stream, readout)) for readout in ("prototypes", "head"))
-    assert read["trainable_by_kind"] == plain["trainable_by_kind"]
-    assert read["stored_by_kind"] == plain["stored_by_kind"] | {"head": plain["stored_by_kind"]["head"] + 6 * 32}
-    assert read["forwards_per_prediction"] == plain["forwards_per_prediction"] == 2
+def in_a_task(tiny_encoder, stream) -> tuple[Readout, Context]:
+    method = learned("lora", tiny_encoder(), stream, "discriminant", 1, drift="affine")
+    method.grow(stream.tasks[1])
+    context = Context(stream.tasks[1], lambda: iter([images_of(stream, 1)]), 1, 1, lambda *_, **__: None)
+    method.begin_task(context)
+    return method, context
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held[:, :-1], r"before has shape \(24, 31\), expected \(24, 32\)"),
+        (lambda held: held[0], r"before has shape \(32,\), expected \(0, 32\)"),
+        (lambda held: held.double(), r"before has dtype float64, expected float32"),
+        (lambda held: held / 0, r"before has 768 of 768 numbers that are not finite"),
+    ],
+)
+def test_features_in_a_snapshot_that_cannot_be(change, message, tiny_encoder, stream) -> None:
+    method, _ = in_a_task(tiny_encoder, stream)
+    state = {name: value.clone() for name, value in method.running_state().items()}
+    fresh = built("lora", tiny_encoder(), "discriminant", drift="affine")
+    for task in stream.tasks[:2]:
+        fresh.grow(task)
+    with pytest.raises(CheckpointError, match=message):
+        fresh.load_running_state(state | {"before": change(state["before"])})
+    fresh.load_running_state(state)
+    assert torch.equal(fresh.before, method.before)
+
+
+def test_another_number_of_images_at_the_end_of_a_task(tiny_encoder, stream) -> None:
+    method, context = in_a_task(tiny_encoder, stream)
+    method.before = method.before[:-1]
+    with pytest.raises(TrainingError, match=r"evaluate\.drift: the task began with 23 images and ends with 24"):
+        method.end_task(context)
+
+
+# ---- what a run says of it
+
+
+def test_the_ledger_adds_the_statistics(tiny_encoder, stream) -> None:
+    plain = measure(learned("l2p", tiny_encoder(), stream, "head"))
+    kept = plain["stored_by_kind"]
+    for readout, added in (
+        ("prototypes", {"head": kept["head"] + 6 * 32}),
+        ("discriminant", {"statistics": 2 * 6 * 32 + 6 + 32 * 33 // 2}),
+        ("ridge", {"regression": 33 * 33 + 2 * 33 * 6 + 1}),
+    ):
+        read = measure(learned("l2p", tiny_encoder(), stream, readout, drift="affine"))
+        assert read["trainable_by_kind"] == plain["trainable_by_kind"]
+        assert read["stored_by_kind"] == kept | added
+        assert read["forwards_per_prediction"] == plain["forwards_per_prediction"] == 2
+        assert read["stored_features"] >= 6 * 32
 
 
 def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
@@ -96,7 +314,7 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
     assert read.head.acc == plain.acc
     assert plain.head is None
     learner = lorica.load(tmp_path / "means")
-    assert isinstance(learner.method, ClassMeanReadout)
+    assert isinstance(learner.method, Readout)
     with pytest.raises(LoricaError, match="sd_lora has no linear classifier to export"):
         learner.merged_model()
     again = evaluate(tmp_path / "means")
@@ -104,20 +322,137 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
     assert evaluate(tmp_path / "head").head_accuracy is None
 
 
-@pytest.mark.parametrize("name", ["cl_lora", "prototypes", "aper", "ease"])
-def test_methods_that_read_no_single_feature_are_refused(name, six_classes) -> None:
-    with pytest.raises(LoricaError, match=f"evaluate.readout: {name} predicts by class means already, or has no space"):
-        check("digits", source=six_classes, method=name, stream={"tasks": 3}, **{"evaluate.readout": "prototypes"})
+@pytest.mark.parametrize(
+    ("method", "options", "label"),
+    [
+        (
+            "sd_lora",
+            {"readout": "discriminant", "layers": 2, "drift": "affine"},
+            "discriminant of 2 layers, affine drift",
+        ),
+        ("prototypes", {"readout": "ridge"}, "ridge regression"),
+    ],
+)
+def test_a_run_goes_on_is_evaluated_and_exported(method, options, label, small_recipe, tmp_path) -> None:
+    recipe = small_recipe | {"method": {"name": method}}
+    whole = lorica.run(recipe, out=tmp_path / "whole", progress=False, evaluate=options)
+    assert whole.label == f"{method} ({label})"
+    lorica.run(recipe, out=tmp_path / "parts", progress=False, stop_after=2, evaluate=options)
+    parts = lorica.run(recipe, out=tmp_path / "parts", progress=False, resume=True, evaluate=options)
+    assert (parts.accuracy, parts.head.accuracy) == (whole.accuracy, whole.head.accuracy)
+    tested = evaluate(tmp_path / "parts")
+    assert (tested.accuracy, tested.head_accuracy) == (whole.accuracy[-1], whole.head.accuracy[-1])
+    learner = lorica.load(tmp_path / "parts")
+    model, encoder = learner.merged_model(), learner.method.encoder
+    x = encoder.probe(4)
+    torch.testing.assert_close(model(encoder.normalised(x)), learner.method.predict(x), atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_older_than_layers_and_drift(small_recipe, tmp_path) -> None:
+    """Its recipes lack the keys, in both places, and its means are called as they are called today."""
+    both = {"evaluate": {"readout": "prototypes"}}
+    whole = lorica.run(small_recipe, out=tmp_path / "whole", progress=False, **both)
+    folder = tmp_path / "older"
+    lorica.run(small_recipe, out=folder, progress=False, stop_after=1, **both)
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for recipe in (values, metrics["recipe"]):
+        assert recipe["evaluate"] == {"readout": "prototypes", "layers": None, "drift": "none"}
+        recipe["evaluate"] = {"readout": "prototypes"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert lorica.load(folder).method.own_state().keys() > {"means.prototypes", "means.counts"}
+    resumed = lorica.run(small_recipe, out=folder, progress=False, resume=True, **both)
+    assert resumed.accuracy == whole.accuracy
+    assert resumed.label == whole.label == "sd_lora (class means)"
+
+
+def test_a_run_goes_on_read_as_it_was(small_recipe, tmp_path) -> None:
+    lorica.run(
+        small_recipe, out=tmp_path, overwrite=True, progress=False, stop_after=1, **{"evaluate.readout": "ridge"}
+    )
+    other = {"readout": "discriminant", "layers": 2, "drift": "affine"}
+    with pytest.raises(LoricaError) as caught:
+        lorica.run(small_recipe, out=tmp_path, resume=True, progress=False, evaluate=other)
+    assert [line.split(": ", 1)[1].split(";")[0] for line in caught.value.problems] == [
+        "evaluate.drift was 'none', now 'affine'",
+        "evaluate.layers was None, now 2",
+        "evaluate.readout was 'ridge', now 'discriminant'",
+    ]
+
+
+def test_default_folders_tell_read_outs_apart(small_recipe) -> None:
+    def name(**options) -> str:
+        return default_folder("mine.yaml", lorica.config.read_recipe(small_recipe, {"evaluate": options})).name
+
+    assert name() == "sd_lora"
+    assert name(readout="prototypes") == "sd_lora-class_means"
+    assert name(readout="ridge", layers=3, drift="affine") == "sd_lora-ridge-layers3-affine_drift"
+
+
+# ---- refusals, before anything is learned
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("cl_lora", {"readout": "prototypes"}, "evaluate.readout: cl_lora gives no features in a space that all its classes"),
+        ("ease", {"readout": "ridge"}, "evaluate.readout: ease gives no features in a space that all its classes share, which ridge"),
+        ("prototypes", {"readout": "prototypes"}, "evaluate.readout: prototypes predicts by prototypes of these features already"),
+        ("aper", {"readout": "prototypes"}, "evaluate.readout: aper predicts by prototypes of these features already"),
+        ("rolda", {"readout": "discriminant"}, "evaluate.readout: rolda predicts by discriminant of these features already"),
+        ("sd_lora", {"layers": 2, "drift": "affine"}, "evaluate: layers and drift: no effect on a method's own predictions"),
+        ("sd_lora", {"readout": "head", "drift": "affine"}, "evaluate: drift: no effect on a method's own predictions"),
+        ("sd_lora", {"readout": "means"}, "evaluate.readout: Input should be 'head', 'prototypes', 'discriminant' or 'ridge'"),
+        ("sd_lora", {"readout": "ridge", "layers": 0}, "evaluate.layers: Input should be greater than or equal to 1, given 0"),
+    ],
+)  # fmt: skip
+def test_refusals(name, options, message, six_classes) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check("digits", source=six_classes, method=name, stream={"tasks": 3}, evaluate=options)
+    (problem,) = caught.value.problems
+    assert message in problem
+
+
+@pytest.mark.parametrize("name", ["prototypes", "aper", "rolda"])
+def test_a_read_out_of_other_features_is_not_refused(name, six_classes) -> None:
+    method = find_method(name)
+    options = {"readout": method.reads_by, "layers": 2}
+    assert check("digits", source=six_classes, method=name, stream={"tasks": 3}, evaluate=options)
+
+
+OF_ONES_OWN = """
+from lorica.methods import LinearHeadMethod
+
+class Doubled(LinearHeadMethod):
+    name = "doubled"
+
+    def trainable(self):
+        return self.head_parameters()
+
+    def features(self, inputs):
+        return 2 * self.encoder.features(inputs)
+"""
+
+
+def test_a_method_whose_features_take_no_layers_is_read_without_them(six_classes, tmp_path: Path) -> None:
+    """Those of several blocks would be the backbone's, and not what it makes of them."""
+    (tmp_path / "doubled.py").write_text(OF_ONES_OWN)
+    own = {"method": {"name": str(tmp_path / "doubled.py")}, "stream": {"tasks": 3}}
+    assert check("digits", source=six_classes, **own, evaluate={"readout": "discriminant"})
+    with pytest.raises(
+        RecipeError, match=r"evaluate\.layers: doubled gives the features .* leave evaluate\.layers out"
+    ):
+        check("digits", source=six_classes, **own, evaluate={"readout": "discriminant", "layers": 2})
 
 
 # ---- every hook reaches the method
 
 ANSWERED_BY_THE_READ_OUT = {
-    "predict": "by class means: that is what it is for",
-    "classifier": "none: a cosine with means is not linear",
+    "predict": "by its statistics: that is what it is for",
     "load_own_state": "copies into what own_state names, the method's tensors among them",
     "running_state": "all tensors below it, the method's among them",
-    "load_running_state": "copies into what running_state names",
+    "load_running_state": "makes room for the features from before a task, and copies into what running_state names",
     "task": "from the list of tasks that both share",
     "device": "of the encoder that both share",
     "variants": "asked of the method's class",
@@ -135,7 +470,7 @@ def test_every_hook_is_forwarded_or_answered_on_purpose() -> None:
         and not isinstance(value, type)
         and (callable(value) or isinstance(value, property | classmethod))
     }
-    forwarded = {name for name in vars(ClassMeanReadout) if name in hooks}
+    forwarded = {name for name in vars(Readout) if name in hooks}
     assert ANSWERED_BY_THE_READ_OUT.keys() <= hooks
     assert hooks - forwarded - ANSWERED_BY_THE_READ_OUT.keys() == set()
 
@@ -149,7 +484,7 @@ def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
             called.append(name)
             return super().__getattribute__(name)
 
-    method = ClassMeanReadout(Noting(cls.Config(name="linear_probe"), tiny_encoder()))
+    method = Readout(Noting(cls.Config(name="linear_probe"), tiny_encoder()), "discriminant")
     task = Task.of_new_classes(0, 0, ("a", "b"))
     images, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])
     context = Context(task, lambda: iter([Batch(images, labels)]), 1, 1, lambda *_, **__: None)
@@ -157,10 +492,13 @@ def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
         "grow": lambda: method.grow(task),
         "begin_task": lambda: method.begin_task(context),
         "trainable": method.trainable,
+        "passes": method.passes,
         "losses": lambda: list(method.losses(Batch(images, labels))),
         "edit_gradients": method.edit_gradients,
         "end_task": lambda: method.end_task(context),
         "features": lambda: method.features(images),
+        "reads_encoder": method.reads_encoder,
+        "classifier": method.classifier,
         "diagnostics": method.diagnostics,
         "structure": method.structure,
         "restore_structure": lambda: method.restore_structure({}),
@@ -169,7 +507,7 @@ def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
     }
     assert (
         calls.keys()
-        == {name for name in vars(ClassMeanReadout) if name in vars(Method) and not name.startswith("_")}
+        == {name for name in vars(Readout) if name in vars(Method) and not name.startswith("_")}
         - ANSWERED_BY_THE_READ_OUT.keys()
     )
     for name, call in calls.items():

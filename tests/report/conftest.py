@@ -25,6 +25,7 @@ def make_run() -> MakeRun:
         classes: str = "class",
         path: Path | None = None,
         recipe: dict[str, Any] | None = None,
+        head_accuracy: list[list[float]] | None = None,
         **diagnostics: Any,
     ) -> Result:
         """A run over `tasks` tasks of two classes; one that has not come to the last is not complete."""
@@ -38,6 +39,7 @@ def make_run() -> MakeRun:
                 for t in range(number)
             ],
             accuracy=accuracy,
+            head_accuracy=head_accuracy,
             diagnostics=diagnostics,
             recipe=recipe or {},
         )

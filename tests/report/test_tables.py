@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -243,6 +244,27 @@ def test_runs_of_different_settings_never_share_a_row(make_run: MakeRun) -> None
     ten, four = summarise(runs)
     assert (ten.label, ten.seeds) == ("sd_lora, method.rank=10", 2)
     assert (four.label, four.seeds) == ("sd_lora, method.rank=4", 1)
+
+
+def test_read_outs_are_rows_of_their_own(make_run: MakeRun) -> None:
+    """Named by their labels alone; a run older than `layers` and `drift` is of the row that leaves them out."""
+    kinds: list[dict[str, Any]] = [
+        {"readout": "prototypes"},
+        {"readout": "prototypes", "layers": None, "drift": "none"},
+        {"readout": "prototypes", "layers": 5, "drift": "none"},
+        {"readout": "prototypes", "layers": None, "drift": "affine"},
+        {"readout": "ridge", "layers": None, "drift": "none"},
+    ]
+    runs = [
+        make_run([[0.5]], seed=seed, head_accuracy=[[0.4]], recipe={"evaluate": kind})
+        for seed, kind in enumerate(kinds)
+    ]
+    assert [(row.label, row.seeds) for row in summarise(runs)] == [
+        ("sd_lora (class means)", 2),
+        ("sd_lora (class means of 5 layers)", 1),
+        ("sd_lora (class means, affine drift)", 1),
+        ("sd_lora (ridge regression)", 1),
+    ]
 
 
 def test_an_ablation_is_named_by_what_it_changes(make_run: MakeRun) -> None:
