@@ -70,7 +70,7 @@ def step(method: L2P, data: Batch) -> None:
 @BOTH
 def test_each_input_picks_its_own_prompts(tiny_encoder, variant) -> None:
     method, seen = learner(tiny_encoder(), variant=variant), []
-    method.prompted = lambda inputs, chosen: seen.append(chosen) or torch.zeros(len(inputs), 32)
+    method.prompted = lambda inputs, chosen, layers: seen.append(chosen) or torch.zeros(len(inputs), 32)
     method.predict(IMAGES)
     np.testing.assert_array_equal(seen[0].numpy(), picked(method))
     assert len({tuple(row) for row in picked(method)}) > 2

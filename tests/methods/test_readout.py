@@ -251,6 +251,28 @@ def test_a_method_that_is_only_loaded_is_not_copied(tiny_encoder, stream, monkey
     other.load_own_state(method.own_state())
 
 
+@pytest.mark.parametrize("readout", ["prototypes", "discriminant", "ridge"])
+def test_classes_that_return_are_moved_and_then_added_to(readout, tiny_encoder, stream) -> None:
+    method, (first, second) = learned("lora", tiny_encoder(), stream, readout, 1, drift="affine"), (0, 1)
+    batch = images_of(stream, first, second)
+    names, held = stream.class_names, copy.deepcopy(method.statistics)
+    task = Task(1, (0, 1, 2, 3), (2, 3), names[:4])
+    before = method.features(batch.inputs)
+    context = Context(task, lambda: iter([batch]), 1, 1, lambda *_, **__: None)
+    method.grow(task)
+    method.eval()
+    method.begin_task(context)
+    with torch.no_grad():
+        for factor in method.learner.updates.factors():
+            factor.add_(0.01)
+    method.end_task(context)
+    held.move(*affine_drift(before, method.features(batch.inputs)))
+    held.grow(2)
+    held.add(method.features(batch.inputs), batch.labels)
+    for name in set(held.of_features) - {"weight", "bias"}:
+        torch.testing.assert_close(getattr(method.statistics, name), getattr(held, name), atol=1e-3, rtol=1e-4)
+
+
 def in_a_task(tiny_encoder, stream) -> tuple[Readout, Context]:
     method = learned("lora", tiny_encoder(), stream, "discriminant", 1, drift="affine")
     method.grow(stream.tasks[1])
