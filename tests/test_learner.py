@@ -254,7 +254,7 @@ def test_a_model_that_is_not_the_method_is_never_exported(
 def test_learners_that_went_on_from_one_are_joined(
     small_recipe: dict[str, Any], tmp_path: Path, images: list[np.ndarray], learner: Learner
 ) -> None:
-    method = {"name": "rolda", "rank": 2, "passes": 1}
+    method = {"name": "rolda", "rank": 2, "passes": 1, "enough": 1}
     whole = run({**small_recipe, "method": method, "checkpoints": "everything"}, out=tmp_path / "everything")
     common, one, all_three = (load(tmp_path / "everything", tasks=tasks) for tasks in (1, 1, 3))
     one.join(all_three, common)

@@ -24,6 +24,13 @@ linear discriminant over all classes seen, with one covariance shrunk by g (`lor
 Given the trunk, the result is that of all images at once, in whatever order and division classes and images came: more
 images of a class that is known count like its first. What is kept of a class is its mean; of all of them together, one matrix.
 
+**A small beginning.** A task of fewer than `enough` images is not worth adapting to: it is read on features as they are, and the
+first one that has as many takes the part of the first task. Its images, encoded without and with the update, give the affine map
+
+    mu_c := A mu_c + b,    S := A S A'                                                                               (4)
+
+that moves what was kept of the classes before it (`lorica.statistics.affine_drift`): the one approximation in all this.
+
 Where the parts are from: adapting in the first session alone, read by a discriminant, Panos et al. (ICCV 2023); a network
 tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024) and McDonnell et al. (RanPAC, NeurIPS 2023); the four
 rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al. (LayUP, 2024); a
@@ -35,6 +42,7 @@ Equation numbers are this file's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
@@ -44,14 +52,16 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from lorica.adapters.attach import attach
+from lorica.adapters.attach import attach, with_increments
 from lorica.adapters.lowrank import LowRankUpdates
 from lorica.backbones.encoder import Classifier, Encoder, Site
 from lorica.errors import BackboneError, LoricaError
 from lorica.heads import cosines
-from lorica.methods.base import Context, LowRankConfig, Method
-from lorica.statistics import SHRINKAGE, Discriminant
+from lorica.methods.base import Context, LowRankConfig, Method, places_among
+from lorica.statistics import SHRINKAGE, Discriminant, affine_drift
 from lorica.types import Batch, Inputs, Task, seen_classes
+
+_log = logging.getLogger(__name__)
 
 ROTATIONS = 4
 SCALE = 16.0  # sigma
@@ -67,6 +77,9 @@ class RoLDAConfig(LowRankConfig):
     )
     rotations: Literal["auto", "always", "never"] = Field(
         default="auto", description="train on the four rotations of a class as classes of their own; auto = of images"
+    )
+    enough: int = Field(
+        default=50, ge=1, description="images that the task to adapt to has at least; until one has, nothing is trained"
     )
     passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
     layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
@@ -88,13 +101,14 @@ class RoLDA(Method):
 
     def __init__(self, config: RoLDAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
+        self.adapted: int | None = None  # index of the task that the update was trained on
         self.rotations = config.rotations != "never" and encoder.modality == "images"
         if config.rotations == "always" and not self.rotations:
             raise BackboneError(
                 f"method.rotations: {encoder.name} reads {encoder.modality}, which cannot be turned; use auto or never"
             )
-        sites = encoder.select(config.projections)
-        self.updates = LowRankUpdates(sites, device=self.device)
+        self.sites = encoder.select(config.projections)
+        self.updates = LowRankUpdates(self.sites, device=self.device)
         of_a_block = encoder.number_of_parts * encoder.width
         self.layers = min(config.layers, len(encoder.blocks))
         full = self.layers * of_a_block
@@ -103,7 +117,7 @@ class RoLDA(Method):
         self.register_buffer("projection", projection, persistent=False)
         self.discriminant = Discriminant(width, device=self.device)
         if config.passes:
-            attach(encoder, sites, self.increment)
+            attach(encoder, self.sites, self.increment)
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
@@ -119,16 +133,39 @@ class RoLDA(Method):
     def grow(self, task: Task) -> None:
         super().grow(task)
         self.discriminant.grow(len(task.new_classes))
-        if task.index == 0 and self.config.passes:
-            self.updates.grow(self.config.rank, zero_up=True)
-            number = len(task.classes) * (ROTATIONS if self.rotations else 1)
-            rows = ROW_LENGTH * F.normalize(torch.randn(number, self.encoder.width), dim=1)
-            self.rows = nn.Parameter(rows.to(self.device))
-        elif "rows" in self._parameters:
+        if "rows" in self._parameters:
             del self.rows
 
+    def begin_task(self, context: Context) -> None:
+        """Decides whether this is the task to adapt to."""
+        if self.adapted is not None or not self.config.passes:
+            return
+        images = sum(len(batch.labels) for batch in context.batches())
+        if images >= self.config.enough and self._number_of_rows() > 1:
+            self._start(self.task.index)
+        else:
+            _log.warning(
+                "rolda: task %d has %d images of %d classes; it is read on features as they are, and the first task of method.enough=%d "
+                "images is adapted to",
+                self.task.index + 1,
+                images,
+                len(self.task.classes),
+                self.config.enough,
+            )
+
+    def _number_of_rows(self) -> int:
+        return len(self.task.classes) * (ROTATIONS if self.rotations else 1)
+
+    def _start(self, index: int) -> None:
+        """Makes room for what the task of that index trains: U, D, and w if that is the current one."""
+        self.adapted = index
+        self.updates.grow(self.config.rank, zero_up=True)
+        if index == self.task.index:
+            rows = ROW_LENGTH * F.normalize(torch.randn(self._number_of_rows(), self.encoder.width), dim=1)
+            self.rows = nn.Parameter(rows.to(self.device))
+
     def trainable(self) -> list[nn.Parameter]:
-        return [*self.updates.factors(), self.rows] if self.task.index == 0 and self.config.passes else []
+        return [*self.updates.factors(), self.rows] if self.adapted == self.task.index else []
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(1)."""
@@ -141,13 +178,21 @@ class RoLDA(Method):
 
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
-        """(3)."""
-        self.discriminant.add(*context.gathered(self.features))
+        """(3), and (4) where classes were known before the task that was adapted to."""
+        features, labels = context.gathered(self.features)
+        if self.adapted == self.task.index > 0:
+            plain = with_increments(self.encoder, self.sites, lambda site: torch.zeros((), device=self.device))
+            before, _ = context.gathered(lambda inputs: self._features_of(plain, inputs))
+            self.discriminant.move(*affine_drift(before, features))
+        self.discriminant.add(features, labels)
         self.discriminant.solve(self.config.shrinkage)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """(2); of as many blocks as asked, and not projected, where somebody asks."""
-        found = self.encoder.layered_features(inputs, layers or self.layers)
+        return self._features_of(self.encoder, inputs, layers)
+
+    def _features_of(self, encoder: Encoder, inputs: Inputs, layers: int | None = None) -> Tensor:
+        found = encoder.layered_features(inputs, layers or self.layers)
         if layers is not None or self.projection is None:
             return found
         with torch.autocast(found.device.type, enabled=False):
@@ -214,6 +259,18 @@ class RoLDA(Method):
         weight = self.discriminant.weight
         weight = weight if self.projection is None else weight @ self.projection.T
         return Classifier(weight, self.discriminant.bias, self.layers)
+
+    def diagnostics(self) -> dict[str, Any]:
+        """The task that was adapted to, counted from 1; None so far, or in a run that never adapts."""
+        return {"adapted_to_task": None if self.adapted is None else self.adapted + 1}
+
+    def structure(self) -> dict[str, Any]:
+        return {} if self.adapted is None else {"adapted": self.adapted}
+
+    def restore_structure(self, structure: Mapping[str, Any]) -> None:
+        if "adapted" in structure:
+            (index,) = places_among([structure["adapted"]], len(self.tasks), "adapted")
+            self._start(index)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
         """S and the means."""

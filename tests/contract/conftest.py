@@ -17,6 +17,7 @@ OPTIONS = {
     "dual_prompt": {"general_blocks": (0,), "blocks": (1,)},
     "hide_prompt": {"alignment_epochs": 2},
     "ran_pac": {"width": 64},
+    "rolda": {"enough": 20},  # a task has 24 images
     "sd_lora_rr": {"reduced_ranks": (2, 1)},
     ("sd_lora_kd", "absorbing"): {"refit_epochs": 1, "tolerance": 0.9},
 }

@@ -20,6 +20,7 @@ from lorica.errors import BackboneError, LoricaError
 from lorica.methods.base import Data, MethodConfig
 from lorica.methods.prototypes import Prototypes
 from lorica.methods.rolda import RoLDA, RoLDAConfig, rotated
+from lorica.statistics import affine_drift
 from lorica.training import Fit, Watch, learn_task
 from lorica.types import Batch, Task
 
@@ -28,7 +29,7 @@ FIT = Fit(2, 8, "adam", 2e-3, 0.9, 0.0, "cosine", "none")
 
 
 def rolda(encoder, **options) -> RoLDA:
-    return RoLDA(RoLDAConfig(name="rolda", rank=2, **options), encoder)
+    return RoLDA(RoLDAConfig(name="rolda", rank=2, **{"enough": 1, **options}), encoder)
 
 
 def learn(method: RoLDA, stream: Stream, tasks: int | None = None) -> RoLDA:
@@ -59,6 +60,7 @@ def test_each_image_is_turned_by_its_own_number_of_quarters() -> None:
 def test_the_loss_tells_the_rotations_of_each_class_apart(tiny_encoder) -> None:
     method = rolda(tiny_encoder())
     method.grow(Task.of_new_classes(0, 0, ("a", "b", "c")))
+    method.restore_structure({"adapted": 0})
     batch = Batch(torch.rand(7, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0, 2, 2]))
     assert method.rows.shape == (12, 32)
     torch.testing.assert_close(method.rows.norm(dim=1), torch.full((12,), 0.2))
@@ -106,6 +108,7 @@ def test_rotations_are_for_images(tiny_encoder, monkeypatch) -> None:
         rolda(encoder, rotations="always")
     method = rolda(encoder)
     method.grow(Task.of_new_classes(0, 0, ("a", "b")))
+    method.restore_structure({"adapted": 0})
     assert len(method.rows) == 2
 
 
@@ -113,6 +116,67 @@ def test_without_passes_the_backbone_is_as_it_came(tiny_encoder, stream) -> None
     method, x = learn(rolda(tiny_encoder(), passes=0), stream), torch.rand(3, 3, 32, 32)
     assert method.trainable() == []
     assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
+
+
+# --- a small beginning ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def growing(six_classes) -> Stream:
+    """Tasks of 12, 24 and 36 images."""
+    return Stream(six_classes, classes_per_task=[1, 2, 3], reader=ImageReader(32))
+
+
+def test_the_first_task_with_enough_images_is_adapted_to(tiny_encoder, growing, caplog) -> None:
+    method, x = rolda(tiny_encoder(), enough=20), torch.rand(3, 3, 32, 32)
+    told = []
+    for task in growing.tasks:
+        learn_task(method, task, growing.train(task), FIT, seed=0, accelerator=Accelerator(cpu=True))
+        told.append(method.diagnostics()["adapted_to_task"])
+        if task.index == 0:
+            assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
+            assert "task 1 has 12 images of 1 classes" in caplog.text
+            assert "method.enough=20" in caplog.text
+        if task.index == 1:
+            trunk = method.encoder.features(x)
+            assert not torch.equal(trunk, tiny_encoder().features(x))
+    assert told == [None, 2, 2]
+    assert len(caplog.records) == 1
+    assert torch.equal(method.encoder.features(x), trunk)
+
+
+def test_what_was_kept_before_moves_with_the_features(tiny_encoder, growing) -> None:
+    """The map is fitted on the images of the task that was adapted to, encoded without and with the update."""
+    method, plain = rolda(tiny_encoder(), enough=20), rolda(tiny_encoder(), passes=0)
+    learn(plain, growing, tasks=1)
+    learn(method, growing, tasks=2)
+    images = images_of(growing.train(growing.tasks[1])).inputs
+    with torch.no_grad():
+        weight, bias = affine_drift(plain.features(images), method.features(images))
+    expected = plain.discriminant.means[0].numpy() @ weight.numpy().T + bias.numpy()
+    np.testing.assert_allclose(method.discriminant.means[0], expected, atol=1e-8)
+    assert not np.allclose(expected, plain.discriminant.means[0])
+    assert method.discriminant.counts.tolist() == [12, 12, 12]
+
+
+def test_a_late_beginning_is_taken_up_again(tiny_encoder, growing) -> None:
+    method, copied = learn(rolda(tiny_encoder(), enough=20), growing), rolda(tiny_encoder(), enough=20)
+    for task in growing.tasks:
+        copied.grow(task)
+    copied.restore_structure(method.structure())
+    copied.load_own_state(method.own_state())
+    x = torch.rand(3, 3, 32, 32)
+    assert torch.equal(copied.predict(x), method.predict(x))
+    assert copied.structure() == {"adapted": 1}
+
+
+@pytest.mark.parametrize("adapted", [3, -1, "1", None, True])
+def test_a_task_that_is_not_there_was_not_adapted_to(tiny_encoder, growing, adapted) -> None:
+    method = rolda(tiny_encoder())
+    for task in growing.tasks:
+        method.grow(task)
+    with pytest.raises(ValueError, match=r"adapted is .*, expected different tasks from 0 to 2"):
+        method.restore_structure({"adapted": adapted})
 
 
 # --- features and discriminant --------------------------------------------------------------------------------------
