@@ -25,6 +25,7 @@ from lorica.report import figures, tables
 from lorica.results import DEFAULT_VARIANTS, Result, find_runs
 
 METHODS = (
+    "rolda",
     "sd_lora",
     "sd_lora_rr",
     "sd_lora_kd:absorbing",

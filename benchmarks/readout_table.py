@@ -1,0 +1,202 @@
+"""Is it the trunk or the read-out? Every trunk with every read-out, from one training of each trunk.
+
+    python benchmarks/readout_table.py omniglot --methods lora,sd_lora --tuned docs/results/omniglot-tuning.json data.root=… backbone.weights=…
+
+Each method learns the recipe's stream once for each seed, while several read-outs (`lorica.methods.readout`) watch: what they keep of a task, they
+take at its end. Training is that of `lorica run`, bit for bit, and so is each read-out's result. `--tuned` takes learning rates from a file of tune.py.
+Writes docs/results/RECIPE-readouts.md and .json; what is done is in runs/RECIPE-readouts/ and not done again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from plans import folder_name, of_method
+from rich.console import Console
+from torch import Tensor, nn
+
+from lorica.assembly import arrivals, assemble
+from lorica.config import read_recipe
+from lorica.descent import Fit
+from lorica.evaluation import accuracy_row
+from lorica.files import write_json, write_text
+from lorica.methods import Context, Drift, Kind, Method, Readout
+from lorica.metrics import aaa, acc
+from lorica.progress import progress_bar
+from lorica.report.tables import Spread
+from lorica.terminal import Screen
+from lorica.training import learn_task
+from lorica.types import Batch, Inputs, Task
+
+LAYERS = 5
+READOUTS: dict[str, tuple[Kind, int | None, Drift]] = {
+    "means": ("prototypes", None, "none"),
+    "discriminant": ("discriminant", None, "none"),
+    f"means of {LAYERS} layers": ("prototypes", LAYERS, "none"),
+    f"discriminant of {LAYERS} layers": ("discriminant", LAYERS, "none"),
+    f"ridge of {LAYERS} layers": ("ridge", LAYERS, "none"),
+    f"means of {LAYERS} layers, affine drift": ("prototypes", LAYERS, "affine"),
+    f"discriminant of {LAYERS} layers, affine drift": ("discriminant", LAYERS, "affine"),
+}
+OWN = "its own"
+
+
+class Shown(Method):
+    """A method as a read-out sees it that does not teach it."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__(method.config, method.encoder)
+        self.method, self.tasks = method, method.tasks
+        self.name, self.trains_encoder = method.name, method.trains_encoder
+
+    def grow(self, task: Task) -> None:
+        """Somebody else sees to that."""
+
+    def trainable(self) -> list[nn.Parameter]:
+        return []
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        return iter(())
+
+    def features(self, inputs: Inputs, **layers: Any) -> Tensor:
+        return self.method.features(inputs, **layers)
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        return self.method.predict(inputs)
+
+
+class Watched(Method):
+    """A method that learns as ever, and the read-outs that watch it."""
+
+    def __init__(self, learner: Method) -> None:
+        super().__init__(learner.config, learner.encoder)
+        self.learner, self.tasks, self.name = learner, learner.tasks, learner.name
+        self.readouts = nn.ModuleDict(
+            {
+                name: Readout(Shown(learner), kind, layers=layers, drift=drift)
+                for name, (kind, layers, drift) in READOUTS.items()
+                if not list(Readout.cannot_read(type(learner), kind, layers=layers))
+            }
+        )
+
+    def grow(self, task: Task) -> None:
+        """Read-outs that follow drift look at the method before it grows."""
+        if task.index == 0:
+            self.learner.grow(task)
+        for readout in self.readouts.values():
+            readout.grow(task)
+        if task.index > 0:
+            self.learner.grow(task)
+
+    def begin_task(self, context: Context) -> None:
+        for readout in self.readouts.values():
+            readout.begin_task(context)
+        self.learner.begin_task(context)
+
+    def passes(self) -> int:
+        return self.learner.passes()
+
+    def trainable(self) -> list[nn.Parameter]:
+        return self.learner.trainable()
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        return self.learner.losses(batch)
+
+    def edit_gradients(self) -> None:
+        self.learner.edit_gradients()
+
+    def end_task(self, context: Context) -> None:
+        self.learner.end_task(context)
+        for readout in self.readouts.values():
+            readout.end_task(context)
+
+    def predict(self, inputs: Inputs) -> Tensor:
+        return self.learner.predict(inputs)
+
+
+def main(
+    recipe: str,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
+    methods: Annotated[str, typer.Option(help="comma-separated, method[:variant][+option=value…]")] = "lora,sd_lora",
+    seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
+    tuned: Annotated[
+        Path | None, typer.Option(help="take the learning rates that tune.py chose, from its file")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
+) -> None:
+    """Read every trunk in every way."""
+    name = f"{Path(recipe).stem}-readouts"
+    chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
+    found: dict[str, dict[str, list[list[float]]]] = {}
+    for seed in seeds.split(","):
+        for method in methods.split(","):
+            rate = [f"fit.learning_rate={chosen[method]}"] if method in chosen else []
+            given = [*of_method(method), f"seed={seed}", *rate, *(overrides or [])]
+            done = Path("runs") / name / f"{folder_name(method)}-seed{seed}.json"
+            if not done.exists():
+                done.parent.mkdir(parents=True, exist_ok=True)
+                write_json(done, {"given": given, "matrices": read_all(recipe, given)})
+            for reading, matrix in json.loads(done.read_text())["matrices"].items():
+                found.setdefault(method, {}).setdefault(reading, []).append([acc(matrix), aaa(matrix)])
+    command = f"python benchmarks/readout_table.py {recipe} --methods {methods} --seeds {seeds}"
+    command += (f" --tuned {tuned}" if tuned else "") + " data.root=… backbone.weights=…"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / f"{name}.json", {"command": command, "acc_aaa": found})
+    write_text(out / f"{name}.md", page(name, command, found))
+    Console().print(page(name, command, found), markup=False)
+
+
+def read_all(recipe: str, given: list[str]) -> dict[str, list[list[float]]]:
+    """The accuracy matrix of a method's own predictions and of each read-out, by name."""
+    parts = assemble(read_recipe(recipe, given))
+    watched = Watched(parts.method)
+    readers: dict[str, Method] = {OWN: watched.learner, **watched.readouts}  # pyright: ignore[reportAssignmentType]
+    matrices: dict[str, list[list[float]]] = {name: [] for name in readers}
+    tasks = parts.stream.tasks
+    with progress_bar(Screen(stderr=True)) as reporter:
+        for task, data in arrivals(parts.stream, watched.learner):
+            fit = Fit(**parts.recipe.fit.model_dump())
+            learn_task(
+                watched, task, data, fit, seed=parts.recipe.seed, accelerator=parts.accelerator, reporter=reporter
+            )
+            stages = range(len(tasks)) if watched.learner.learns_all_at_once else [task.index]
+            for name, reader in readers.items():
+                for stage in stages:
+                    row = accuracy_row(
+                        reader, tasks[: stage + 1], parts.test_data, accelerator=parts.accelerator, reporter=reporter
+                    )
+                    matrices[name].append(row)
+    return matrices
+
+
+def page(name: str, command: str, found: dict[str, dict[str, list[list[float]]]]) -> str:
+    """The table as Markdown: a line for each trunk, Acc / AAA in percent."""
+    columns = [OWN, *READOUTS]
+    lines = [
+        f"# {name}",
+        "",
+        "Made by the following command; do not edit. Acc / AAA in percent, mean ± standard deviation over seeds; – where a method cannot be read so.",
+        "What each read-out is: [readouts.md](../readouts.md).",
+        "",
+        f"    {command}",
+        "",
+        f"| trunk | {' | '.join(columns)} |",
+        f"|---|{'---:|' * len(columns)}",
+    ]
+    for method, readings in found.items():
+        cells = [
+            " / ".join(Spread.of(column).percent() for column in zip(*readings[each], strict=True))
+            if each in readings
+            else "–"
+            for each in columns
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    typer.run(main)
