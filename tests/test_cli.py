@@ -53,7 +53,8 @@ def test_help(lorica: Lorica) -> None:
     code, out, _ = lorica("--help")
     assert code == 0
     assert all(
-        command in out for command in ("demo", "run", "check", "list", "table", "evaluate", "analyze", "--debug")
+        command in out
+        for command in ("demo", "run", "check", "list", "table", "evaluate", "analyze", "merge", "--debug")
     )
 
 
