@@ -289,12 +289,11 @@ def merge(
     moved: Set = None,
 ) -> None:
     """Solve the sum of a run's low-rank updates anew: merge them by other rules, read the result, and test it."""
-    rules = merging.chosen_rules(rule)
     with progress_bar() as reporter:
         done = merging.study(
             folder,
             out,
-            rules=rules,
+            rules=rule.split(","),
             readout=cast(Kind, readout.value),
             layers=layers,
             drift=cast(Drift, drift.value),

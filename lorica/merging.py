@@ -1,13 +1,13 @@
 """Merging, as a study: the sum of a run's low-rank updates is solved anew after training (`lorica merge`).
 
-With W_t the weight of a projection at the end of task t, as the run's own model uses it, W_0 the pre-trained one, the update of task t
-is what the task changed,
+With W_t the weight of a projection at the end of task t, as the run's own model uses it, and W_0 the pre-trained one, the
+update of task t is what the task changed,
 
     D_t = W_t - W_{t-1},    W_0 + sum_{k<=t} D_k = W_t                                                                 (1)
 
-which needs no more of a method than that it adds something to the weights: it is s U_t D_t of O-LoRA; for plain LoRA, trained on and on,
-it is the difference of two checkpoints; for SD-LoRA it is alpha_t times the new unit direction, and what the task changed in the
-magnitudes of earlier ones. A rule makes one update of D_1 … D_t, an entry or a projection at a time:
+which needs no more of a method than that it adds something to the weights: it is the task's product of O-LoRA; for plain LoRA,
+trained on and on, the difference of two checkpoints; for SD-LoRA alpha_t times the new unit direction, and what the task changed
+in the magnitudes of earlier ones. A rule makes one update of D_1 … D_t, an entry or a projection at a time:
 
     average     1/t sum D_k                                                                                            (2)
     sum         sum D_k: the run's own weights                                                                         (3)
@@ -18,13 +18,14 @@ magnitudes of earlier ones. A rule makes one update of D_1 … D_t, an entry or 
 
 Averages, sums and (7) depend on the sum alone, so that for them it is no matter which task changed what.
 
-`study` replays the stream as an incremental learner would: at stage t the updates of tasks 1 … t are merged by the rule, times one `scale`, and
-put into the plain backbone; the features of task t's training images, not augmented, add to the statistics of a read-out, while those of
-earlier classes stay or follow the affine map between the trunks of stages t-1 and t on the images of task t (`lorica.methods.readout`,
-whose code this is). No image of an earlier task is looked at. Stage t is then tested on the test data of tasks 1 … t.
+`study` replays the stream as an incremental learner would: at stage t the updates of tasks 1 … t are merged by the rule, times
+one `scale`, and put into the plain backbone; the features of task t's training images, not augmented, add to the statistics of a
+read-out, while those of earlier classes stay or follow the affine map between the trunks of stages t-1 and t on the images of
+task t (`lorica.methods.readout`, whose code this is). No image of an earlier task is looked at. Stage t is then tested on the
+test data of tasks 1 … t.
 
-Deviations from the sources: their models are trained independently from W_0, or their vectors reach from W_0 to each W_t (MagMax, in
-sequence), where (1) goes from task to task; only adapted projections are merged; their scales are tuned on held-out data.
+Deviations from the sources: their models are trained independently from W_0, or their vectors reach from W_0 to each W_t (MagMax,
+in sequence), where (1) goes from task to task; only adapted projections are merged; their scales are tuned on held-out data.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
@@ -86,8 +88,8 @@ def added(updates: Float[Tensor, " tasks *shape"]) -> Float[Tensor, "*shape"]:
 
 
 def ties(updates: Float[Tensor, " tasks *shape"], *, share: float = TRIMMED_TO) -> Float[Tensor, "*shape"]:
-    """(4), TIES (Yadav et al., NeurIPS 2023). Of each update only the `share` of entries with the largest magnitudes stays, D'_k;
-    then for each entry
+    """(4), TIES (Yadav et al., NeurIPS 2023). Of each update only the `share` of entries with the largest magnitudes stays, D'_k.
+    Then for each entry
 
         gamma = sign(sum_k D'_k),    mean of those D'_k whose sign is gamma
 
@@ -124,8 +126,8 @@ def fisher(
 
 
 def spectral(updates: Float[Tensor, "tasks out inp"]) -> Float[Tensor, "out inp"]:
-    """(7), Iso-C (isotropic merging in the common subspace; Marczak et al., ICML 2025): with U S V' the singular value decomposition
-    of sum_k D_k,
+    """(7), Iso-C (isotropic merging in the common subspace; Marczak et al., ICML 2025): with U S V' the singular value
+    decomposition of sum_k D_k,
 
         mean(S) U V'
 
@@ -177,7 +179,8 @@ def fisher_information(
 
         F = 1/N sum_n (d log p(y_n | x_n) / dW)^2,    y_n drawn from p(. | x_n)
 
-    with p the model's own distribution over the task's classes, by its own head, as it is after the task. One label is drawn for each image.
+    with p the model's own distribution over the task's classes, by its own head, as it is after the task. One label is drawn for
+    each image.
 
     Args:
         method: after the task; its head's rows for the task's classes give p.
@@ -330,16 +333,19 @@ def study(
     Args:
         path: the folder of a run, with the checkpoint after each of its tasks.
         out: absent = the run's folder, analysis.
-        rules: some of `RULES`.
+        rules: some of `RULES`, or "all" alone.
         readout, layers, drift: what reads the merged backbone, see `lorica.methods.readout`.
         scale: every merged update is multiplied by it; 0 leaves the plain backbone.
         source: the data again, for a run that was given it as an object.
         given: where data and weights are now, a device, the method's file, as `lorica.config.read_saved` takes them.
 
     Raises:
-        LoricaError: not a run's folder, fewer than two tasks learned, a method without low-rank updates of each task, a checkpoint is
-            missing, the data is missing or has changed, or merging.json is not lorica's.
+        LoricaError: no such rule or scale, not a run's folder, fewer than two tasks learned, a method without low-rank updates of
+            each task, a checkpoint is missing, the data is missing or has changed, or merging.json is not lorica's.
     """
+    rules = chosen_rules(",".join(rules))
+    if not 0 <= scale < inf:
+        raise LoricaError(f"--scale: expected a number from 0 on, got {scale}")
     folder, reporter = RunFolder(path), reporter or Silent()
     folder.require()
     out = out or folder.path / "analysis"
@@ -455,8 +461,8 @@ def _updates(run: Result, parts: Assembly, reporter: Reporter, *, with_informati
 
 def _without_updates(run: Result) -> LoricaError:
     return LoricaError(
-        f"{run.path}: {run.method} has no low-rank updates that merge into its backbone and are all it predicts with beside a head; "
-        "merge a run of sd_lora, o_lora, inf_lora or lora"
+        f"{run.path}: {run.method} has no low-rank updates that merge into its backbone, or predicts with more than those and a "
+        "head; merge a run of sd_lora, o_lora, inf_lora or lora"
     )
 
 

@@ -288,6 +288,12 @@ def test_a_run_that_was_left_is_merged_as_far_as_it_came(learn: Learn, tmp_path:
 # ---- mistakes
 
 
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_scales_that_are_none(scale: float, tmp_path: Path) -> None:
+    with pytest.raises(LoricaError, match="--scale: expected a number from 0 on, got"):
+        study(tmp_path, scale=scale)
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LoricaError, match="not the folder of a run"):
         study(tmp_path)
