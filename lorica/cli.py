@@ -1,4 +1,4 @@
-"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | theorem`."""
+"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | merge | theorem`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from lorica import merging
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import remarks, source_names
 from lorica.errors import LoricaError
 from lorica.files import write_json
 from lorica.interruption import Terminated
-from lorica.methods import find_method, method_names
+from lorica.methods import Drift, Kind, find_method, method_names
 from lorica.ownership import require_ours
 from lorica.progress import progress_bar
 from lorica.report import tables
@@ -49,6 +50,10 @@ Moved = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key.sub=value]…", help="data.root and backbone.weights, where they have moved; device"),
 ]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="data.root and backbone.weights, where they have moved; device"),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…", help="replace keys of the recipe")]
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="a packaged recipe (`lorica list recipes`) or a YAML file")
@@ -69,6 +74,21 @@ class Spread(StrEnum):
 
     deviation = "deviation"
     error = "error"
+
+
+class ReadBy(StrEnum):
+    """What `lorica merge` can read merged weights by; see `lorica.methods.readout`."""
+
+    prototypes = "prototypes"
+    discriminant = "discriminant"
+    ridge = "ridge"
+
+
+class Follow(StrEnum):
+    """What becomes of earlier classes' statistics in `lorica merge`."""
+
+    none = "none"
+    affine = "affine"
 
 
 class Format(StrEnum):
@@ -228,12 +248,7 @@ def analyze(
         int, typer.Option(min=0, help="fine-tune on each of the first tasks, that many, and compare; 0 = train nothing")
     ] = 0,
     method_file: MethodFile = None,
-    moved: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", metavar="KEY=VALUE", help="data.root and backbone.weights, where they have moved; device"
-        ),
-    ] = None,
+    moved: Set = None,
 ) -> None:
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
     _figures()
@@ -255,6 +270,39 @@ def analyze(
     console.print(f"Figures, and the numbers in them ({analysis.FILE}), are in", console.strong(folder))
     if done.problems:
         raise LoricaError(done.problems)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, with the checkpoint after each task")],
+    rule: Annotated[str, typer.Option(help=f"all, or some of {', '.join(merging.RULES)}, with commas")] = "all",
+    readout: Annotated[ReadBy, typer.Option(help="what reads the merged weights")] = ReadBy.discriminant,
+    layers: Annotated[
+        int | None, typer.Option(min=1, help="last blocks that are read; default: the backbone's own features")
+    ] = None,
+    drift: Annotated[
+        Follow, typer.Option(help="what becomes of earlier classes' statistics as the merged weights change")
+    ] = Follow.none,
+    scale: Annotated[float, typer.Option(min=0, help="every merged update is multiplied by it")] = 1.0,
+    out: Annotated[Path | None, typer.Option(help="folder for merging.json; default RUN/analysis")] = None,
+    method_file: MethodFile = None,
+    moved: Set = None,
+) -> None:
+    """Solve the sum of a run's low-rank updates anew: merge them by other rules, read the result, and test it."""
+    with progress_bar() as reporter:
+        done = merging.study(
+            folder,
+            out,
+            rules=rule.split(","),
+            readout=cast(Kind, readout.value),
+            layers=layers,
+            drift=cast(Drift, drift.value),
+            scale=scale,
+            given=read_overrides([*(moved or []), *_naming(method_file)]),
+            reporter=reporter,
+        )
+    console.print(merging.summary(done))
+    console.print("Accuracy matrices and all measures are in", console.strong(done.file))
 
 
 @app.command()

@@ -23,6 +23,7 @@ _KEYS = {
     "cost.json": {"tasks", "train_seconds"},
     "environment.json": {"python", "lorica", "torch", "timm", "device", "backbone"},
     "analysis.json": {"runs", "residuals", "straight_lines", "distances", "skipped"},
+    "merging.json": {"run", "method", "readout", "scale", "rules", "own"},
     "theorem.json": {"setting", "exponents", "descents", "sd_lora"},
     "state.json": {"format", "method", "backbone", "seal"},
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},

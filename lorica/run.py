@@ -181,10 +181,10 @@ def evaluate(
     run_folder.require()
     parts = assemble(saved_recipe(run_folder, moved, method_file=method_file), source, progress_bar())
     Checkpoints(run_folder.checkpoints).load(parts.method, tasks)
-    _require_same_classes(run_folder.path, parts, parts.method.tasks)
+    require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
     with progress_bar() as reporter:
-        _require_same_data(run_folder, contents_of(parts.stream.source, reporter))
+        require_same_data(run_folder, contents_of(parts.stream.source, reporter))
         row, head_row = _tested(parts, learned, reporter)
     return Evaluation(row, [each.class_names for each in learned], head_row)
 
@@ -215,8 +215,8 @@ def _learn_stream(
         interruptions=interruptions,
     )
     session.restore()
-    _require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
-    _require_same_data(where, contents)
+    require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
+    require_same_data(where, contents)
     _describe(parts, where, contents, restored=bool(session.learned))
     tasks = [
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
@@ -320,8 +320,8 @@ def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple
     return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
 
 
-def _require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) -> None:
-    """The classes that a checkpoint knows must be the first of the stream, in its order."""
+def require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) -> None:
+    """CheckpointError unless the classes that a checkpoint knows are the first of the stream, in its order."""
     learned = [name for task in tasks for name in task.new_names]
     now = list(parts.stream.class_names[: len(learned)])
     if learned != now:
@@ -335,8 +335,9 @@ def _some(names: list[str]) -> str:
     return some([name[:100] for name in names])
 
 
-def _require_same_data(folder: RunFolder, contents: Contents) -> None:
-    """The samples of both halves must be those that the run began with; of a run that did not note them, nothing is known."""
+def require_same_data(folder: RunFolder, contents: Contents) -> None:
+    """CheckpointError unless the samples of both halves are those that the run began with; of a run that did not note them,
+    nothing is known."""
     noted = noted_contents(folder.environment)
     if noted is not None and (changed := differences(noted, contents)):
         remedy = "restore it as it was, or start a new run"

@@ -53,7 +53,8 @@ def test_help(lorica: Lorica) -> None:
     code, out, _ = lorica("--help")
     assert code == 0
     assert all(
-        command in out for command in ("demo", "run", "check", "list", "table", "evaluate", "analyze", "--debug")
+        command in out
+        for command in ("demo", "run", "check", "list", "table", "evaluate", "analyze", "merge", "--debug")
     )
 
 
@@ -159,6 +160,28 @@ def test_analyze_draws_what_it_can_and_then_says_what_is_wrong(
     assert (tmp_path / "residuals.png").is_file()
 
 
+# ---- merge
+
+
+def test_merge_compares_rules_with_the_run_itself(lorica: Lorica, finished_run: Result, tmp_path: Path) -> None:
+    options = ("--rule", "sum,ties", "--readout", "ridge", "--layers", 1, "--drift", "affine", "--scale", 0.5)
+    code, out, err = lorica("merge", finished_run.path, *options, "--out", tmp_path)
+    assert (code, err.strip()) == (0, "")
+    written = json.loads((tmp_path / "merging.json").read_text())
+    assert {key: written[key] for key in ("readout", "layers", "drift", "scale")} == {
+        "readout": "ridge",
+        "layers": 1,
+        "drift": "affine",
+        "scale": 0.5,
+    }
+    assert "3 tasks, read by ridge regression of 1 layer, affine drift, scale 0.5; percent" in " ".join(out.split())
+    shown = ("acc", "aaa", "forgetting", "new_task")
+    for label, found in [*written["rules"].items(), ("not merged: sd_lora", written["own"]["sd_lora"])]:
+        assert re.search(rf"{label} +" + " +".join(f"{100 * found[name]:z.1f}" for name in shown), out), label
+    assert written["own"]["sd_lora"]["accuracy"] == finished_run.accuracy
+    assert str(tmp_path / "merging.json") in out.replace("\n", "")
+
+
 # ---- list and check
 
 
@@ -217,6 +240,10 @@ def test_mistakes_are_lines_and_exit_code_2(lorica: Lorica, recipe_file: Path) -
         ["table", "nowhere"],
         ["analyze", "nowhere"],
         ["analyze", "nowhere", "--points", "1"],
+        ["merge", "nowhere"],
+        ["merge", "nowhere", "--rule", "tie"],
+        ["merge", "nowhere", "--readout", "head"],
+        ["merge", "nowhere", "--scale", "-1"],
         ["run"],
         ["list", "nothing"],
         ["rn", "digits"],

@@ -31,6 +31,16 @@ def attach(encoder: Encoder, sites: Sequence[Site], increment: Callable[[Site], 
         layer.increments[site.rows] = partial(increment, site)
 
 
+def attached(encoder: Encoder) -> dict[Site, Callable[[], Tensor]]:
+    """What gives the increment of each site that has one, [site.out_features, site.in_features], in the encoder's order."""
+    layers = {site: encoder.get_submodule(site.linear) for site in encoder.sites}
+    return {
+        site: layer.increments[site.rows]
+        for site, layer in layers.items()
+        if isinstance(layer, AdaptedLinear) and site.rows in layer.increments
+    }
+
+
 def with_increments(encoder: Encoder, sites: Sequence[Site], increment: Callable[[Site], Tensor]) -> Encoder:
     """A view of the encoder in which these sites have other increments than those attached to them."""
     layers: dict[nn.Module, AdaptedLinear] = {}

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from lorica.adapters.attach import attach, merged, with_increments
+from lorica.adapters.attach import attach, attached, merged, with_increments
 from lorica.adapters.linear import AdaptedLinear
 
 
@@ -52,6 +52,14 @@ def test_merging_leaves_the_original_alone_however_often(grown) -> None:
     original = [block.attn.qkv.weight for block in plain.blocks]
     assert len(kept) == len(original) == len(plain.blocks)
     assert all(torch.equal(a, b) for a, b in zip(kept, original, strict=True))
+
+
+def test_what_is_attached_is_found_again(grown) -> None:
+    encoder, plain, increments = grown
+    found = attached(encoder)
+    assert list(found) == list(increments)
+    assert all(give() is increments[site] for site, give in found.items())
+    assert attached(plain) == {}
 
 
 def test_other_increments_at_some_sites(grown) -> None:
