@@ -36,6 +36,12 @@ def of_method(method: str) -> list[str]:
     ]
 
 
+def said(overrides: Sequence[str]) -> str:
+    """Overrides as a page repeats them: where somebody's data and weights are is nobody else's business."""
+    places = {"data.root", "backbone.weights"}
+    return " ".join(f"{key}=…" if key in places else text for text in overrides for key in [text.partition("=")[0]])
+
+
 def folder_name(method: str) -> str:
     """The same as the name of a folder."""
     return method.replace(":", "-").replace("+", "-")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from plans import folder_name, of_method
+from plans import folder_name, of_method, said
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -135,15 +135,18 @@ def main(
     for seed in seeds.split(","):
         for method in methods.split(","):
             rate = [f"fit.learning_rate={chosen[method]}"] if method in chosen else []
-            given = [*of_method(method), f"seed={seed}", *rate, *(overrides or [])]
+            given = [*of_method(method), *rate, *(overrides or []), f"seed={seed}", "evaluate.readout=head"]
             done = Path("runs") / name / f"{folder_name(method)}-seed{seed}.json"
             if not done.exists():
                 done.parent.mkdir(parents=True, exist_ok=True)
                 write_json(done, {"given": given, "matrices": read_all(recipe, given)})
-            for reading, matrix in json.loads(done.read_text())["matrices"].items():
+            written = json.loads(done.read_text())
+            if written["given"] != given:
+                raise typer.BadParameter(f"{done} was made with {' '.join(written['given'])}; move it away first")
+            for reading, matrix in written["matrices"].items():
                 found.setdefault(method, {}).setdefault(reading, []).append([acc(matrix), aaa(matrix)])
     command = f"python benchmarks/readout_table.py {recipe} --methods {methods} --seeds {seeds}"
-    command += (f" --tuned {tuned}" if tuned else "") + " data.root=… backbone.weights=…"
+    command += (f" --tuned {tuned} " if tuned else " ") + said(overrides or [])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", {"command": command, "acc_aaa": found})
     write_text(out / f"{name}.md", page(name, command, found))

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 import yaml
-from plans import Plan, folder_name, of_method, run_all
+from plans import Plan, folder_name, of_method, run_all, said
 
 from lorica.files import write_json, write_text
 from lorica.metrics import MEASURES
@@ -95,7 +95,7 @@ def main(
     command += [f"--times {times}"] if times else []
     command += [f"--drawn {drawn}"] if drawn else []
     command += [f"--page {page}"] if page else []
-    _write(page or name, " ".join([*command, "data.root=… backbone.weights=…"]), results, shown, timed, out)
+    _write(page or name, " ".join([*command, said(overrides or [])]), results, shown, timed, out)
 
 
 def _write(

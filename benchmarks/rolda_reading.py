@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from jaxtyping import Float
+from plans import said
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -54,12 +55,16 @@ def main(
     name = f"{Path(recipe).stem}-rolda-reading"
     found: dict[str, dict[str, float]] = {}
     for number in passes.split(","):
+        given = [*(overrides or []), *HELD_OUT, f"method.passes={number}"]
         done = Path("runs") / name / f"passes-{number}.json"
         if not done.exists():
             done.parent.mkdir(parents=True, exist_ok=True)
-            write_json(done, read_all(recipe, [*HELD_OUT, f"method.passes={number}", *(overrides or [])]))
-        found[number] = json.loads(done.read_text())
-    command = f"python benchmarks/rolda_reading.py {recipe} --passes {passes} data.root=… backbone.weights=…"
+            write_json(done, {"given": given, "acc": read_all(recipe, given)})
+        written = json.loads(done.read_text())
+        if written["given"] != given:
+            raise typer.BadParameter(f"{done} was made with {' '.join(written['given'])}; move it away first")
+        found[number] = written["acc"]
+    command = f"python benchmarks/rolda_reading.py {recipe} --passes {passes} {said(overrides or [])}"
     lines = [
         f"# {name}",
         "",

@@ -242,7 +242,7 @@ def straight_line(
     """Fig. 4: accuracies along the straight line between the weights before and after a task.
 
     Every prediction is the argmax over the classes of tasks 1 … `task`, by the method's head. At s = 1 it is the run's own (unless
-    is read otherwise).
+    that is read otherwise).
 
     Args:
         task: counted from 1; from 2 on, so that there are old tasks.

@@ -23,7 +23,7 @@ from lorica.errors import DataError, LoricaError
 from lorica.evaluation import LOGITS_AGREE, apart, require_numbers
 from lorica.files import RunFolder
 from lorica.isolation import isolated
-from lorica.methods import Method, build_method
+from lorica.methods import Method, Readout, build_method
 
 
 class Learner:
@@ -69,15 +69,18 @@ class Learner:
         Raises:
             LoricaError: a method that cannot be joined, or learners that did not go on from the common one.
         """
+        if not (isinstance(other, Learner) and isinstance(common, Learner)):
+            raise LoricaError("expected two other learners; lorica.load makes them of a run's folder")
         join = getattr(self.method, "join", None)
         if join is None:
-            raise LoricaError(f"{self.method.name} cannot be joined; rolda can")
+            raise LoricaError(f"{_called(self.method)} cannot be joined; rolda can, read by its own discriminant")
         join(other.method, common.method)
         self.class_names = tuple(name for task in self.method.tasks for name in task.new_names)
 
     @isolated()
     def merged_model(self) -> nn.Module:
-        """A plain timm model with every update in its weights and the learned head as its classifier.
+        """A plain timm model with every update in its weights and the learned head as its classifier; or, of a classifier that
+        reads what leaves several blocks, that model inside a module which does (`lorica.backbones.timm_vit.LayeredViT`).
 
         It takes normalised images: subtract `learner.method.encoder.mean`, divide by `.std`. Its logits on random images have
         been compared with the method's.
@@ -87,7 +90,7 @@ class Learner:
         """
         classifier = self.method.classifier()
         if classifier is None:
-            raise LoricaError(f"{self.method.name} has no linear classifier to export; use Learner.predict")
+            raise LoricaError(f"{_called(self.method)} has no linear classifier to export; use Learner.predict")
         with torch.no_grad():
             encoder = merged(self.method.encoder)
             model = encoder.with_classifier(Classifier(*classifier))
@@ -123,6 +126,11 @@ def load(run: Path | str, *, tasks: int | None = None, method_file: str | Path |
         method = build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
     Checkpoints(folder.checkpoints).load(method, tasks)
     return Learner(method, reader=build_reader(recipe, encoder))
+
+
+def _called(method: Method) -> str:
+    """Its name, and how it is read if not by its own predictions."""
+    return f"{method.name}, read by {method.kind}," if isinstance(method, Readout) else method.name
 
 
 def _batches(images: Any, size: int) -> Iterator[Sequence[Any]]:

@@ -202,7 +202,7 @@ class Discriminant(nn.Module):
             counts, totals = torch.zeros_like(self.counts), torch.zeros_like(self.means)
             counts[places] = one.counts.to(counts)
             totals[places] = (one.counts[:, None] * one.means).to(totals)
-            return counts, totals, unpacked(one.scatter, one.width).to(totals) + one._between()
+            return counts, totals, (unpacked(one.scatter, one.width) + one._between()).to(totals)
 
         counts, totals, products = (
             a + b - c for a, b, c in zip(sums(self, shared), sums(other, own), sums(common, shared), strict=True)
@@ -301,14 +301,16 @@ class RidgeHead(nn.Module):
 
     def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
         """Adds the samples of a task, which are in random order, and solves with the ridge that `choose_ridge` finds on them, with
-        the first `FITTED` of them to fit. A single sample cannot be divided: the ridge then stays (1, if there was none).
+        the first `FITTED` of them to fit. A single sample cannot be divided, and with an intercept a single class has no error with
+        any ridge: the ridge then stays (1, if there was none).
 
         Raises:
             TrainingError: as `add` and `choose_ridge`.
         """
         self.add(features, labels)
         fit = int(FITTED * len(labels))
-        self.solve(choose_ridge(features, labels, fit=fit, intercept=self.intercept) if fit else self.ridge.item())
+        tells = fit and not (self.intercept and len(labels.unique()) == 1)
+        self.solve(choose_ridge(features, labels, fit=fit, intercept=self.intercept) if tells else self.ridge.item())
 
     def is_empty(self) -> bool:
         """Whether no sample has been added, or only such as are zero."""

@@ -287,6 +287,18 @@ def test_a_task_is_fitted_with_the_ridge_chosen_on_it() -> None:
         assert head.ridge == ridge
 
 
+def test_a_single_class_says_nothing_of_a_ridge_with_an_intercept() -> None:
+    """Its centred labels are zero, so that no ridge has an error: the one before stays."""
+    h, y = samples(60, 5)
+    head = RidgeHead(5, intercept=True, device=CPU)
+    head.grow(4)
+    head.fit(h, y)
+    before = head.ridge.item()
+    head.fit(torch.randn(20, 5), torch.full((20,), 3))
+    assert head.ridge.item() == pytest.approx(before)
+    assert head(h).argmax(dim=1).tolist() != [3] * 60
+
+
 # --- features that have moved ---------------------------------------------------------------------------------------
 
 

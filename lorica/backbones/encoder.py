@@ -153,7 +153,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def with_classifier(self, classifier: Classifier) -> nn.Module:
-        """A stand-alone copy of the plain backbone with this classifier as its own head. It takes `normalised` inputs."""
+        """A stand-alone copy of the plain backbone with this classifier as its own head, or inside a module that gives it what several
+        blocks have to say. It takes `normalised` inputs."""
 
     @abstractmethod
     def normalised(self, inputs: Inputs) -> Any:

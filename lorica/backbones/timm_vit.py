@@ -202,7 +202,7 @@ class LayeredViT(nn.Module):
         self.encoder, self.head, self.layers = encoder, head, layers
 
     def forward(self, images: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
-        return self.head(self.encoder.layered_features(images, self.layers))
+        return self.head(self.encoder.layered_features(images, self.layers).to(self.head.weight.dtype))
 
 
 def _missing(name: str, reason: str) -> str:

@@ -188,7 +188,7 @@ class Readout(Method):
         if not self.reads_encoder():
             return None
         own = self.learner.classifier()
-        layers = own.layers if self.layers is None and own else self.layers
+        layers = Classifier(*own).layers if self.layers is None and own else self.layers
         match self.statistics:
             case Discriminant() as discriminant:
                 return Classifier(discriminant.weight, discriminant.bias, layers)

@@ -16,7 +16,9 @@ backbone normalises what leaves its last block, n(v) = sqrt(d) v / ||v||, of the
     phi(x) = [n(c_l), n(m_l)]_l,    D = 2 L d  (L d, where the backbone has no class token)                          (2)
 
 in the one pass that a prediction takes anyway. Where that is more than `width`, 8192, D is `width` and phi P takes its place,
-P ~ N(0, 1/D) drawn from a seed of its own and not stored: wider statistics would outgrow the backbone. **End of each task**: its images, not augmented, add to the statistics of a
+P ~ N(0, 1/D) drawn from a seed of its own and not stored: wider statistics would outgrow the backbone.
+
+**End of each task**: its images, not augmented, add to the statistics of a
 linear discriminant over all classes seen, with one covariance shrunk by g (`lorica.statistics.Discriminant`):
 
     logit_c = mu_c' Sigma_g^-1 phi - mu_c' Sigma_g^-1 mu_c / 2,    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I          (3)
@@ -46,10 +48,11 @@ import logging
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach, with_increments
@@ -86,6 +89,14 @@ class RoLDAConfig(LowRankConfig):
     width: int = Field(default=8192, ge=1, description="largest D, to which more features are projected")
     shrinkage: float = Field(default=SHRINKAGE, gt=0, le=1, description="g")
 
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> RoLDAConfig:
+        if not self.passes and (idle := {"rank", "projections", "rotations", "enough"} & self.model_fields_set):
+            raise ValueError(
+                f"{', '.join(sorted(idle))}: without effect where passes is 0, since nothing is trained; leave out"
+            )
+        return self
+
 
 class RoLDA(Method):
     """Adapted on the first task, then a linear discriminant on the features of several blocks."""
@@ -94,10 +105,10 @@ class RoLDA(Method):
     Config = RoLDAConfig
     reads_by = "discriminant"
     rewritten = ("discriminant",)  # sums, and what is solved from them
-    dropped = ("rows",)
+    dropped = ("head",)
     config: RoLDAConfig
     projection: Tensor | None  # P, where D is bounded
-    rows: nn.Parameter  # w, [rotations * classes, width], on the first task
+    head: nn.Parameter  # w, [rotations * classes, width], on the first task
 
     def __init__(self, config: RoLDAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
@@ -133,25 +144,28 @@ class RoLDA(Method):
     def grow(self, task: Task) -> None:
         super().grow(task)
         self.discriminant.grow(len(task.new_classes))
-        if "rows" in self._parameters:
-            del self.rows
+        if "head" in self._parameters:
+            del self.head
 
     def begin_task(self, context: Context) -> None:
         """Decides whether this is the task to adapt to."""
         if self.adapted is not None or not self.config.passes:
             return
         images = sum(len(batch.labels) for batch in context.batches())
-        if images >= self.config.enough and self._number_of_rows() > 1:
-            self._start(self.task.index)
+        if self._number_of_rows() == 1:
+            missing = "a single class has nothing to be told apart from without rotations"
+        elif images < self.config.enough:
+            missing = f"it has {images} images, of method.enough={self.config.enough}"
         else:
-            _log.warning(
-                "rolda: task %d has %d images of %d classes; it is read on features as they are, and the first task of method.enough=%d "
-                "images is adapted to",
-                self.task.index + 1,
-                images,
-                len(self.task.classes),
-                self.config.enough,
-            )
+            self._start(self.task.index)
+            if self.task.index:
+                _log.warning("rolda: task %d is adapted to", self.task.index + 1)
+            return
+        _log.warning(
+            "rolda: task %d is not adapted to, and read on features as they are: %s; a later task will be, if it can",
+            self.task.index + 1,
+            missing,
+        )
 
     def _number_of_rows(self) -> int:
         return len(self.task.classes) * (ROTATIONS if self.rotations else 1)
@@ -162,10 +176,10 @@ class RoLDA(Method):
         self.updates.grow(self.config.rank, zero_up=True)
         if index == self.task.index:
             rows = ROW_LENGTH * F.normalize(torch.randn(self._number_of_rows(), self.encoder.width), dim=1)
-            self.rows = nn.Parameter(rows.to(self.device))
+            self.head = nn.Parameter(rows.to(self.device))
 
     def trainable(self) -> list[nn.Parameter]:
-        return [*self.updates.factors(), self.rows] if self.adapted == self.task.index else []
+        return [*self.updates.factors(), self.head] if self.adapted == self.task.index else []
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(1)."""
@@ -173,7 +187,7 @@ class RoLDA(Method):
         if self.rotations:
             turns = torch.randint(ROTATIONS, (len(labels),)).to(labels.device)
             inputs, labels = rotated(cast(Tensor, inputs), turns), ROTATIONS * labels + turns
-        logits = SCALE * cosines(self.encoder.features(inputs), self.rows)
+        logits = SCALE * cosines(self.encoder.features(inputs), self.head)
         yield {"cross_entropy": F.cross_entropy(logits, labels)}
 
     @torch.no_grad()
@@ -201,6 +215,9 @@ class RoLDA(Method):
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.discriminant(self.features(inputs))
 
+    def reads_encoder(self) -> bool:
+        return self.projection is None
+
     def join(self, other: Method, common: Method) -> None:
         """Takes up what another one has learned since both were `common`: classes of its own, and images of known ones.
 
@@ -211,29 +228,40 @@ class RoLDA(Method):
             LoricaError: another method, other features, no common first task, or a class that both have learned since.
         """
         if not (isinstance(other, RoLDA) and isinstance(common, RoLDA)):
-            raise LoricaError("only rolda can be joined, with rolda")
-        shared = len(common.tasks)
-        for each, whose in ((other, "the other"), (common, "the common")):
-            if not self._has_features_of(each):
-                raise LoricaError(
-                    f"{whose} model has another backbone, first task or features, so that its statistics mean something else"
-                )
-            if shared == 0 or each.tasks[:shared] != self.tasks[:shared]:
-                raise LoricaError(
-                    f"{whose} model has not begun with the {shared} tasks of the common one; name the run from which both went on"
-                )
+            raise LoricaError("expected two other models of rolda, not read otherwise; only they can be joined")
         if any(each.discriminant.has_no_sums for each in (self, other, common)):
             raise LoricaError(
                 "the sums of a model are not there; they are kept after the newest task alone, or with checkpoints=everything"
             )
-        later = other.tasks[shared:]
-        if twice := {name for task in self.tasks[shared:] for name in task.new_names} & {
+        shared = len(common.tasks)
+        if not shared:
+            raise LoricaError("the common model has learned nothing; name the one from which both went on")
+        known, own = seen_classes(common.tasks), seen_classes(self.tasks)
+        for each, whose in ((self, "this"), (other, "the other")):
+            if not each._has_features_of(common):
+                raise LoricaError(
+                    f"{whose} model has another backbone, normalisation, first task or features than the common one, so that its "
+                    "statistics mean something else"
+                )
+            if (
+                each.tasks[:shared] != common.tasks
+                or (each.discriminant.counts[:known] < common.discriminant.counts).any()
+            ):
+                raise LoricaError(
+                    f"{whose} model has not begun with the {shared} tasks of the common one and its images; name the one from which "
+                    "both went on"
+                )
+        ours, later = self.tasks[shared:], other.tasks[shared:]
+        if twice := {name for task in ours for name in task.new_names} & {
             name for task in later for name in task.new_names
         }:
             raise LoricaError(
                 f"both models have learned {', '.join(sorted(twice))} since the common one; join classes that are different"
             )
-        known, own = seen_classes(common.tasks), seen_classes(self.tasks)
+        if ours and later and ours[0] == later[0]:
+            raise LoricaError(
+                f"both models went on with the same task {shared + 1}, which would count twice; name as the common one what it was after that"
+            )
 
         def here(classes: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(number if number < known else number - known + own for number in classes)
@@ -245,15 +273,15 @@ class RoLDA(Method):
             for place, task in enumerate(later)
         ]
 
+    @torch.no_grad()
     def _has_features_of(self, other: RoLDA) -> bool:
-        """Whether features of the other mean the same: equal backbones, updates and options, to the bit."""
-        own, theirs = (each.updates.state_dict() for each in (self, other))
-        return (
-            (self.encoder.fingerprint, self.layers, self.discriminant.width)
-            == (other.encoder.fingerprint, other.layers, other.discriminant.width)
-            and own.keys() == theirs.keys()
-            and all(torch.equal(own[key], theirs[key].to(own[key])) for key in own)
-        )
+        """Whether random inputs have the same features in both."""
+        pair = (self, other)
+        one, another = ((each.discriminant.width, each.encoder.reading()) for each in pair)
+        if one != another:
+            return False
+        found, expected = (each.features(each.encoder.probe(2)).cpu() for each in pair)
+        return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
 
     def classifier(self) -> Classifier:
         weight = self.discriminant.weight
@@ -278,8 +306,9 @@ class RoLDA(Method):
 
 
 def random_projection(features: int, width: int) -> Float[Tensor, "features width"]:
-    """P, always the same for a size."""
-    return torch.randn(features, width, generator=torch.Generator().manual_seed(0)) / width**0.5
+    """P, the same for a size everywhere: NumPy keeps the stream of a RandomState from version to version."""
+    drawn = np.random.RandomState(0).standard_normal((features, width)) / width**0.5
+    return torch.from_numpy(drawn.astype(np.float32))
 
 
 def rotated(

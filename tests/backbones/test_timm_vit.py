@@ -95,6 +95,37 @@ def test_a_distilled_model_keeps_its_two_tokens_in_the_classifier_copy() -> None
         torch.testing.assert_close(logits, encoder.features(x) @ weight.T + bias, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("deit_tiny_patch16_224", 2),
+        ("deit_tiny_distilled_patch16_224", 2),  # class, distillation and 4 patch tokens
+        ("vit_wee_patch16_reg1_gap_256", 1),  # a register, and no class token
+    ],
+)
+def test_parts_are_the_class_token_and_the_mean_of_the_patches(name: str, number: int) -> None:
+    encoder = load_timm_vit(name, image_size=32, pretrained=False).eval()
+    with torch.no_grad():
+        tokens = encoder.embed(torch.rand(2, 3, 32, 32))
+        found = encoder.parts(tokens)
+        patches = tokens[:, -4:]
+        expected = [encoder.average(patches)]
+        expected = [encoder.average(tokens[:, :1]), *expected] if number == 2 else expected
+    assert encoder.number_of_parts == number
+    torch.testing.assert_close(found, torch.stack(expected, dim=1))
+
+
+def test_a_classifier_of_several_blocks_can_be_cast() -> None:
+    encoder = load_timm_vit("deit_tiny_patch16_224", image_size=32, pretrained=False).eval()
+    model = encoder.with_classifier(Classifier(torch.randn(3, 2 * 2 * encoder.width), torch.randn(3), layers=2)).eval()
+    x = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        found = model.double()(x.double())
+        assert model.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=1e-3, rtol=1e-3)
+
+
 def test_fingerprint_follows_the_weights(tiny_encoder) -> None:
     one, same, other = tiny_encoder(), tiny_encoder(), tiny_encoder()
     with torch.no_grad():

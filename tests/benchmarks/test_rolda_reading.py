@@ -26,7 +26,7 @@ def test_readings_of_one_training(
     app = typer.Typer()
     app.command()(script.main)
     given = ["method.enough=1", "fit.learning_rate=0.01"]
-    done = CliRunner().invoke(app, ["small.yaml", "--passes", "0,2", *given])
+    done = CliRunner().invoke(app, ["small.yaml", "--passes", "1,2", *given])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs/results/small-rolda-reading.md").read_text()
     cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| ")}

@@ -19,7 +19,7 @@ from lorica.descent import Descent
 from lorica.errors import BackboneError, LoricaError
 from lorica.methods.base import Data, MethodConfig
 from lorica.methods.prototypes import Prototypes
-from lorica.methods.rolda import RoLDA, RoLDAConfig, rotated
+from lorica.methods.rolda import RoLDA, RoLDAConfig, random_projection, rotated
 from lorica.statistics import affine_drift
 from lorica.training import Fit, Watch, learn_task
 from lorica.types import Batch, Task
@@ -29,7 +29,8 @@ FIT = Fit(2, 8, "adam", 2e-3, 0.9, 0.0, "cosine", "none")
 
 
 def rolda(encoder, **options) -> RoLDA:
-    return RoLDA(RoLDAConfig(name="rolda", rank=2, **{"enough": 1, **options}), encoder)
+    given = options if options.get("passes") == 0 else {"rank": 2, "enough": 1, **options}
+    return RoLDA(RoLDAConfig(name="rolda", **given), encoder)
 
 
 def learn(method: RoLDA, stream: Stream, tasks: int | None = None) -> RoLDA:
@@ -62,8 +63,8 @@ def test_the_loss_tells_the_rotations_of_each_class_apart(tiny_encoder) -> None:
     method.grow(Task.of_new_classes(0, 0, ("a", "b", "c")))
     method.restore_structure({"adapted": 0})
     batch = Batch(torch.rand(7, 3, 32, 32), torch.tensor([0, 2, 1, 1, 0, 2, 2]))
-    assert method.rows.shape == (12, 32)
-    torch.testing.assert_close(method.rows.norm(dim=1), torch.full((12,), 0.2))
+    assert method.head.shape == (12, 32)
+    torch.testing.assert_close(method.head.norm(dim=1), torch.full((12,), 0.2))
     torch.manual_seed(5)
     (terms,) = method.losses(batch)
     torch.manual_seed(5)
@@ -71,7 +72,7 @@ def test_the_loss_tells_the_rotations_of_each_class_apart(tiny_encoder) -> None:
     assert len(turns.unique()) > 1
     turned = torch.stack([torch.rot90(x, int(r), dims=(1, 2)) for x, r in zip(batch.inputs, turns, strict=True)])
     with torch.no_grad():
-        features, rows = (each.double().numpy() for each in (method.encoder.features(turned), method.rows))
+        features, rows = (each.double().numpy() for each in (method.encoder.features(turned), method.head))
     cosine = (features / np.linalg.norm(features, axis=1, keepdims=True)) @ (
         rows / np.linalg.norm(rows, axis=1, keepdims=True)
     ).T
@@ -109,7 +110,7 @@ def test_rotations_are_for_images(tiny_encoder, monkeypatch) -> None:
     method = rolda(encoder)
     method.grow(Task.of_new_classes(0, 0, ("a", "b")))
     method.restore_structure({"adapted": 0})
-    assert len(method.rows) == 2
+    assert len(method.head) == 2
 
 
 def test_without_passes_the_backbone_is_as_it_came(tiny_encoder, stream) -> None:
@@ -135,14 +136,28 @@ def test_the_first_task_with_enough_images_is_adapted_to(tiny_encoder, growing, 
         told.append(method.diagnostics()["adapted_to_task"])
         if task.index == 0:
             assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
-            assert "task 1 has 12 images of 1 classes" in caplog.text
-            assert "method.enough=20" in caplog.text
+            assert "task 1 is not adapted to" in caplog.text
+            assert "it has 12 images, of method.enough=20" in caplog.text
         if task.index == 1:
             trunk = method.encoder.features(x)
             assert not torch.equal(trunk, tiny_encoder().features(x))
     assert told == [None, 2, 2]
-    assert len(caplog.records) == 1
+    assert [record.getMessage() for record in caplog.records][1:] == ["rolda: task 2 is adapted to"]
     assert torch.equal(method.encoder.features(x), trunk)
+
+
+def test_a_single_class_is_adapted_to_by_its_rotations_alone(tiny_encoder, growing, caplog) -> None:
+    turned, plain = rolda(tiny_encoder()), rolda(tiny_encoder(), rotations="never")
+    for method in (turned, plain):
+        learn(method, growing, tasks=1)
+    assert turned.structure() == {"adapted": 0}
+    assert plain.structure() == {}
+    assert "a single class has nothing to be told apart from without rotations" in caplog.text
+
+
+def test_settings_of_an_adaptation_that_never_happens_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"rank, rotations: without effect where passes is 0"):
+        RoLDAConfig(name="rolda", passes=0, rank=3, rotations="always")
 
 
 def test_what_was_kept_before_moves_with_the_features(tiny_encoder, growing) -> None:
@@ -208,6 +223,9 @@ def test_features_beyond_the_width_are_projected_and_the_export_has_the_projecti
     assert classifier.weight.shape == (6, 128)
     found, expected = encoder.with_classifier(classifier)(encoder.normalised(x)), narrow.predict(x)
     torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert narrow.features(x).dtype == torch.float32
+    assert random_projection(3, 2).flatten().tolist()[:2] == pytest.approx([1.764052 / 2**0.5, 0.400157 / 2**0.5])
     # lengths and angles are kept on average, so that it classifies much as without
     for each in (narrow, plain):
         assert (each.predict(images.inputs).argmax(dim=1) == images.labels).float().mean() > 0.9
@@ -292,22 +310,54 @@ def test_two_models_that_went_on_from_one_are_joined_exactly(tiny_encoder, strea
     torch.testing.assert_close(one.predict(x), whole.predict(x), atol=1e-3, rtol=1e-3)
 
 
+def test_what_both_models_have_seen_since_is_not_counted_twice(tiny_encoder, stream) -> None:
+    """The common model is that after what both learned; one with other images of the same tasks is none either."""
+    first = stream.tasks[0]
+    again = Task(1, first.classes, (), first.class_names)
+    common, one, other, larger = (learn(rolda(tiny_encoder(), passes=0), stream, tasks=1) for _ in range(4))
+    for method in (one, other):
+        learn_task(method, again, stream.test(first), FIT, seed=0, accelerator=Accelerator(cpu=True))
+    with pytest.raises(LoricaError, match=r"both models went on with the same task 2, which would count twice"):
+        one.join(other, common)
+    larger.discriminant.counts += 1
+    with pytest.raises(
+        LoricaError, match=r"this model has not begun with the 1 tasks of the common one and its images"
+    ):
+        common.join(one, larger)
+
+
+def test_another_normalisation_is_another_space(tiny_encoder, stream) -> None:
+    common, one = (learn(rolda(tiny_encoder(), passes=0), stream, tasks=1) for _ in range(2))
+    unit = tiny_encoder()
+    unit.mean.zero_()
+    with pytest.raises(LoricaError, match=r"the other model has another backbone, normalisation"):
+        one.join(learn(rolda(unit, passes=0), stream, tasks=2), common)
+
+
 def test_models_that_did_not_go_on_from_one_are_not_joined(tiny_encoder, stream) -> None:
     common, one, other = (learn(rolda(tiny_encoder()), stream, tasks=number) for number in (1, 2, 2))
     before = {name: value.clone() for name, value in one.state_dict().items()}
     with pytest.raises(LoricaError, match=r"both models have learned \w+, \w+ since the common one"):
         one.join(other, common)
-    with pytest.raises(LoricaError, match=r"the other model has another backbone, first task or features"):
+    with pytest.raises(
+        LoricaError, match=r"the other model has another backbone, normalisation, first task or features"
+    ):
         one.join(learn(rolda(tiny_encoder(), passes=1), stream, tasks=2), common)
     with pytest.raises(LoricaError, match=r"the other model has not begun with the 2 tasks of the common one"):
         one.join(common, one)
-    with pytest.raises(LoricaError, match=r"only rolda can be joined"):
+    with pytest.raises(LoricaError, match=r"this model has another backbone, normalisation"):
+        learn(rolda(tiny_encoder(1)), stream, tasks=2).join(other, common)
+    with pytest.raises(LoricaError, match=r"expected two other models of rolda"):
         one.join(Prototypes(MethodConfig(name="prototypes"), tiny_encoder()), common)
+    with pytest.raises(LoricaError, match=r"the common model has learned nothing"):
+        one.join(other, rolda(tiny_encoder()))
     assert all(torch.equal(value, before[name]) for name, value in one.state_dict().items())
 
 
-def test_what_predictions_do_not_need_is_kept_with_the_newest_checkpoint_alone(tiny_encoder) -> None:
-    method = rolda(tiny_encoder())
-    method.grow(Task.of_new_classes(0, 0, ("a", "b")))
+def test_what_predictions_do_not_need_is_kept_with_the_newest_checkpoint_alone(tiny_encoder, stream) -> None:
+    method = learn(rolda(tiny_encoder()), stream, tasks=1)
     assert set(method.needed_to_learn_on()) < method.own_state().keys()
-    assert "rows" not in method.own_state()
+    assert "head" in dict(method.named_parameters())
+    assert "head" not in method.own_state()
+    method.grow(stream.tasks[1])
+    assert "head" not in dict(method.named_parameters())
