@@ -18,8 +18,8 @@ backbone normalises what leaves its last block, n(v) = sqrt(d) v / ||v||, of the
 in the one pass that a prediction takes anyway. Where that is more than `width`, 8192, D is `width` and phi P takes its place,
 P ~ N(0, 1/D) drawn from a seed of its own and not stored: wider statistics would outgrow the backbone.
 
-**End of each task**: its images, not augmented, add to the statistics of a
-linear discriminant over all classes seen, with one covariance shrunk by g (`lorica.statistics.Discriminant`):
+**End of each task**: its images, not augmented, add to the statistics of a linear discriminant over all classes seen, with one
+covariance shrunk by g (`lorica.statistics.Discriminant`):
 
     logit_c = mu_c' Sigma_g^-1 phi - mu_c' Sigma_g^-1 mu_c / 2,    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I          (3)
 
