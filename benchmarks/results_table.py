@@ -95,7 +95,7 @@ def main(
     command += [f"--times {times}"] if times else []
     command += [f"--drawn {drawn}"] if drawn else []
     command += [f"--page {page}"] if page else []
-    _write(page or name, " ".join([*command, said(overrides or [])]), results, shown, timed, out)
+    _write(page or name, " ".join([*command, said(overrides or [])]).rstrip(), results, shown, timed, out)
 
 
 def _write(
