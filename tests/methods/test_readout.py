@@ -337,7 +337,7 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
     assert plain.head is None
     learner = lorica.load(tmp_path / "means")
     assert isinstance(learner.method, Readout)
-    with pytest.raises(LoricaError, match="sd_lora has no linear classifier to export"):
+    with pytest.raises(LoricaError, match="sd_lora, read by prototypes, has no linear classifier to export"):
         learner.merged_model()
     again = evaluate(tmp_path / "means")
     assert (again.accuracy, again.head_accuracy) == (read.accuracy[-1], plain.accuracy[-1])
