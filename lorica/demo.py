@@ -22,7 +22,7 @@ from lorica.run import run
 from lorica.terminal import Screen
 
 METHODS = {
-    "rolda": "adapts to the first pair, then only adds up statistics of features",
+    "rolda": "adapts to the first pair, then only keeps feature statistics",
     "sd_lora": "new low-rank direction per task, old directions fixed, all magnitudes keep learning",
     "lora": "one low-rank update, trained on and on",
     "full_finetune": "every weight trained on and on",
