@@ -147,6 +147,7 @@ def _page(name: str, command: str, rows: Sequence[tables.Row], table: str, pictu
     settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
     environments = [json.loads((r.path / "environment.json").read_text()) for row in rows for r in row.runs if r.path]
     machine = environments[0]
+    gpus = ", ".join(dict.fromkeys(each.get("gpu") or "no GPU" for each in environments))
     commits = ", ".join(dict.fromkeys(str(each["git_revision"])[:7] for each in environments))
     fit = settings["fit"]
     lines = [
@@ -159,7 +160,7 @@ def _page(name: str, command: str, rows: Sequence[tables.Row], table: str, pictu
         f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order RandomState({settings['stream']['seed']}), backbone "
         f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, {fit['epochs']} epochs a task, batches of "
         f"{fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and learning rate: {_rates(rows)}. "
-        f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
+        f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
         "",
         table,
         *(f"![{title}]({stem}.png)" for title, stem in pictures.items()),

@@ -246,11 +246,12 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
     Args:
         restored: something has been learned already, so that the environment is no longer that of all tasks.
     """
-    resolved, encoder = parts.recipe.resolved(), parts.method.encoder
+    resolved, encoder, device = parts.recipe.resolved(), parts.method.encoder, parts.accelerator.device
     folder.path.mkdir(exist_ok=True)
     if not folder.environment.exists():
         facts = {
-            "device": str(parts.accelerator.device),
+            "device": str(device),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
             "threads": torch.get_num_threads(),
             "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
             "data": parts.stream.source.facts | {"contents": contents},

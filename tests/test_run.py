@@ -152,6 +152,7 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
     assert yaml.safe_load((folder / "recipe.yaml").read_text()) == read_recipe(small_recipe).resolved()
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["device"] == "cpu"
+    assert environment["gpu"] is None
     assert environment["backbone"]["name"] == "test_vit"
     assert environment["data"]["train"] == 72
     cost = json.loads((folder / "cost.json").read_text())
