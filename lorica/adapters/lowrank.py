@@ -130,6 +130,17 @@ class LowRankSum(nn.Module):
         ranks = self.ranks[:index] + self.ranks[index + 1 :]
         self._stack(ranks, self.frozen_up[:, kept], self.frozen_down[kept])
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Makes the frozen directions one, with the same sum, once they have more ranks than a matrix of this size can: so that a
+        sum in which all weigh alike takes no more memory however many directions are added to it."""
+        out_features, in_features = self.up.shape[0], self.down.shape[1]
+        full = min(out_features, in_features)
+        if sum(self.ranks) <= full:
+            return
+        total, identity = self.frozen_up @ self.frozen_down, torch.eye(full).to(self.up)
+        self._stack([full], *((total, identity) if in_features == full else (identity, total)))
+
     def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
         """Other sizes than the directions have; see `lorica.methods.base.Particular`."""
         if "rank_sizes" in state and (given := state["rank_sizes"].tolist()) != self.ranks:

@@ -1,4 +1,4 @@
-"""RoLDA: rotations, a low-rank update on the first task, and discriminant analysis from then on. Ours, of known parts.
+"""RoLDA: rotations, low-rank updates on the first task or on every one, and discriminant analysis. Ours, of known parts.
 
 **First task.** One low-rank update W0 + U D of every projection (U = 0 at the start) is trained to tell 4n classes apart, the
 task's n classes in each of four rotations R_r. Each image of a batch, augmented as the recipe says, is turned by an r of its own,
@@ -8,7 +8,7 @@ drawn anew at every step:
 
 The rows w start short, with length 1/5, so that steps of Adam turn them fast. `passes` 4: each epoch of the recipe is four
 passes, in which an image is seen once in each rotation on average. Then w and the rotations go, the update stays as it is,
-and nothing is trained any more.
+and, with `adapt: first`, nothing is trained any more.
 
 **Features.** With c_l the class token that leaves block l and m_l the mean of the other tokens, both normalised as the
 backbone normalises what leaves its last block, n(v) = sqrt(d) v / ||v||, of the last L blocks:
@@ -26,18 +26,29 @@ covariance shrunk by g (`lorica.statistics.Discriminant`):
 Given the trunk, the result is that of all images at once, in whatever order and division classes and images came: more
 images of a class that is known count like its first. What is kept of a class is its mean; of all of them together, one matrix.
 
+**Every task**, with `adapt: always`: the k-th task that is adapted to trains an update of its own by (1), on top of those before
+it, of which the k-th part is kept:
+
+    W := W + U_k D_k / k                                                                                             (4)
+
+so that, were each update trained from the same weights, W would be the mean of what the tasks want. Features drift, and the
+statistics of the classes before move along. The task's images (in each rotation, where (1) turns them), encoded without and
+with the update, give the affine map
+
+    mu_c := A mu_c + b,    S := A S A'                                                                               (5)
+
+(`lorica.statistics.affine_drift`): the one approximation in all this.
+
 **A small beginning.** A task of fewer than `enough` images is not worth adapting to: it is read on features as they are, and the
-first one that has as many takes the part of the first task. Its images, encoded without and with the update, give the affine map
-
-    mu_c := A mu_c + b,    S := A S A'                                                                               (4)
-
-that moves what was kept of the classes before it (`lorica.statistics.affine_drift`): the one approximation in all this.
+first one that has as many takes the part of the first task, by (5).
 
 Where the parts are from: adapting in the first session alone, read by a discriminant, Panos et al. (ICCV 2023); a network
 tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024) and McDonnell et al. (RanPAC, NeurIPS 2023); the four
 rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al. (LayUP, 2024); a
-discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER. No claim of novelty is made for
-their combination; it was chosen on held-out data (`docs/results`).
+discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER; averaging the weights after each
+task with those before, Marouf et al. (CoMA, ECCV 2024), there with one weight for all tasks; statistics moved by a linear map
+fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there with a classifier trained on samples of them. No claim of
+novelty is made for their combination; it was chosen on held-out data (`docs/results`).
 
 Equation numbers are this file's.
 """
@@ -56,7 +67,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach, with_increments
-from lorica.adapters.lowrank import LowRankUpdates
+from lorica.adapters.lowrank import LowRankUpdates, no_norm
 from lorica.backbones.encoder import Classifier, Encoder, Site
 from lorica.errors import BackboneError, LoricaError
 from lorica.heads import cosines
@@ -74,24 +85,30 @@ ROW_LENGTH = 0.2  # of w at the start
 class RoLDAConfig(LowRankConfig):
     """Options of RoLDA."""
 
-    cross_entropy: Literal["current_task"] = "current_task"  # only the first task has one
+    cross_entropy: Literal["current_task"] = "current_task"
+    adapt: Literal["first", "always"] = Field(
+        default="first",
+        description="tasks to adapt to: the first, or every one, with statistics that follow the features",
+    )
     projections: tuple[str, ...] = Field(
         default=("q", "k", "v", "proj", "fc1", "fc2"), description="projections adapted in every block"
     )
     rotations: Literal["auto", "always", "never"] = Field(
         default="auto", description="train on the four rotations of a class as classes of their own; auto = of images"
     )
-    enough: int = Field(
-        default=50, ge=1, description="images that the task to adapt to has at least; until one has, nothing is trained"
+    enough: int = Field(default=50, ge=1, description="images that a task to adapt to has at least")
+    passes: int = Field(
+        default=4, ge=0, description="over a task to adapt to for each epoch; 0 = nothing is ever trained"
     )
-    passes: int = Field(default=4, ge=0, description="over the first task for each epoch; 0 = nothing is ever trained")
     layers: int = Field(default=5, ge=1, description="L, last blocks whose features are read")
     width: int = Field(default=8192, ge=1, description="largest D, to which more features are projected")
     shrinkage: float = Field(default=SHRINKAGE, gt=0, le=1, description="g")
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> RoLDAConfig:
-        if not self.passes and (idle := {"rank", "projections", "rotations", "enough"} & self.model_fields_set):
+        if not self.passes and (
+            idle := {"adapt", "rank", "projections", "rotations", "enough"} & self.model_fields_set
+        ):
             raise ValueError(
                 f"{', '.join(sorted(idle))}: without effect where passes is 0, since nothing is trained; leave out"
             )
@@ -99,7 +116,7 @@ class RoLDAConfig(LowRankConfig):
 
 
 class RoLDA(Method):
-    """Adapted on the first task, then a linear discriminant on the features of several blocks."""
+    """Adapted on the first task or on all, and a linear discriminant on the features of several blocks."""
 
     name = "rolda"
     Config = RoLDAConfig
@@ -108,11 +125,11 @@ class RoLDA(Method):
     dropped = ("head",)
     config: RoLDAConfig
     projection: Tensor | None  # P, where D is bounded
-    head: nn.Parameter  # w, [rotations * classes, width], on the first task
+    head: nn.Parameter  # w, [rotations * classes, width], on a task that is adapted to
 
     def __init__(self, config: RoLDAConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
-        self.adapted: int | None = None  # index of the task that the update was trained on
+        self.adapted: list[int] = []  # indices of the tasks that updates were trained on
         self.rotations = config.rotations != "never" and encoder.modality == "images"
         if config.rotations == "always" and not self.rotations:
             raise BackboneError(
@@ -134,9 +151,10 @@ class RoLDA(Method):
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "adam", "learning_rate": 2e-3, "schedule": "cosine"}
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
-        """U D of one projection."""
-        return self.updates[site](torch.empty(0, device=self.device), 1.0)
+    def increment(self, site: Site, current: float = 1.0) -> Float[Tensor, "out inp"]:
+        """The sum of updates of one projection, with that much of the current one."""
+        update = self.updates[site]
+        return update(update.up.new_ones(len(update.ranks)), current)
 
     def passes(self) -> int:
         return self.config.passes
@@ -148,8 +166,8 @@ class RoLDA(Method):
             del self.head
 
     def begin_task(self, context: Context) -> None:
-        """Decides whether this is the task to adapt to."""
-        if self.adapted is not None or not self.config.passes:
+        """Decides whether this is a task to adapt to."""
+        if not self.config.passes or (self.adapted and self.config.adapt == "first"):
             return
         images = sum(len(batch.labels) for batch in context.batches())
         if self._number_of_rows() == 1:
@@ -157,9 +175,9 @@ class RoLDA(Method):
         elif images < self.config.enough:
             missing = f"it has {images} images, of method.enough={self.config.enough}"
         else:
-            self._start(self.task.index)
-            if self.task.index:
+            if self.task.index and not self.adapted:
                 _log.warning("rolda: task %d is adapted to", self.task.index + 1)
+            self._start(self.task.index)
             return
         _log.warning(
             "rolda: task %d is not adapted to, and read on features as they are: %s; a later task will be, if it can",
@@ -172,14 +190,16 @@ class RoLDA(Method):
 
     def _start(self, index: int) -> None:
         """Makes room for what the task of that index trains: U, D, and w if that is the current one."""
-        self.adapted = index
-        self.updates.grow(self.config.rank, zero_up=True)
+        self.adapted.append(index)
+        self.updates.grow(self.config.rank, zero_up=True, norm=no_norm)
+        for update in self.updates:
+            update.fold()
         if index == self.task.index:
             rows = ROW_LENGTH * F.normalize(torch.randn(self._number_of_rows(), self.encoder.width), dim=1)
             self.head = nn.Parameter(rows.to(self.device))
 
     def trainable(self) -> list[nn.Parameter]:
-        return [*self.updates.factors(), self.head] if self.adapted == self.task.index else []
+        return [*self.updates.factors(), self.head] if self.task.index in self.adapted else []
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """(1)."""
@@ -192,14 +212,30 @@ class RoLDA(Method):
 
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
-        """(3), and (4) where classes were known before the task that was adapted to."""
+        """(3), and before it (4) and (5)."""
+        if self.task.index in self.adapted:
+            for update in self.updates:
+                update.up.div_(len(self.adapted))
+            if not self.discriminant.is_empty():
+                self._follow(context)
         features, labels = context.gathered(self.features)
-        if self.adapted == self.task.index > 0:
-            plain = with_increments(self.encoder, self.sites, lambda site: torch.zeros((), device=self.device))
-            before, _ = context.gathered(lambda inputs: self._features_of(plain, inputs))
-            self.discriminant.move(*affine_drift(before, features))
         self.discriminant.add(features, labels)
         self.discriminant.solve(self.config.shrinkage)
+
+    def _follow(self, context: Context) -> None:
+        """(5)."""
+
+        def turned(encoder: Encoder, inputs: Inputs) -> Tensor:
+            views = [torch.rot90(cast(Tensor, inputs), turn, (2, 3)) for turn in range(ROTATIONS)]
+            return torch.stack([self._features_of(encoder, view) for view in views], dim=1)
+
+        encode = turned if self.rotations else self._features_of
+        without = with_increments(self.encoder, self.sites, lambda site: self.increment(site, current=0.0))
+        before, after = (
+            context.gathered(lambda inputs, encoder=encoder: encode(encoder, inputs))[0].flatten(end_dim=-2)
+            for encoder in (without, self.encoder)
+        )
+        self.discriminant.move(*affine_drift(before, after))
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """(2); of as many blocks as asked, and not projected, where somebody asks."""
@@ -289,16 +325,19 @@ class RoLDA(Method):
         return Classifier(weight, self.discriminant.bias, self.layers)
 
     def diagnostics(self) -> dict[str, Any]:
-        """The task that was adapted to, counted from 1; None so far, or in a run that never adapts."""
-        return {"adapted_to_task": None if self.adapted is None else self.adapted + 1}
+        """The task that was adapted to last, counted from 1; None so far, or in a run that never adapts."""
+        return {"adapted_to_task": self.adapted[-1] + 1 if self.adapted else None}
 
     def structure(self) -> dict[str, Any]:
-        return {} if self.adapted is None else {"adapted": self.adapted}
+        first, later = self.adapted[:1], self.adapted[1:]
+        return ({"adapted": first[0]} if first else {}) | ({"also_adapted": later} if later else {})
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
         if "adapted" in structure:
-            (index,) = places_among([structure["adapted"]], len(self.tasks), "adapted")
-            self._start(index)
+            later = structure.get("also_adapted", [])
+            adapted = [structure["adapted"], *later] if isinstance(later, list) else later
+            for index in places_among(adapted, len(self.tasks), "adapted"):
+                self._start(index)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
         """S and the means."""

@@ -12,6 +12,7 @@ from lorica.adapters.lowrank import (
     LowRankUpdates,
     frobenius_norm,
     inner_product,
+    no_norm,
     norm_product,
     project_last,
 )
@@ -150,6 +151,20 @@ def test_dropped_directions_leave_the_sum_and_their_room() -> None:
     torch.testing.assert_close(update(torch.tensor([2.0]), 0.5), update.frozen_up @ (2 * update.frozen_down))
     updates.grow(2, zero_up=False)
     assert update.ranks == [3]
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), rank=st.integers(1, 4), shape=st.sampled_from([(7, 5), (5, 7), (6, 6)]))
+def test_folded_directions_keep_their_sum_and_take_no_more_room(seed: int, rank: int, shape: tuple[int, int]) -> None:
+    torch.manual_seed(seed)
+    update, total = LowRankSum(*shape, device=torch.device("cpu")), torch.zeros(shape)
+    for _ in range(12):
+        update.grow(rank, zero_up=False, norm=no_norm)
+        update.fold()
+        total += (update.up @ update.down).detach()
+        assert sum(update.ranks) <= min(shape)
+        assert update.frozen_up.shape[1] == update.frozen_down.shape[0] == sum(update.ranks)
+        torch.testing.assert_close(update(torch.ones(len(update.ranks)), 1.0).detach(), total, atol=1e-5, rtol=1e-5)
 
 
 def test_a_direction_that_never_left_zero_contributes_nothing() -> None:

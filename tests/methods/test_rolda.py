@@ -160,14 +160,16 @@ def test_settings_of_an_adaptation_that_never_happens_are_refused() -> None:
         RoLDAConfig(name="rolda", passes=0, rank=3, rotations="always")
 
 
-def test_what_was_kept_before_moves_with_the_features(tiny_encoder, growing) -> None:
-    """The map is fitted on the images of the task that was adapted to, encoded without and with the update."""
-    method, plain = rolda(tiny_encoder(), enough=20), rolda(tiny_encoder(), passes=0)
+@pytest.mark.parametrize("rotations", ["auto", "never"])
+def test_what_was_kept_before_moves_with_the_features(tiny_encoder, growing, rotations) -> None:
+    """The map is fitted on the images of the task that was adapted to, as that turned them, encoded without and with the update."""
+    method, plain = rolda(tiny_encoder(), enough=20, rotations=rotations), rolda(tiny_encoder(), passes=0)
     learn(plain, growing, tasks=1)
     learn(method, growing, tasks=2)
     images = images_of(growing.train(growing.tasks[1])).inputs
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4 if rotations == "auto" else 1)])
     with torch.no_grad():
-        weight, bias = affine_drift(plain.features(images), method.features(images))
+        weight, bias = affine_drift(plain.features(turned), method.features(turned))
     expected = plain.discriminant.means[0].numpy() @ weight.numpy().T + bias.numpy()
     np.testing.assert_allclose(method.discriminant.means[0], expected, atol=1e-8)
     assert not np.allclose(expected, plain.discriminant.means[0])
@@ -185,13 +187,105 @@ def test_a_late_beginning_is_taken_up_again(tiny_encoder, growing) -> None:
     assert copied.structure() == {"adapted": 1}
 
 
-@pytest.mark.parametrize("adapted", [3, -1, "1", None, True])
-def test_a_task_that_is_not_there_was_not_adapted_to(tiny_encoder, growing, adapted) -> None:
+@pytest.mark.parametrize(
+    "structure",
+    [
+        *({"adapted": adapted} for adapted in (3, -1, "1", None, True)),
+        *({"adapted": 1, "also_adapted": later} for later in (2, [0], [1], [3], ["2"], None)),
+    ],
+)
+def test_a_task_that_is_not_there_was_not_adapted_to(tiny_encoder, growing, structure) -> None:
     method = rolda(tiny_encoder())
     for task in growing.tasks:
         method.grow(task)
     with pytest.raises(ValueError, match=r"adapted is .*, expected different tasks from 0 to 2"):
-        method.restore_structure({"adapted": adapted})
+        method.restore_structure(structure)
+
+
+# --- adapting to every task -----------------------------------------------------------------------------------------
+
+
+def test_of_the_kth_update_the_kth_part_is_kept(tiny_encoder, stream) -> None:
+    method = rolda(tiny_encoder(), adapt="always")
+    site = method.sites[0]
+    total = torch.zeros(site.out_features, site.in_features)
+    for number, task in enumerate(stream.tasks, 1):
+        trained = []
+
+        def note(descent: Descent, trained=trained) -> None:
+            update = method.updates[site]
+            trained[:] = [(update.up @ update.down).detach().clone()]
+
+        data, watch = stream.train(task), Watch(after_step=note)
+        learn_task(method, task, data, FIT, seed=0, accelerator=Accelerator(cpu=True), watch=watch)
+        assert trained[0].any()
+        total += trained[0] / number
+        torch.testing.assert_close(method.increment(site), total, atol=1e-6, rtol=1e-4)
+        assert method.diagnostics() == {"adapted_to_task": number}
+    assert method.structure() == {"adapted": 0, "also_adapted": [1, 2]}
+
+
+def test_statistics_of_earlier_classes_follow_every_task(tiny_encoder, stream) -> None:
+    method = learn(rolda(tiny_encoder(), adapt="always"), stream, tasks=2)
+    means = method.discriminant.means[:4].clone()
+    rows, columns = torch.triu_indices(method.discriminant.width, method.discriminant.width)
+    scatter = torch.zeros(method.discriminant.width, method.discriminant.width, dtype=torch.double)
+    scatter[rows, columns] = scatter[columns, rows] = method.discriminant.scatter
+    last = images_of(stream.train(stream.tasks[2]))
+    images, labels = last.inputs, last.labels
+    turned = torch.cat([torch.rot90(images, turn, (2, 3)) for turn in range(4)])
+    with torch.no_grad():
+        before = method.features(turned)
+    third = stream.tasks[2]
+    learn_task(method, third, stream.train(third), FIT, seed=0, accelerator=Accelerator(cpu=True))
+    with torch.no_grad():
+        weight, bias = affine_drift(before, method.features(turned))
+        own = method.features(images).double()
+    np.testing.assert_allclose(method.discriminant.means[:4], means @ weight.T + bias, atol=2e-4)
+    expected = weight @ scatter @ weight.T
+    for label in labels.unique():
+        centred = own[labels == label] - own[labels == label].mean(dim=0)
+        expected += centred.T @ centred
+    np.testing.assert_allclose(
+        method.discriminant.scatter, expected[rows, columns], atol=2e-4 * float(expected.abs().max())
+    )
+
+
+def test_a_stream_that_is_always_adapted_to_is_taken_up_again(tiny_encoder, stream) -> None:
+    method, copied = learn(rolda(tiny_encoder(), adapt="always"), stream), rolda(tiny_encoder(), adapt="always")
+    for task in stream.tasks:
+        copied.grow(task)
+    copied.restore_structure(method.structure())
+    copied.load_own_state(method.own_state())
+    x = torch.rand(3, 3, 32, 32)
+    assert torch.equal(copied.predict(x), method.predict(x))
+
+
+def test_small_tasks_on_the_way_are_read_as_they_are(tiny_encoder, six_classes, caplog) -> None:
+    stream = Stream(six_classes, classes_per_task=[2, 1, 3], reader=ImageReader(32))
+    method = learn(rolda(tiny_encoder(), adapt="always", enough=20), stream)
+    assert method.adapted == [0, 2]
+    assert [record.getMessage() for record in caplog.records] == [
+        "rolda: task 2 is not adapted to, and read on features as they are: it has 12 images, of method.enough=20; "
+        "a later task will be, if it can"
+    ]
+
+
+def test_updates_take_no_more_room_once_they_are_as_wide_as_a_matrix(tiny_encoder) -> None:
+    method = rolda(tiny_encoder(), adapt="always", rank=10)
+    sizes = []
+    for index in range(9):
+        method.grow(Task.of_new_classes(index, index, (str(index),)))
+        method._start(index)
+        sizes.append(sum(tensor.numel() for name, tensor in method.own_state().items() if name.startswith("updates")))
+    assert sizes[0] < sizes[2] < sizes[3]
+    assert max(sizes[4:]) <= sizes[3] + 3 * (sizes[1] - sizes[0])
+
+
+def test_models_that_went_on_adapting_are_not_joined(tiny_encoder, stream) -> None:
+    common, one, other = (learn(rolda(tiny_encoder(), adapt="always"), stream, tasks=number) for number in (1, 2, 2))
+    with pytest.raises(LoricaError, match=r"this model has another backbone, normalisation, first task or features"):
+        one.join(other, common)
 
 
 # --- features and discriminant --------------------------------------------------------------------------------------
