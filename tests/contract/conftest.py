@@ -18,13 +18,17 @@ OPTIONS = {
     "hide_prompt": {"alignment_epochs": 2},
     "ran_pac": {"width": 64},
     "rolda": {"enough": 20},  # a task has 24 images
+    ("rolda", "always"): {"adapt": "always"},
     "sd_lora_rr": {"reduced_ranks": (2, 1)},
     ("sd_lora_kd", "absorbing"): {"refit_epochs": 1, "tolerance": 0.9},
 }
 
 
 @pytest.fixture(
-    params=[(name, variant) for name in method_names() for variant in find_method(name).variants()],
+    params=[
+        *((name, variant) for name in method_names() for variant in find_method(name).variants()),
+        ("rolda", "always"),
+    ],
     ids=lambda param: "-".join(filter(None, param)),
 )
 def kind(request: pytest.FixtureRequest):
@@ -33,8 +37,8 @@ def kind(request: pytest.FixtureRequest):
 
     def build(encoder, **options):
         cls = find_method(name)
-        options |= {"variant": variant} if variant else {}
-        options |= OPTIONS.get(name, OPTIONS.get((name, variant), {}))
+        options |= {"variant": variant} if variant in cls.variants() and variant else {}
+        options |= OPTIONS.get(name, {}) | OPTIONS.get((name, variant), {})
         options |= {"rank": 2} if "rank" in cls.Config.model_fields else {}
         return cls(cls.Config(name=name, **options), encoder)
 
