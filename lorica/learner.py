@@ -67,13 +67,19 @@ class Learner:
             common: that of the run from which both went on, as it was then.
 
         Raises:
-            LoricaError: a method that cannot be joined, or learners that did not go on from the common one.
+            LoricaError: a method that cannot be joined, learners that did not go on from the common one, or that read inputs
+                differently.
         """
         if not (isinstance(other, Learner) and isinstance(common, Learner)):
             raise LoricaError("expected two other learners; lorica.load makes them of a run's folder")
         join = getattr(self.method, "join", None)
         if join is None:
             raise LoricaError(f"{_called(self.method)} cannot be joined; rolda can, read by its own discriminant")
+        if any(vars(each._reader) != vars(self._reader) for each in (other, common)):
+            keys = ", ".join(f"data.{key}" for key in self._reader.options)
+            raise LoricaError(
+                f"the three learners prepare their inputs differently, so that their statistics mean different things; learn them with the same {keys}"
+            )
         join(other.method, common.method)
         self.class_names = tuple(name for task in self.method.tasks for name in task.new_names)
 

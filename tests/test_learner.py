@@ -264,6 +264,12 @@ def test_learners_that_went_on_from_one_are_joined(
         learner.join(one, common)
     with pytest.raises(LoricaError, match=r"expected two other learners"):
         one.join("runs/other", common)  # pyright: ignore[reportArgumentType]
+    cropped = {**small_recipe, "data": {**small_recipe.get("data", {}), "crop_pct": 0.5}}
+    run({**cropped, "method": method, "checkpoints": "everything"}, out=tmp_path / "cropped")
+    with pytest.raises(
+        LoricaError, match=r"prepare their inputs differently, .* the same data.crop_pct, data.background"
+    ):
+        one.join(load(tmp_path / "cropped"), common)
     run({**small_recipe, "method": method}, out=tmp_path / "all")
     with pytest.raises(LoricaError, match=r"the sums of a model are not there; .* checkpoints=everything"):
         load(tmp_path / "all", tasks=1).join(all_three, common)
