@@ -10,7 +10,7 @@ Writes docs/results/RECIPE-readouts.md and .json; what is done is in runs/RECIPE
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -102,6 +102,9 @@ class Watched(Method):
 
     def trainable(self) -> list[nn.Parameter]:
         return self.learner.trainable()
+
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        return self.learner.rate_factors()
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
         return self.learner.losses(batch)

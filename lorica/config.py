@@ -502,7 +502,7 @@ def _hint(place: str, known: Sequence[str]) -> str:
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if field.exclude_if is None:  # what a run notes is nobody's to write
+        if name != "sha256":  # which a run notes
             yield f"{prefix}{name}"
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

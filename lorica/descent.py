@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 import torch
@@ -105,7 +106,8 @@ class Descent:
         for parameter in parameters:
             parameter.requires_grad_(True)
         if parameters:
-            plain = _optimizer(parameters, fit)
+            plain = _optimizer(_groups(parameters, method.rate_factors(), fit.learning_rate), fit)
+            self._rates = [group["lr"] for group in plain.param_groups]
             self._schedule = _schedule(plain, fit, self.steps * fit.epochs)
             self._optimizer = accelerator.prepare_optimizer(plain)
         self._terms: dict[str, Tensor] = {}  # of the latest batch
@@ -167,7 +169,7 @@ class Descent:
                 nn.utils.clip_grad_norm_(self.parameters, self.fit.clip_norm)
             self._optimizer.step()
             self._terms |= {name: term.detach() for name, term in terms.items()}
-        self._rate = self._schedule.get_last_lr()[0]
+        self._rate = max(self._schedule.get_last_lr())
         self._schedule.step()
         last = self.step + 1 == self.steps
         self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
@@ -182,7 +184,7 @@ class Descent:
             yield terms
 
     def row(self) -> dict[str, Any]:
-        """What is to say of the latest batch: task, stage, epoch and step (from 0), learning rate, the value of each term of
+        """What is to say of the latest batch: task, stage, epoch and step (from 0), the largest learning rate, the value of each term of
         the loss, and what the method says of itself, without long lists.
 
         Raises:
@@ -292,11 +294,12 @@ class Descent:
             )
             return
         taken = standing.epoch * self.steps + standing.step
-        rate = self.rate_at(taken)
+        share = self.rate_at(taken) / self.fit.learning_rate
+        expected = [share * first for first in self._rates]
         # a cosine is followed from step to step, so that its rate has other last digits than the formula
-        expected = [rate] * len(self._optimizer.param_groups)
         near = len(standing.rates) == len(expected) and all(
-            type(each) is float and abs(each - rate) <= 1e-6 * self.fit.learning_rate for each in standing.rates
+            type(each) is float and abs(each - rate) <= 1e-6 * first
+            for each, rate, first in zip(standing.rates, expected, self._rates, strict=True)
         )
         if not near:
             yield f"descent.groups: the learning rates are {shown(standing.rates)}, expected {expected}"
@@ -321,11 +324,17 @@ class Descent:
             yield f"descent: what the optimiser keeps differs from parameter to parameter: {shown(kinds)}"
 
 
-def _optimizer(parameters: list[nn.Parameter], fit: Fit) -> torch.optim.Optimizer:
+def _groups(parameters: list[nn.Parameter], factors: Mapping[nn.Parameter, float], rate: float) -> list[dict[str, Any]]:
+    """Neighbours of one rate together, so that the optimiser counts the parameters in their order."""
+    neighbours = groupby(parameters, lambda each: factors.get(each, 1.0))
+    return [{"params": list(part), "lr": factor * rate} for factor, part in neighbours]
+
+
+def _optimizer(groups: list[dict[str, Any]], fit: Fit) -> torch.optim.Optimizer:
     if fit.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=fit.learning_rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
+        return torch.optim.SGD(groups, lr=fit.learning_rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
     kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=fit.learning_rate, weight_decay=fit.weight_decay)
+    return kind(groups, lr=fit.learning_rate, weight_decay=fit.weight_decay)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, fit: Fit, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

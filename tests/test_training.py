@@ -18,7 +18,7 @@ from lorica.errors import TrainingError
 from lorica.methods.base import Context, MethodConfig
 from lorica.methods.linear_head import LinearHeadMethod
 from lorica.randomness import Draws
-from lorica.training import Fit, learn_task
+from lorica.training import Fit, Watch, learn_task
 from lorica.types import Batch, Task
 
 MakeEncoder = Callable[..., TimmViT]
@@ -147,6 +147,40 @@ def test_the_cosine_schedule_falls_to_zero(
     rates.clear()
     learn(Recording(tiny_encoder()), stream, 0, optimizer="sgd", epochs=2)
     assert rates == [0.1] * 4
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_what_learns_at_another_rate(
+    name: str, tiny_encoder: MakeEncoder, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first step is proportional to the rate; the schedule keeps the proportion, and the history has the larger rate."""
+
+    class Slower(Recording):
+        def rate_factors(self) -> dict[nn.Parameter, float]:
+            return {self.head.weights[0]: 0.25}
+
+    at_rate, slower = Recording(tiny_encoder()), Slower(tiny_encoder())
+    for method in (at_rate, slower):
+        learn(method, stream, 0, optimizer=name, batch_size=24)
+    assert torch.equal(slower.head.biases[0], at_rate.head.biases[0])
+    torch.testing.assert_close(slower.head.weights[0], 0.25 * at_rate.head.weights[0])
+    assert slower.head.weights[0].any()
+
+    rates: list[list[float]] = []
+    plain = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, closure: None = None) -> None:
+        rates.append([group["lr"] for group in self.param_groups])
+        plain(self, closure)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    rows: list[dict[str, Any]] = []
+    falling, watch = fit(optimizer="sgd", schedule="cosine", epochs=2), Watch(record=rows.append)
+    data, accelerator = stream.train(stream.tasks[0]), Accelerator(cpu=True)
+    learn_task(Slower(tiny_encoder()), stream.tasks[0], data, falling, seed=0, accelerator=accelerator, watch=watch)
+    shares = [1, (1 + 2**-0.5) / 2, 0.5, (1 - 2**-0.5) / 2]
+    assert rates == [pytest.approx([0.025 * share, 0.1 * share]) for share in shares]
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.1 * shares[1], 0.1 * shares[3]])
 
 
 def test_a_loss_that_is_not_finite_says_where(tiny_encoder: MakeEncoder, stream: Stream) -> None:

@@ -233,6 +233,11 @@ class Method(nn.Module, ABC):
     def trainable(self) -> list[nn.Parameter]:
         """Parameters to train on the current task."""
 
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        """What the learning rate is multiplied by, in every stage, for parameters that learn slower or faster than others; all
+        that it does not name learn at the rate itself."""
+        return {}
+
     @abstractmethod
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """Named loss terms of a batch; one optimiser step for each yield."""

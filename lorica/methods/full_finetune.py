@@ -5,6 +5,10 @@ cross-entropy over the current task's logits (the default here), mammoth over al
 With the former, old head rows stay as they are and forgetting happens in the features alone. Head rows start as
 LAMDA-PILOT's, uniform in +-sqrt(3/d).
 
+`trunk_rate` is the slow learner of SLCA (Zhang et al., ICCV 2023): everything but the head learns at that fraction of
+`fit.learning_rate`, there a hundredth (SGD, 0.01 for the head). The other half of SLCA, alignment of the classifier, is a
+read-out, see docs/readouts.md.
+
 The SD-LoRA paper says that all methods train with Adam at 0.008, which destroys a fully trainable ViT; LAMDA-PILOT uses SGD at
 0.001 with weight decay. The default here is Adam at 1e-4.
 """
@@ -14,15 +18,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import Field
 from torch import nn
 
-from lorica.methods.linear_head import LinearHeadMethod
+from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
+
+
+class FullFinetuneConfig(LinearHeadConfig):
+    """Options of full fine-tuning."""
+
+    trunk_rate: float = Field(
+        default=1.0,
+        gt=0,
+        exclude_if=lambda value: value == 1,  # as in recipes from before there was this key
+        description="the learning rate of everything but the head, as a fraction of fit.learning_rate; SLCA: 0.01",
+    )
 
 
 class FullFinetune(LinearHeadMethod):
     """Trains everything, protects nothing."""
 
     name = "full_finetune"
+    Config = FullFinetuneConfig
+    config: FullFinetuneConfig
     trains_encoder = True
     source_start = "kaiming"
 
@@ -32,3 +50,6 @@ class FullFinetune(LinearHeadMethod):
 
     def trainable(self) -> list[nn.Parameter]:
         return [*self.encoder.parameters(), *self.head_parameters()]
+
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        return dict.fromkeys(self.encoder.parameters(), self.config.trunk_rate)

@@ -139,6 +139,9 @@ class Readout(Method):
     def passes(self) -> int:
         return self.learner.passes()
 
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        return self.learner.rate_factors()
+
     def edit_gradients(self) -> None:
         self.learner.edit_gradients()
 

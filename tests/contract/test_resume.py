@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from lorica import snapshot
 from lorica.data.stream import Stream
 from lorica.descent import Descent, Fit
+from lorica.errors import CheckpointError
 from lorica.files import RunFolder
 from lorica.methods import Method, build_method, find_method
 from lorica.session import Session
@@ -122,6 +123,24 @@ def test_a_read_out_goes_on_too(name, options, small, tiny_encoder, stream, tmp_
         resumed = session_in(folder, build())
         learn(resumed, stream)
         assert_same(whole, resumed)
+
+
+def test_a_slow_trunk_goes_on_too(tiny_encoder, stream, tmp_path: Path) -> None:
+    cls = find_method("full_finetune")
+
+    def build(rate: float) -> Method:
+        return cls(cls.Config(name="full_finetune", trunk_rate=rate), tiny_encoder())
+
+    whole = session_in(tmp_path / "whole", build(0.01))
+    learn(whole, stream)
+    with pytest.raises(StoppedHere):
+        learn(session_in(tmp_path / "stopped", build(0.01), (1, 4)), stream)
+    for other in (0.5, 1.0):
+        with pytest.raises(CheckpointError, match=r"method\.trunk_rate was 0\.01, now"):
+            session_in(tmp_path / "stopped", build(other))
+    resumed = session_in(tmp_path / "stopped", build(0.01))
+    learn(resumed, stream)
+    assert_same(whole, resumed)
 
 
 def test_begin_task_is_not_called_again(tiny_encoder, stream, tmp_path: Path) -> None:
