@@ -21,7 +21,7 @@ from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError, TrainingError
 from lorica.methods import Context, Method, Readout, build_method, find_method
 from lorica.run import check, default_folder, evaluate
-from lorica.statistics import affine_drift
+from lorica.statistics import AlignedHead, Gaussians, affine_drift
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
@@ -69,6 +69,7 @@ def images_of(stream: Stream, *tasks: int) -> Batch:
         ("l2p", "discriminant", {"drift": "affine"}),
         ("hide_prompt", "ridge", {"layers": 1, "drift": "affine"}),
         ("full_finetune", "ridge", {"drift": "affine"}),
+        ("full_finetune", "aligned", {"drift": "affine"}),
         ("ran_pac", "discriminant", {"layers": 2}),
     ],
 )
@@ -115,6 +116,84 @@ def test_ridge_regression(layers, tiny_encoder, stream) -> None:
     x, ridge = read.features(batch.inputs).double().numpy(), read.regression.ridge.item()
     expected = Ridge(alpha=ridge, solver="svd").fit(x, np.eye(6)[batch.labels]).predict(x)
     np.testing.assert_allclose(read.predict(batch.inputs).numpy(), expected, rtol=1e-2, atol=1e-3)
+
+
+# ---- an aligned head
+
+
+def test_an_aligned_head_keeps_a_gaussian_of_each_class(tiny_encoder, stream) -> None:
+    read = learned("linear_probe", tiny_encoder(), stream, "aligned")
+    batch = images_of(stream, 0, 1, 2)
+    x, y = read.features(batch.inputs).double().numpy(), batch.labels.numpy()
+    for label in range(6):
+        np.testing.assert_allclose(read.alignment.means[label, 0], x[y == label].mean(0), atol=1e-5)
+        factor = read.alignment.factors[label, 0].double().numpy()
+        expected = np.cov(x[y == label].T, bias=True) + 1e-4 * np.eye(32)
+        np.testing.assert_allclose(factor @ factor.T, expected, atol=1e-4)
+
+
+def test_normalised_logits_by_hand() -> None:
+    """Over 0.1 times the mean length of the logits of the classes that came together."""
+    head = AlignedHead(3, device=torch.device("cpu"))
+    head.grow(2)
+    head.grow(3)
+    weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(4, 3)
+    head.start(weight, bias)
+    logits = x.numpy() @ weight.numpy().T + bias.numpy()
+    lengths = (np.linalg.norm(logits[:, :2], axis=1) + np.linalg.norm(logits[:, 2:], axis=1)) / 2
+    np.testing.assert_allclose(head.normalised(x).numpy(), logits / (0.1 * lengths[:, None]), rtol=1e-5)
+
+
+def test_alignment_starts_from_the_methods_own_head(tiny_encoder, stream) -> None:
+    """The first task's is left as it is; from then on it moves, and only it."""
+    first, both = (learned("lora", tiny_encoder(), stream, "aligned", tasks) for tasks in (1, 2))
+    own = first.learner.classifier()
+    assert torch.equal(first.alignment.weight, own.weight)
+    assert torch.equal(first.alignment.bias, own.bias)
+    own = both.learner.classifier()
+    assert not torch.equal(both.alignment.weight, own.weight)
+    assert torch.equal(own.weight, learned("lora", tiny_encoder(), stream, "head", 2).classifier().weight)
+
+
+def test_a_head_without_one_to_start_from_points_at_the_means() -> None:
+    head = AlignedHead(4, device=torch.device("cpu"))
+    head.grow(3)
+    features = 5 * torch.eye(3, 4).repeat_interleave(20, dim=0) + 0.1 * torch.randn(60, 4)
+    head.fit(features, torch.arange(3).repeat_interleave(20))
+    head.start()
+    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
+    centre = head.means[:, 0].mean(dim=0)
+    torch.testing.assert_close(head(centre[None]), torch.zeros(1, 3), atol=1e-5, rtol=0)
+    assert (head(features).argmax(dim=1) == torch.arange(3).repeat_interleave(20)).all()
+
+
+def test_alignment_tells_the_classes_of_different_tasks_apart(tiny_encoder, stream) -> None:
+    """Heads that were never trained against each other, on a trunk that stays: closer to the truth than they were."""
+    read = learned("linear_probe", tiny_encoder(), stream, "aligned")
+    batch = images_of(stream, 0, 1, 2)
+    own, aligned = read.learner.predict(batch.inputs), read.predict(batch.inputs)
+    assert F.cross_entropy(10 * F.normalize(aligned), batch.labels) < F.cross_entropy(
+        10 * F.normalize(own), batch.labels
+    )
+
+
+def test_gaussians_follow_the_drift(tiny_encoder, stream) -> None:
+    read = learned("lora", tiny_encoder(), stream, "aligned", 1, drift="affine")
+    batch, means, factors = images_of(stream, 1), read.alignment.means.clone(), read.alignment.factors.clone()
+    before = read.features(batch.inputs)
+    learn(read, stream, range(1, 2))
+    weight, bias = affine_drift(before, read.features(batch.inputs))
+    for label in range(2):
+        torch.testing.assert_close(
+            read.alignment.means[label, 0].double(), weight @ means[label, 0].double() + bias, atol=1e-4, rtol=1e-3
+        )
+        old, new = (each[label, 0].double() for each in (factors, read.alignment.factors))
+        torch.testing.assert_close(new @ new.T, weight @ (old @ old.T) @ weight.T, atol=1e-3, rtol=1e-3)
+
+
+def test_variances_alone_cannot_follow() -> None:
+    with pytest.raises(ValueError, match="expected Gaussians with full covariances"):
+        Gaussians(3, 1, full=False, device=torch.device("cpu")).move(torch.eye(3).double(), torch.zeros(3).double())
 
 
 # ---- features of several blocks
@@ -233,7 +312,7 @@ def test_features_from_before_are_those_of_the_method_before_it_grew(name, tiny_
     assert "before" in method.running_state()
 
 
-@pytest.mark.parametrize("readout", ["prototypes", "discriminant", "ridge"])
+@pytest.mark.parametrize("readout", ["prototypes", "discriminant", "ridge", "aligned"])
 def test_a_trunk_that_stays_keeps_the_bits_of_its_statistics(readout, tiny_encoder, stream, monkeypatch) -> None:
     plain = learned("linear_probe", tiny_encoder(), stream, readout, layers=2)
     monkeypatch.setattr("lorica.methods.readout.affine_drift", None)  # nothing is even fitted
@@ -319,6 +398,7 @@ def test_the_ledger_adds_the_statistics(tiny_encoder, stream) -> None:
         ("prototypes", {"head": kept["head"] + 6 * 32}),
         ("discriminant", {"statistics": 2 * 6 * 32 + 6 + 32 * 33 // 2}),
         ("ridge", {"regression": 33 * 33 + 2 * 33 * 6 + 1}),
+        ("aligned", {"alignment": 6 * (32 * 32 + 2 * 32 + 1)}),
     ):
         read = measure(learned("l2p", tiny_encoder(), stream, readout, drift="affine"))
         assert read["trainable_by_kind"] == plain["trainable_by_kind"]
@@ -419,13 +499,14 @@ def test_default_folders_tell_read_outs_apart(small_recipe) -> None:
     ("name", "options", "message"),
     [
         ("cl_lora", {"readout": "prototypes"}, "evaluate.readout: cl_lora gives no features in a space that all its classes"),
+        ("joint", {"readout": "aligned"}, "evaluate.readout: joint learns all classes at once, so that its head has no tasks to align"),
         ("ease", {"readout": "ridge"}, "evaluate.readout: ease gives no features in a space that all its classes share, which ridge"),
         ("prototypes", {"readout": "prototypes"}, "evaluate.readout: prototypes predicts by prototypes of these features already"),
         ("aper", {"readout": "prototypes"}, "evaluate.readout: aper predicts by prototypes of these features already"),
         ("rolda", {"readout": "discriminant"}, "evaluate.readout: rolda predicts by discriminant of these features already"),
         ("sd_lora", {"layers": 2, "drift": "affine"}, "evaluate: layers and drift: no effect on a method's own predictions"),
         ("sd_lora", {"readout": "head", "drift": "affine"}, "evaluate: drift: no effect on a method's own predictions"),
-        ("sd_lora", {"readout": "means"}, "evaluate.readout: Input should be 'head', 'prototypes', 'discriminant' or 'ridge'"),
+        ("sd_lora", {"readout": "means"}, "evaluate.readout: Input should be 'head', 'prototypes', 'discriminant', 'ridge' or 'aligned'"),
         ("sd_lora", {"readout": "ridge", "layers": 0}, "evaluate.layers: Input should be greater than or equal to 1, given 0"),
     ],
 )  # fmt: skip
