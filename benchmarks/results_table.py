@@ -149,7 +149,8 @@ def _page(name: str, command: str, rows: Sequence[tables.Row], table: str, pictu
     machine = environments[0]
     gpus = ", ".join(dict.fromkeys(each.get("gpu") or "no GPU" for each in environments))
     commits = ", ".join(dict.fromkeys(str(each["git_revision"])[:7] for each in environments))
-    fit = settings["fit"]
+    fit, seed = settings["fit"], settings["stream"]["seed"]
+    order = "of the source" if seed is None else f"RandomState({seed})"
     lines = [
         f"# {name}",
         "",
@@ -157,7 +158,7 @@ def _page(name: str, command: str, rows: Sequence[tables.Row], table: str, pictu
         "",
         f"    {command}",
         "",
-        f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order RandomState({settings['stream']['seed']}), backbone "
+        f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order {order}, backbone "
         f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, {fit['epochs']} epochs a task, batches of "
         f"{fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and learning rate: {_rates(rows)}. "
         f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
