@@ -82,6 +82,7 @@ class ReadBy(StrEnum):
     prototypes = "prototypes"
     discriminant = "discriminant"
     ridge = "ridge"
+    aligned = "aligned"
 
 
 class Follow(StrEnum):

@@ -148,8 +148,8 @@ class EvaluateConfig(Section):
 
     readout: Literal["head", Kind] = Field(
         default="head",
-        description="the method's own predictions; or class means, a discriminant or ridge regression of its features, "
-        "and then the result has both",
+        description="the method's own predictions; or class means, a discriminant, ridge regression or an aligned "
+        "head of its features, and then the result has both",
     )
     layers: int | None = Field(
         default=None,
@@ -168,7 +168,7 @@ class EvaluateConfig(Section):
         if self.readout == "head" and idle:
             raise ValueError(
                 f"{' and '.join(idle)}: no effect on a method's own predictions; give evaluate.readout=prototypes, "
-                "discriminant or ridge, too"
+                "discriminant, ridge or aligned, too"
             )
         return self
 

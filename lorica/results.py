@@ -44,7 +44,12 @@ COSTS = {
 }
 """The costs in a table (see `lorica.cost.measure`) and their headings."""
 
-READ_OUTS = {"prototypes": "class means", "discriminant": "discriminant", "ridge": "ridge regression"}
+READ_OUTS = {
+    "prototypes": "class means",
+    "discriminant": "discriminant",
+    "ridge": "ridge regression",
+    "aligned": "aligned head",
+}
 """The values of `evaluate.readout` but for the method's own predictions, as labels say them."""
 
 CrossEntropy = Literal["current_task", "all_seen"]

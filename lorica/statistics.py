@@ -1,12 +1,13 @@
-"""What is remembered of classes in place of their images, and the classifiers computed from it: nothing here trains.
+"""What is remembered of classes in place of their images, and the classifiers computed from it.
 
     ClassMeans      the mean feature of each class; the nearest by cosine
     Discriminant    the means and one covariance for all classes; linear discriminant analysis
     RidgeHead       sums of products; ridge regression to one-hot labels
     Gaussians       each class as a mixture, to draw features from
+    AlignedHead     each class as one Gaussian, and a linear head for a stage of training on draws (`PseudoFeatures`)
 
-All of them add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
-Where features have moved since, the first three can be moved along by an affine map (`affine_drift` fits one).
+The first three add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
+Where features have moved since, all but mixtures can be moved along by an affine map (`affine_drift` fits one).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 from lorica.errors import TrainingError
 from lorica.heads import cosines
 from lorica.linalg import double, float64_device, packed, unpacked
+from lorica.randomness import Draws
+from lorica.types import Batch
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
@@ -40,6 +44,9 @@ _REMEDY = "start anew with a lower fit.learning_rate, or check backbone.weights 
 
 JITTER = 1e-4
 """Added to each variance of `Gaussians`."""
+
+TEMPERATURE = 0.1
+"""Of `AlignedHead`."""
 
 
 class ClassMeans(nn.Module):
@@ -480,7 +487,7 @@ class Gaussians(nn.Module):
 
     Attributes:
         means: [classes, slots, width]; zero beyond a class's clusters.
-        factors: standard deviations, [classes, slots, width], or Cholesky factors of covariances, [.., width, width].
+        factors: standard deviations, [classes, slots, width], or factors F of covariances F F', [.., width, width].
         clusters: [classes], how many of the slots each class uses; 0 where it had no images.
     """
 
@@ -526,6 +533,19 @@ class Gaussians(nn.Module):
                 self.means[label, slot] = part.mean(dim=0).to(self.means)
                 self.factors[label, slot] = factor.to(self.factors)
 
+    def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
+        """Makes them the Gaussians of features x moved to A x + b, of the classes that have any: means A mu + b, factors A F, which
+        are no longer triangular.
+
+        Raises:
+            ValueError: they have variances alone, which no variances alone could follow.
+        """
+        if not self.full:
+            raise ValueError("expected Gaussians with full covariances, which can be moved")
+        for label in self.clusters.nonzero().flatten():
+            self.means[label] = (double(self.means[label]) @ weight.T + bias).to(self.means)
+            self.factors[label] = (weight @ double(self.factors[label])).to(self.factors)
+
     def centroids(self) -> Float[Tensor, "m features"]:
         """The means that are set, over all classes."""
         return self.means[torch.arange(self.slots, device=self.means.device) < self.clusters[:, None]]
@@ -545,6 +565,96 @@ class Gaussians(nn.Module):
         for label in labels.unique():  # one slot each; a factor for each draw would take too much memory
             noise[labels == label] = noise[labels == label] @ self.factors[label, 0].T
         return self.means[labels, slots] + noise
+
+
+@dataclass(frozen=True)
+class PseudoFeatures:
+    """Data for a stage of training that has no images: in each epoch anew `number` batches of draws, `times` as large as the recipe's batches.
+
+    An epoch is what the first `number` batches would be after drawing a batch from every share and shuffling them all.
+    """
+
+    gaussians: Gaussians
+    number: int
+    times: int
+
+    def number_of_batches(self, batch_size: int) -> int:
+        """Batches of an epoch."""
+        return self.number
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device,
+        augment: str = "none",
+        draws: Draws | None = None,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """One epoch from batch number `first` on; there is nothing to augment, and without `draws` there is no epoch."""
+        if draws is None:
+            raise ValueError("draws: expected, since every feature is drawn")
+        shares, size = self.gaussians.shares(), self.times * batch_size
+        order = torch.randperm(size * len(shares), generator=draws.generator("order"))[: self.number * size]
+        for step, part in enumerate(order.split(size)[first:], start=first):
+            pairs, noise = shares[part // size], draws.at(step=step).generator("features")
+            yield Batch(self.gaussians.draw(pairs, noise).to(device), pairs[:, 0].to(device))
+
+
+class AlignedHead(Gaussians):
+    """A linear head over all classes, to be trained on draws from one Gaussian for each of them (SLCA, Zhang et al. 2023).
+
+    Attributes:
+        sums: names of what only aligning it again needs.
+        weight, bias: of the head, [classes, width] and [classes]; zero until `start`.
+        sizes: numbers of classes that came together, in order.
+    """
+
+    sums = ("means", "factors")
+
+    def __init__(self, width: int, *, device: torch.device) -> None:
+        super().__init__(width, 1, full=True, device=device)
+        self.weight = nn.Parameter(torch.zeros(0, width, device=device), requires_grad=False)
+        self.bias = nn.Parameter(torch.zeros(0, device=device), requires_grad=False)
+        self.sizes: list[int] = []
+
+    def grow(self, classes: int) -> None:
+        """Makes room for that many classes, which have come together."""
+        super().grow(classes)
+        for name in ("weight", "bias"):
+            value = getattr(self, name)
+            grown = torch.cat([value, value.new_zeros(classes, *value.shape[1:])])
+            setattr(self, name, nn.Parameter(grown, requires_grad=False))
+        self.sizes += [classes] if classes else []
+
+    def is_empty(self) -> bool:
+        """Whether no class has a Gaussian."""
+        return not self.clusters.any()
+
+    @torch.no_grad()
+    def start(
+        self, weight: Float[Tensor, "classes width"] | None = None, bias: Float[Tensor, " classes"] | None = None
+    ) -> None:
+        """Where the head starts: at another one, or else at rows of length 1 that point from the mean of all means to those of
+        the classes, with logits of 0 there."""
+        if weight is None:
+            means, seen = self.means[:, 0], self.clusters > 0
+            centre = means[seen].mean(dim=0)
+            weight = F.normalize(means - centre, dim=1) * seen[:, None]
+            bias = -weight @ centre
+        self.weight.copy_(weight)
+        self.bias.zero_() if bias is None else self.bias.copy_(bias)
+
+    def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """Logits over all classes."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.weight, self.bias)
+
+    def normalised(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
+        """Logits, over `TEMPERATURE` times the mean length of their parts: one part for the classes that came together."""
+        logits = self(features)
+        lengths = torch.stack([part.norm(dim=1) for part in logits.split(self.sizes, dim=1)]).mean(dim=0)
+        return logits / (TEMPERATURE * lengths.clamp_min(1e-7))[:, None]
 
 
 def _require_finite(where: str, features: Tensor) -> None:

@@ -59,7 +59,6 @@ Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -73,8 +72,7 @@ from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear, HeadStart
 from lorica.methods.base import Context, MethodConfig, Variants, only_old_classes
 from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
-from lorica.randomness import Draws
-from lorica.statistics import Gaussians
+from lorica.statistics import Gaussians, PseudoFeatures
 from lorica.types import Batch, Inputs, Task, seen_classes
 
 TEMPERATURE = 0.8  # of (3)
@@ -123,40 +121,6 @@ def contrast(
         rows = torch.cat([centroids, features.float()])
         rows = F.normalize(rows, dim=1) if normalised else rows
         return F.cross_entropy(rows @ rows.T / TEMPERATURE, torch.arange(len(rows), device=rows.device))
-
-
-@dataclass(frozen=True)
-class PseudoFeatures:
-    """What TAP trains on: in each epoch anew `number` batches of draws, `times` as large as the recipe's batches.
-
-    An epoch is what the first `number` batches would be after drawing a batch from every share and shuffling them all.
-    """
-
-    gaussians: Gaussians
-    number: int
-    times: int
-
-    def number_of_batches(self, batch_size: int) -> int:
-        """Batches of an epoch."""
-        return self.number
-
-    def batches(
-        self,
-        batch_size: int,
-        *,
-        device: torch.device,
-        augment: str = "none",
-        draws: Draws | None = None,
-        first: int = 0,
-    ) -> Iterator[Batch]:
-        """One epoch from batch number `first` on; there is nothing to augment, and without `draws` there is no epoch."""
-        if draws is None:
-            raise ValueError("draws: expected, since every feature is drawn")
-        shares, size = self.gaussians.shares(), self.times * batch_size
-        order = torch.randperm(size * len(shares), generator=draws.generator("order"))[: self.number * size]
-        for step, part in enumerate(order.split(size)[first:], start=first):
-            pairs, noise = shares[part // size], draws.at(step=step).generator("features")
-            yield Batch(self.gaussians.draw(pairs, noise).to(device), pairs[:, 0].to(device))
 
 
 class TaskIdentity(nn.Module):

@@ -1,4 +1,4 @@
-"""Other ways to read a method's features than its own predictions: class means, a discriminant, ridge regression.
+"""Other ways to read a method's features than its own predictions: class means, a discriminant, ridge regression, an aligned head.
 
 What trains, and how, is the method's own business. At the end of each task its features f of the task's images, not augmented,
 add to statistics of the classes (`lorica.statistics`), and the classifier follows from those alone:
@@ -6,6 +6,7 @@ add to statistics of the classes (`lorica.statistics`), and the classifier follo
     prototypes      cos(f(x), mean of f over class c); released codes of several methods print this beside their head's accuracy
     discriminant    linear discriminant analysis with one covariance, shrunk by 0.2
     ridge           ridge regression to one-hot labels, with a constant; its ridge is chosen on each task's own images
+    aligned         a linear head, trained on draws from one Gaussian for each class: SLCA's classifier alignment (docs/readouts.md)
 
 `layers` L: f is what the last L blocks make of x, `Encoder.layered_features`, as the method has changed the backbone; absent =
 the single vector that the method's classifier reads.
@@ -28,20 +29,40 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Classifier
 from lorica.errors import TrainingError
 from lorica.methods.base import Context, Method
-from lorica.statistics import ClassMeans, Discriminant, RidgeHead, affine_drift
+from lorica.statistics import AlignedHead, ClassMeans, Discriminant, PseudoFeatures, RidgeHead, affine_drift
 from lorica.types import Batch, Inputs, Task
 
-Kind = Literal["prototypes", "discriminant", "ridge"]
+Kind = Literal["prototypes", "discriminant", "ridge", "aligned"]
 Drift = Literal["none", "affine"]
 
-PLACES: Mapping[Kind, str] = {"prototypes": "means", "discriminant": "discriminant", "ridge": "regression"}
+PLACES: Mapping[Kind, str] = {
+    "prototypes": "means",
+    "discriminant": "discriminant",
+    "ridge": "regression",
+    "aligned": "alignment",
+}
 """What the statistics of each kind are called in checkpoints."""
+
+ALIGNMENT_EPOCHS = 5
+"""Of as many batches as there are classes, so that each class is drawn once in a batch's size for each of them."""
+
+ALIGNMENT: Mapping[str, Any] = {
+    "batch_size": 256,
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "clip_norm": 0.0,
+}
+"""How a head is aligned, in place of what the recipe's `fit` says: SLCA's."""
 
 
 class Readout(Method):
@@ -90,9 +111,14 @@ class Readout(Method):
                 f"evaluate.readout: {method.name} predicts by {kind} of these features already; use evaluate.readout=head, or "
                 "other features with evaluate.layers"
             )
+        elif kind == "aligned" and method.learns_all_at_once:
+            yield (
+                f"evaluate.readout: {method.name} learns all classes at once, so that its head has no tasks to align; use "
+                "evaluate.readout=head"
+            )
 
     @property
-    def statistics(self) -> ClassMeans | Discriminant | RidgeHead:
+    def statistics(self) -> ClassMeans | Discriminant | RidgeHead | AlignedHead:
         """What is remembered of the classes; from the first task on."""
         return getattr(self, PLACES[self.kind])
 
@@ -119,6 +145,8 @@ class Readout(Method):
                 made = Discriminant(width, device=self.device)
             case "ridge":
                 made = RidgeHead(width, intercept=True, device=self.device)
+            case "aligned":
+                made = AlignedHead(width, device=self.device)
         setattr(self, PLACES[self.kind], made)
         if self.drift == "affine":
             self.register_buffer("before", torch.zeros(0, width, device=self.device), persistent=False)
@@ -160,6 +188,26 @@ class Readout(Method):
             case RidgeHead() as regression:
                 order = torch.randperm(len(labels)).to(labels.device)
                 regression.fit(features[order], labels[order])
+            case AlignedHead() as head:
+                new = torch.isin(labels, torch.tensor(context.task.new_classes, device=labels.device))
+                head.fit(features[new], labels[new])
+                self._align(head, context)
+
+    def _align(self, head: AlignedHead, context: Context) -> None:
+        """Trains the head on draws, from where the method's own one is, if that reads these features."""
+        own = self.learner.classifier()
+        if own is not None and self.layers in (None, Classifier(*own).layers):
+            head.start(*own[:2])
+            if context.task.index == 0:  # whose head has no others to be aligned with
+                return
+        else:
+            head.start()
+
+        def losses(batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
+            yield {"alignment": F.cross_entropy(head.normalised(batch.inputs), batch.labels)}
+
+        data = PseudoFeatures(head, len(head.shares()), times=1)
+        context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)
 
     @torch.no_grad()
     def _follow(self, after: Float[Tensor, "n features"]) -> None:
@@ -187,7 +235,7 @@ class Readout(Method):
         return self.learner.reads_encoder()
 
     def classifier(self) -> Classifier | None:
-        """The discriminant or the regression, where the features are the encoder's; a cosine with means is not linear."""
+        """The discriminant, the regression or the aligned head, where the features are the encoder's; a cosine with means is not linear."""
         if not self.reads_encoder():
             return None
         own = self.learner.classifier()
@@ -197,6 +245,8 @@ class Readout(Method):
                 return Classifier(discriminant.weight, discriminant.bias, layers)
             case RidgeHead() as regression:
                 return Classifier(regression.weight[:-1].T.contiguous(), regression.weight[-1], layers)
+            case AlignedHead() as head:
+                return Classifier(head.weight, head.bias, layers)
         return None
 
     def diagnostics(self) -> dict[str, Any]:
