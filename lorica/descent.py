@@ -184,8 +184,8 @@ class Descent:
             yield terms
 
     def row(self) -> dict[str, Any]:
-        """What is to say of the latest batch: task, stage, epoch and step (from 0), the largest learning rate, the value of each term of
-        the loss, and what the method says of itself, without long lists.
+        """What is to say of the latest batch: task, stage, epoch and step (from 0), the largest learning rate, the value of each
+        term of the loss, and what the method says of itself, without long lists.
 
         Raises:
             TrainingError: a loss since the last look that was not finite.

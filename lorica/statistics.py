@@ -569,7 +569,7 @@ class Gaussians(nn.Module):
 
 @dataclass(frozen=True)
 class PseudoFeatures:
-    """Data for a stage of training that has no images: in each epoch anew `number` batches of draws, `times` as large as the recipe's batches.
+    """Data for a stage of training without images: in each epoch anew `number` batches of draws, `times` as large as other data's.
 
     An epoch is what the first `number` batches would be after drawing a batch from every share and shuffling them all.
     """
@@ -650,9 +650,8 @@ class AlignedHead(Gaussians):
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(features.float(), self.weight, self.bias)
 
-    def normalised(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
-        """Logits, over `TEMPERATURE` times the mean length of their parts: one part for the classes that came together."""
-        logits = self(features)
+    def normalised(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
+        """They, over `TEMPERATURE` times the mean length of their parts: one part for the classes that came together."""
         lengths = torch.stack([part.norm(dim=1) for part in logits.split(self.sizes, dim=1)]).mean(dim=0)
         return logits / (TEMPERATURE * lengths.clamp_min(1e-7))[:, None]
 

@@ -125,7 +125,7 @@ def test_a_key_without_a_near_one_in_its_section() -> None:
 
 def test_options_of_another_method_are_unknown() -> None:
     [problem] = problems_of({"method": {"name": "full_finetune", "rank": 4}})
-    assert problem == "recipe: method.rank: unknown key; method has name, cross_entropy, head_start"
+    assert problem == "recipe: method.rank: unknown key; method has name, cross_entropy, head_start, trunk_rate"
 
 
 @pytest.mark.parametrize(

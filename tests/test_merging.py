@@ -237,6 +237,7 @@ def test_fisher_information_is_that_of_gradients_one_by_one(learn: Learn) -> Non
         ("o_lora", {"readout": "discriminant", "drift": "affine"}),
         ("sd_lora", {"readout": "ridge", "layers": 2, "drift": "affine"}),
         ("lora", {"readout": "prototypes", "drift": "none"}),
+        ("lora", {"readout": "aligned", "layers": 2, "drift": "affine"}),
     ],
 )
 def test_the_sum_read_so_is_the_run_read_so(name: str, evaluate: dict[str, Any], learn: Learn, tmp_path: Path) -> None:

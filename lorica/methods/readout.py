@@ -204,7 +204,7 @@ class Readout(Method):
             head.start()
 
         def losses(batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-            yield {"alignment": F.cross_entropy(head.normalised(batch.inputs), batch.labels)}
+            yield {"alignment": F.cross_entropy(head.normalised(head(batch.inputs)), batch.labels)}
 
         data = PseudoFeatures(head, len(head.shares()), times=1)
         context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)

@@ -62,7 +62,7 @@ def test_a_method_is_read(name: str, kind: Kind, small, tiny_encoder, stream: St
     copied.load_own_state(state)
     copied.eval()
     assert torch.equal(copied.predict(images.inputs), logits)
-    if get_args(Kind)[method_names().index(name) % len(get_args(Kind))] == kind:  # one of them goes on
+    if get_args(Kind)[method_names().index(name) % 4] == kind:  # one of them goes on
         for each in (method, copied):
             learn(each, stream, range(2, 3))
     assert torch.equal(copied.predict(images.inputs), method.predict(images.inputs))

@@ -103,6 +103,7 @@ def test_a_task_goes_on_from_any_step(kind, tiny_encoder, stream, tmp_path: Path
         ("sd_lora", {"readout": "discriminant", "layers": 2, "drift": "affine"}),
         ("dual_prompt", {"readout": "ridge", "drift": "affine"}),
         ("full_finetune", {"readout": "prototypes", "layers": 1, "drift": "affine"}),
+        ("full_finetune", {"readout": "aligned", "drift": "affine"}),
     ],
 )
 def test_a_read_out_goes_on_too(name, options, small, tiny_encoder, stream, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from lorica.data.stream import Stream
 from lorica.errors import BackboneError, RecipeError
 from lorica.journal import BackboneLearnedOn
 from lorica.methods import Context
-from lorica.methods.hide_prompt import HiDePrompt, HiDePromptConfig, PseudoFeatures, contrast
+from lorica.methods.hide_prompt import HiDePrompt, HiDePromptConfig, contrast
 from lorica.randomness import Draws
-from lorica.statistics import Gaussians
+from lorica.statistics import Gaussians, PseudoFeatures
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,9 +20,10 @@ from lorica.cost import measure
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import CheckpointError, LoricaError, RecipeError, TrainingError
-from lorica.methods import Context, Method, Readout, build_method, find_method
+from lorica.methods import Context, Kind, Method, Readout, build_method, find_method
+from lorica.randomness import Draws
 from lorica.run import check, default_folder, evaluate
-from lorica.statistics import AlignedHead, Gaussians, affine_drift
+from lorica.statistics import Gaussians, affine_drift
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Task
 
@@ -71,6 +73,8 @@ def images_of(stream: Stream, *tasks: int) -> Batch:
         ("full_finetune", "ridge", {"drift": "affine"}),
         ("full_finetune", "aligned", {"drift": "affine"}),
         ("ran_pac", "discriminant", {"layers": 2}),
+        ("full_finetune", "aligned", {"drift": "affine"}),
+        ("hide_prompt", "aligned", {}),
     ],
 )
 def test_training_is_the_methods_own(name, readout, options, tiny_encoder, stream) -> None:
@@ -118,82 +122,123 @@ def test_ridge_regression(layers, tiny_encoder, stream) -> None:
     np.testing.assert_allclose(read.predict(batch.inputs).numpy(), expected, rtol=1e-2, atol=1e-3)
 
 
-# ---- an aligned head
+# ---- a head that is aligned
 
 
-def test_an_aligned_head_keeps_a_gaussian_of_each_class(tiny_encoder, stream) -> None:
-    read = learned("linear_probe", tiny_encoder(), stream, "aligned")
+def gaussian(method: Readout, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance that are kept of a class."""
+    factor = method.alignment.factors[label, 0].double().numpy()
+    return method.alignment.means[label, 0].double().numpy(), factor @ factor.T
+
+
+def aligning(method: Readout, task: Task, batch: Batch) -> list[dict[str, Any]]:
+    """Ends a task without training: the stages that it asks for, and where the head then starts."""
+    stages: list[dict[str, Any]] = []
+
+    def descend(parameters: list[torch.nn.Parameter], epochs: int, **given: Any) -> None:
+        stages.append({"parameters": parameters, "epochs": epochs, **given})
+
+    method.end_task(Context(task, lambda: iter([batch]), 1, 1, descend))
+    return stages
+
+
+def test_what_is_kept_of_a_class(tiny_encoder, stream) -> None:
+    read = learned("linear_probe", tiny_encoder(), stream, "aligned", layers=1)
     batch = images_of(stream, 0, 1, 2)
-    x, y = read.features(batch.inputs).double().numpy(), batch.labels.numpy()
+    features = read.features(batch.inputs).double().numpy()
     for label in range(6):
-        np.testing.assert_allclose(read.alignment.means[label, 0], x[y == label].mean(0), atol=1e-5)
-        factor = read.alignment.factors[label, 0].double().numpy()
-        expected = np.cov(x[y == label].T, bias=True) + 1e-4 * np.eye(32)
-        np.testing.assert_allclose(factor @ factor.T, expected, atol=1e-4)
+        own, (mean, covariance) = features[batch.labels == label], gaussian(read, label)
+        np.testing.assert_allclose(mean, own.mean(0), atol=1e-5)
+        expected = np.cov(own.T, bias=True) + 1e-4 * np.eye(own.shape[1])
+        np.testing.assert_allclose(covariance, expected, atol=1e-5)
 
 
-def test_normalised_logits_by_hand() -> None:
-    """Over 0.1 times the mean length of the logits of the classes that came together."""
-    head = AlignedHead(3, device=torch.device("cpu"))
-    head.grow(2)
-    head.grow(3)
-    weight, bias, x = torch.randn(5, 3), torch.randn(5), torch.randn(4, 3)
-    head.start(weight, bias)
-    logits = x.numpy() @ weight.numpy().T + bias.numpy()
-    lengths = (np.linalg.norm(logits[:, :2], axis=1) + np.linalg.norm(logits[:, 2:], axis=1)) / 2
-    np.testing.assert_allclose(head.normalised(x).numpy(), logits / (0.1 * lengths[:, None]), rtol=1e-5)
+def test_the_gaussians_follow_the_new_images(tiny_encoder, stream) -> None:
+    method = learned("lora", tiny_encoder(), stream, "aligned", 1, drift="affine")
+    x, earlier = images_of(stream, 1).inputs, [gaussian(method, label) for label in (0, 1)]
+    before = method.features(x)
+    learn(method, stream, range(1, 2))
+    after = method.features(x)
+    weight, bias = (each.numpy() for each in affine_drift(before, after))
+    assert not torch.equal(before, after)
+    for label, (mean, covariance) in enumerate(earlier):
+        moved, spread = gaussian(method, label)
+        np.testing.assert_allclose(moved, weight @ mean + bias, atol=1e-4)
+        np.testing.assert_allclose(spread, weight @ covariance @ weight.T, atol=1e-4)
+        assert np.abs(moved - mean).max() > 1e-3
+    own = after[images_of(stream, 1).labels == 2].double().numpy()
+    np.testing.assert_allclose(gaussian(method, 2)[0], own.mean(0), atol=1e-5)  # not moved
 
 
-def test_alignment_starts_from_the_methods_own_head(tiny_encoder, stream) -> None:
-    """The first task's is left as it is; from then on it moves, and only it."""
-    first, both = (learned("lora", tiny_encoder(), stream, "aligned", tasks) for tasks in (1, 2))
-    own = first.learner.classifier()
-    assert torch.equal(first.alignment.weight, own.weight)
-    assert torch.equal(first.alignment.bias, own.bias)
-    own = both.learner.classifier()
-    assert not torch.equal(both.alignment.weight, own.weight)
-    assert torch.equal(own.weight, learned("lora", tiny_encoder(), stream, "head", 2).classifier().weight)
-
-
-def test_a_head_without_one_to_start_from_points_at_the_means() -> None:
-    head = AlignedHead(4, device=torch.device("cpu"))
-    head.grow(3)
-    features = 5 * torch.eye(3, 4).repeat_interleave(20, dim=0) + 0.1 * torch.randn(60, 4)
-    head.fit(features, torch.arange(3).repeat_interleave(20))
-    head.start()
-    torch.testing.assert_close(head.weight.norm(dim=1), torch.ones(3))
-    centre = head.means[:, 0].mean(dim=0)
-    torch.testing.assert_close(head(centre[None]), torch.zeros(1, 3), atol=1e-5, rtol=0)
-    assert (head(features).argmax(dim=1) == torch.arange(3).repeat_interleave(20)).all()
-
-
-def test_alignment_tells_the_classes_of_different_tasks_apart(tiny_encoder, stream) -> None:
-    """Heads that were never trained against each other, on a trunk that stays: closer to the truth than they were."""
-    read = learned("linear_probe", tiny_encoder(), stream, "aligned")
-    batch = images_of(stream, 0, 1, 2)
-    own, aligned = read.learner.predict(batch.inputs), read.predict(batch.inputs)
-    assert F.cross_entropy(10 * F.normalize(aligned), batch.labels) < F.cross_entropy(
-        10 * F.normalize(own), batch.labels
+def test_where_alignment_starts_and_what_it_minimises(tiny_encoder, stream) -> None:
+    """SLCA's loss written out, over tasks of 2 and 1 new classes: the length of each task's logits, and their mean."""
+    method = learned("full_finetune", tiny_encoder(), stream, "aligned", 1)
+    first = method.learner.head.stacked()
+    assert torch.equal(method.alignment.weight, first[0])  # a first task's is not aligned
+    assert torch.equal(method.alignment.bias, first[1])
+    task, batch = Task(1, (0, 2), (2,), stream.class_names[:3]), images_of(stream, 0, 1)
+    batch = Batch(batch.inputs[batch.labels != 3], batch.labels[batch.labels != 3])
+    kept = method.alignment.means[:2].clone()
+    method.grow(task)
+    (stage,) = aligning(method, task, batch)
+    assert torch.equal(method.alignment.means[:2], kept)  # also of the class that returns
+    weight, bias = method.learner.head.stacked()
+    assert torch.equal(method.alignment.weight, weight)
+    assert [id(each) for each in stage["parameters"]] == [id(method.alignment.weight), id(method.alignment.bias)]
+    assert {
+        key: stage[key] for key in ("epochs", "optimizer", "learning_rate", "momentum", "weight_decay", "schedule")
+    } == {
+        "epochs": 5,
+        "optimizer": "sgd",
+        "learning_rate": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "schedule": "cosine",
+    }
+    drawn = list(stage["data"].batches(stage["batch_size"], device=torch.device("cpu"), draws=Draws(0)))
+    assert (
+        torch.cat([each.labels for each in drawn]).bincount().tolist()
+        == [256] * 3
+        == [len(each.labels) for each in drawn]
     )
+    logits = drawn[0].inputs.double().numpy() @ weight.detach().double().numpy().T + bias.detach().double().numpy()
+    lengths = (np.linalg.norm(logits[:, :2], axis=1) + np.abs(logits[:, 2])) / 2
+    scaled = np.exp(logits / (0.1 * lengths[:, None]))
+    right = scaled[np.arange(256), drawn[0].labels] / scaled.sum(1)
+    (terms,) = stage["losses"](drawn[0])
+    assert terms["alignment"].item() == pytest.approx(-np.log(right).mean(), rel=1e-4)
 
 
-def test_gaussians_follow_the_drift(tiny_encoder, stream) -> None:
-    read = learned("lora", tiny_encoder(), stream, "aligned", 1, drift="affine")
-    batch, means, factors = images_of(stream, 1), read.alignment.means.clone(), read.alignment.factors.clone()
-    before = read.features(batch.inputs)
-    learn(read, stream, range(1, 2))
-    weight, bias = affine_drift(before, read.features(batch.inputs))
-    for label in range(2):
-        torch.testing.assert_close(
-            read.alignment.means[label, 0].double(), weight @ means[label, 0].double() + bias, atol=1e-4, rtol=1e-3
-        )
-        old, new = (each[label, 0].double() for each in (factors, read.alignment.factors))
-        torch.testing.assert_close(new @ new.T, weight @ (old @ old.T) @ weight.T, atol=1e-3, rtol=1e-3)
+@pytest.mark.parametrize(("name", "layers"), [("l2p", None), ("full_finetune", 1)])
+def test_without_a_linear_head_of_these_features_alignment_starts_at_the_means(
+    name, layers, tiny_encoder, stream
+) -> None:
+    method = built(name, tiny_encoder(), "aligned", layers)
+    method.grow(stream.tasks[0])
+    assert len(aligning(method, stream.tasks[0], images_of(stream, 0))) == 1  # a first task's is aligned, too
+    means = method.alignment.means[:, 0].double().numpy()
+    centre = means.mean(0)
+    rows = (means - centre) / np.linalg.norm(means - centre, axis=1, keepdims=True)
+    np.testing.assert_allclose(method.alignment.weight.numpy(), rows, atol=1e-4)
+    np.testing.assert_allclose(method.alignment.bias.numpy(), -rows @ centre, atol=1e-3)
 
 
-def test_variances_alone_cannot_follow() -> None:
+def test_alignment_is_of_the_head_alone_and_tells_tasks_apart(tiny_encoder, stream) -> None:
+    """Heads that never saw each other's classes; draws are the same in each run, and the method's own head is as it was."""
+    read, again = (learned("linear_probe", tiny_encoder(), stream, "aligned") for _ in range(2))
+    assert torch.equal(read.alignment.weight, again.alignment.weight)
+    assert not torch.equal(read.alignment.weight, read.learner.head.stacked()[0])
+    batch, encoder = images_of(stream, 0, 1, 2), tiny_encoder()
+    right = [(each.predict(batch.inputs).argmax(dim=1) == batch.labels).float().mean() for each in (read, read.learner)]
+    assert right[0] > right[1]
+    for key, value in read.encoder.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[key])
+
+
+def test_variances_alone_cannot_be_moved() -> None:
+    gaussians = Gaussians(2, 3, full=False, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="expected Gaussians with full covariances"):
-        Gaussians(3, 1, full=False, device=torch.device("cpu")).move(torch.eye(3).double(), torch.zeros(3).double())
+        gaussians.move(torch.eye(2, dtype=torch.double), torch.zeros(2, dtype=torch.double))
 
 
 # ---- features of several blocks
@@ -312,7 +357,7 @@ def test_features_from_before_are_those_of_the_method_before_it_grew(name, tiny_
     assert "before" in method.running_state()
 
 
-@pytest.mark.parametrize("readout", ["prototypes", "discriminant", "ridge", "aligned"])
+@pytest.mark.parametrize("readout", get_args(Kind))
 def test_a_trunk_that_stays_keeps_the_bits_of_its_statistics(readout, tiny_encoder, stream, monkeypatch) -> None:
     plain = learned("linear_probe", tiny_encoder(), stream, readout, layers=2)
     monkeypatch.setattr("lorica.methods.readout.affine_drift", None)  # nothing is even fitted
@@ -398,7 +443,7 @@ def test_the_ledger_adds_the_statistics(tiny_encoder, stream) -> None:
         ("prototypes", {"head": kept["head"] + 6 * 32}),
         ("discriminant", {"statistics": 2 * 6 * 32 + 6 + 32 * 33 // 2}),
         ("ridge", {"regression": 33 * 33 + 2 * 33 * 6 + 1}),
-        ("aligned", {"alignment": 6 * (32 * 32 + 2 * 32 + 1)}),
+        ("aligned", {"alignment": 6 * (32 + 32 * 32) + 6 * 33}),
     ):
         read = measure(learned("l2p", tiny_encoder(), stream, readout, drift="affine"))
         assert read["trainable_by_kind"] == plain["trainable_by_kind"]
@@ -433,6 +478,7 @@ def test_a_result_has_both_accuracies(small_recipe, tmp_path) -> None:
             "discriminant of 2 layers, affine drift",
         ),
         ("prototypes", {"readout": "ridge"}, "ridge regression"),
+        ("full_finetune", {"readout": "aligned", "drift": "affine"}, "aligned head, affine drift"),
     ],
 )
 def test_a_run_goes_on_is_evaluated_and_exported(method, options, label, small_recipe, tmp_path) -> None:
@@ -504,6 +550,8 @@ def test_default_folders_tell_read_outs_apart(small_recipe) -> None:
         ("prototypes", {"readout": "prototypes"}, "evaluate.readout: prototypes predicts by prototypes of these features already"),
         ("aper", {"readout": "prototypes"}, "evaluate.readout: aper predicts by prototypes of these features already"),
         ("rolda", {"readout": "discriminant"}, "evaluate.readout: rolda predicts by discriminant of these features already"),
+        ("joint", {"readout": "aligned"}, "evaluate.readout: joint learns all classes at once, so that its head has no tasks to align"),
+        ("ease", {"readout": "aligned"}, "ease gives no features in a space that all its classes share, which aligned needs"),
         ("sd_lora", {"layers": 2, "drift": "affine"}, "evaluate: layers and drift: no effect on a method's own predictions"),
         ("sd_lora", {"readout": "head", "drift": "affine"}, "evaluate: drift: no effect on a method's own predictions"),
         ("sd_lora", {"readout": "means"}, "evaluate.readout: Input should be 'head', 'prototypes', 'discriminant', 'ridge' or 'aligned'"),
@@ -597,6 +645,7 @@ def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
         "trainable": method.trainable,
         "passes": method.passes,
         "losses": lambda: list(method.losses(Batch(images, labels))),
+        "rate_factors": method.rate_factors,
         "edit_gradients": method.edit_gradients,
         "end_task": lambda: method.end_task(context),
         "features": lambda: method.features(images),
