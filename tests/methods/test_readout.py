@@ -71,7 +71,6 @@ def images_of(stream: Stream, *tasks: int) -> Batch:
         ("l2p", "discriminant", {"drift": "affine"}),
         ("hide_prompt", "ridge", {"layers": 1, "drift": "affine"}),
         ("full_finetune", "ridge", {"drift": "affine"}),
-        ("full_finetune", "aligned", {"drift": "affine"}),
         ("ran_pac", "discriminant", {"layers": 2}),
         ("full_finetune", "aligned", {"drift": "affine"}),
         ("hide_prompt", "aligned", {}),
@@ -545,7 +544,6 @@ def test_default_folders_tell_read_outs_apart(small_recipe) -> None:
     ("name", "options", "message"),
     [
         ("cl_lora", {"readout": "prototypes"}, "evaluate.readout: cl_lora gives no features in a space that all its classes"),
-        ("joint", {"readout": "aligned"}, "evaluate.readout: joint learns all classes at once, so that its head has no tasks to align"),
         ("ease", {"readout": "ridge"}, "evaluate.readout: ease gives no features in a space that all its classes share, which ridge"),
         ("prototypes", {"readout": "prototypes"}, "evaluate.readout: prototypes predicts by prototypes of these features already"),
         ("aper", {"readout": "prototypes"}, "evaluate.readout: aper predicts by prototypes of these features already"),
