@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
@@ -18,6 +19,10 @@ from lorica.data.images import ImageArrays
 from lorica.data.sources import Source, arrays
 from lorica.results import Result
 from lorica.run import run
+
+# how long an example takes says how busy the machine is
+settings.register_profile("lorica", deadline=None)
+settings.load_profile("lorica")
 
 COLOURS = ((230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30), (230, 30, 230), (30, 230, 230))
 CLASS_NAMES = ("red", "green", "blue", "yellow", "magenta", "cyan")

@@ -29,7 +29,7 @@ def factors(seed: int, out: int, rank: int, inp: int) -> tuple[torch.Tensor, tor
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10_000), out=sizes, inp=sizes, r=sizes, s=sizes)
 def test_gram_forms_equal_the_dense_products(seed: int, out: int, inp: int, r: int, s: int) -> None:
     (u, d), (v, e) = factors(seed, out, r, inp), factors(seed + 1, out, s, inp)
@@ -77,7 +77,7 @@ def test_gradient_of_the_norm_is_finite_at_zero_and_orthogonal_to_the_factors() 
     assert (down.grad * down).sum().item() == pytest.approx(0, abs=1e-5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=6))
 def test_sum_equals_a_loop_over_directions_of_any_ranks(seed: int, ranks: list[int]) -> None:
     torch.manual_seed(seed)
@@ -153,7 +153,7 @@ def test_dropped_directions_leave_the_sum_and_their_room() -> None:
     assert update.ranks == [3]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10_000), rank=st.integers(1, 4), shape=st.sampled_from([(7, 5), (5, 7), (6, 6)]))
 def test_folded_directions_keep_their_sum_and_take_no_more_room(seed: int, rank: int, shape: tuple[int, int]) -> None:
     torch.manual_seed(seed)

@@ -156,7 +156,7 @@ def test_a_task_needs_images_to_be_tested_on() -> None:
 # ---------------------------------------------------------------------------------------------------- splits
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data(), fraction=st.sampled_from([0.0, 0.1, 0.5]), seed=st.none() | st.integers(0, 2**32 - 1))
 def test_a_stream_partitions_the_classes_and_the_samples(
     data: st.DataObject, fraction: float, seed: int | None
