@@ -73,6 +73,7 @@ def main(
     tuned: Annotated[
         Path | None, typer.Option(help="take the learning rates that tune.py chose, from its file")
     ] = None,
+    page: Annotated[str | None, typer.Option(help="name of the table; by default RECIPE-unknowns")] = None,
     out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
 ) -> None:
     """Measure probabilities and unknowns."""
@@ -98,8 +99,10 @@ def main(
             measured = measure(found, seed)
             runs.append({"method": method, "seed": seed, "environment": json.loads(facts["environment"])} | measured)
     command = f"python benchmarks/unknowns.py {recipe} --methods {methods} --seeds {seeds}"
-    command += (f" --tuned {tuned} " if tuned else " ") + said(overrides or [])
-    text = page(name, command, runs)
+    command += (f" --tuned {tuned}" if tuned else "") + (f" --page {page}" if page else "")
+    command = f"{command} {said(overrides or [])}".rstrip()
+    name = page or name
+    text = written(name, command, runs)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", {"command": command, "runs": runs})
     write_text(out / f"{name}.md", text)
@@ -260,7 +263,7 @@ def few(logits: Tensor, labels: Tensor, number: int, random: np.random.RandomSta
     return {"number": number} | spread
 
 
-def page(name: str, command: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def written(name: str, command: str, runs: Sequence[Mapping[str, Any]]) -> str:
     """The tables as Markdown."""
     return "\n".join([*_head(name, command, runs), *_calibrated(runs), *_scored(runs), *_few(runs)])
 

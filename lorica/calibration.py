@@ -3,11 +3,11 @@
 Both are fitted on images of the known classes that were set aside, of which nothing was learned. With z the logits of an image, y its class, K the number of
 classes and n the number of images:
 
-    p = softmax(z / T),    1/T = argmin_b  sum_i CE(b z_i, y_i) + 1/n sum_i (CE(b z_i, top_i) + CE(b z_i, second_i))      (1)
+    p = softmax(z / T),    1/T = argmin_b  sum_i CE(b z_i, y_i) + 1/2n sum_i (CE(b z_i, top_i) + CE(b z_i, second_i))     (1)
 
-top and second are the classes of an image's two largest logits. The second sum is what two images more would weigh, one of them right and one mistaken for the
-runner-up (Laplace's rule of succession): images that are told apart without an error, or a handful of them, do not make T vanish. All of (1) is convex in
-b, and its one minimum is found by bisection of the derivative. Temperature scaling without that sum: Guo et al. (ICML 2017).
+top and second are the classes of an image's two largest logits. The second sum is what one image more would weigh, half of it right and half mistaken for the
+runner-up (of two classes, Jeffreys' rule for a share): images that are told apart without an error, or a handful of them, do not make T vanish. All of (1) is
+convex in b, and its one minimum is found by bisection of the derivative. Temperature scaling without that sum: Guo et al. (ICML 2017).
 
 A score is large for known classes:
 
@@ -140,10 +140,10 @@ def _temperature(logits: Float64[Tensor, "n classes"], labels: Int[Tensor, " n"]
         return 1.0
     z = (logits - logits.amax(dim=1, keepdim=True)) / spread
     best = z.topk(2, dim=1).values
-    wanted = (images * z.gather(1, labels[:, None]).squeeze(1) + best.sum(dim=1)) / (images + 2)
+    wanted = (images * z.gather(1, labels[:, None]).squeeze(1) + best.mean(dim=1)) / (images + 1)
     # the mean under p is at least the maximum less log(K) / b, and the wanted one less than the maximum by a part of the margin
     margin = max((best[:, 0] - best[:, 1]).mean().item(), PRECISION)
-    low, high = FLATTEST, log(classes) * (images + 2) / margin
+    low, high = FLATTEST, 2 * log(classes) * (images + 1) / margin
     while high > low * (1 + PRECISION):
         middle = (low * high) ** 0.5
         rising = ((F.softmax(middle * z, dim=1) * z).sum(dim=1) - wanted).mean() > 0
