@@ -223,6 +223,7 @@ def measure(found: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
         "auroc": {name: auroc(of("test"), of("last")) for name, of in scored.items()},
         "rejected_known": {name: rejected(test, reading) for name, reading in readings.items()},
         "rejected_unknown": {name: rejected(found["last.logits"], reading) for name, reading in readings.items()},
+        "older_only": older_only(found, usual.among // 2),
         "few": [few(aside, labels, number, np.random.RandomState(seed)) for number in FEW if 2 * number <= len(labels)],
     }
 
@@ -237,6 +238,20 @@ def calibration_error(logits: Tensor, labels: Tensor, reading: Calibration) -> f
 
 def rejected(logits: Tensor, reading: Calibration) -> float:
     return is_unknown(logits, reading).double().mean().item()
+
+
+def older_only(found: Mapping[str, Tensor], number: int) -> dict[str, dict[str, float]]:
+    """What becomes of test images where only of that many classes, the first learned, images were set aside."""
+    covered = found["aside.labels"] < number
+    reading = fit(found["aside.logits"][covered], found["aside.labels"][covered])
+    of_covered = found["test.labels"] < number
+    return {
+        name: {
+            "rejected": rejected(found["test.logits"][chosen], reading),
+            "error": calibration_error(found["test.logits"][chosen], found["test.labels"][chosen], reading),
+        }
+        for name, chosen in {"covered": of_covered, "not_covered": ~of_covered}.items()
+    }
 
 
 def few(logits: Tensor, labels: Tensor, number: int, random: np.random.RandomState) -> dict[str, Any]:
@@ -265,7 +280,7 @@ def few(logits: Tensor, labels: Tensor, number: int, random: np.random.RandomSta
 
 def written(name: str, command: str, runs: Sequence[Mapping[str, Any]]) -> str:
     """The tables as Markdown."""
-    return "\n".join([*_head(name, command, runs), *_calibrated(runs), *_scored(runs), *_few(runs)])
+    return "\n".join([*_head(name, command, runs), *_calibrated(runs), *_scored(runs), *_older_only(runs), *_few(runs)])
 
 
 def _by_method(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -334,6 +349,25 @@ def _scored(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             measures = ("auroc_validation", "auroc", "rejected_known", "rejected_unknown")
             cells = [_percent([run[each][score] for run in own]) if score in own[0][each] else "–" for each in measures]
             yield f"| {' | '.join([method, score, *cells])} |"
+    yield ""
+
+
+def _older_only(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield from (
+        "## Classes of which no image was set aside",
+        "",
+        "Fitted on images of the first half of the classes alone; test images of these, and of the others.",
+        "",
+        "| method | known called unknown, covered | not covered | ECE, covered | not covered |",
+        "|---|---:|---:|---:|---:|",
+    )
+    for method, own in _by_method(runs).items():
+        cells = [
+            _percent([run["older_only"][which][measure] for run in own])
+            for measure in ("rejected", "error")
+            for which in ("covered", "not_covered")
+        ]
+        yield f"| {' | '.join([method, *cells])} |"
     yield ""
 
 
