@@ -3,19 +3,23 @@
 from lorica.config import Recipe, read_recipe
 from lorica.data.sources import Source, arrays, image_folder
 from lorica.errors import LoricaError
-from lorica.learner import Learner, load
+from lorica.learner import Learner, Version, load
 from lorica.methods import Method, MethodConfig
+from lorica.predictor import Answer, Predictor
 from lorica.results import Result
 from lorica.run import check, run
 
 __all__ = [
+    "Answer",
     "Learner",
     "LoricaError",
     "Method",
     "MethodConfig",
+    "Predictor",
     "Recipe",
     "Result",
     "Source",
+    "Version",
     "arrays",
     "check",
     "image_folder",

@@ -64,11 +64,32 @@ def assemble(
     accelerator = _accelerator(recipe)
     with shown or nullcontext(Silent()) as reporter:
         source = source or build_source(recipe, reporter=reporter)
+    method = _build_method(recipe, accelerator)
+    return Assembly(recipe, build_stream(recipe, source, method.encoder), method, accelerator)
+
+
+def build_model(recipe: Recipe) -> tuple[Accelerator, Method]:
+    """A method that has learned nothing yet around the recipe's backbone, and where it computes. The caller's random state is
+    left as it was."""
+    accelerator = _accelerator(recipe)
+    return accelerator, _build_method(recipe, accelerator)
+
+
+def _build_method(recipe: Recipe, accelerator: Accelerator) -> Method:
     with Draws(recipe.seed).seeded("build", torch.device("cpu")):
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
-        method = build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
-    return Assembly(recipe, build_stream(recipe, source, encoder), method, accelerator)
+        return build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
+
+
+def machine_facts(device: torch.device, encoder: Encoder) -> dict[str, Any]:
+    """What environment.json says of where a method computes, and on what."""
+    return {
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
+    }
 
 
 def saved_recipe(folder: RunFolder, given: Mapping[str, Any] | None = None, *, method_file: Any = None) -> Recipe:

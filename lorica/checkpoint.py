@@ -4,6 +4,12 @@
                 task_0003.safetensors     those that task 3 (from 0) added or replaced
                 task_0003-sums.safetensors    those that only learning on needs, see `Method.needed_to_learn_on`
 
+In the journal of a model that goes on learning (`lorica.learner`) a line may also be another change than a task learned, or go
+back to an earlier line; then its files are numbered as lines are, and there may be
+
+                task_0003-images.safetensors    what is known of the images
+                task_0003-parts.safetensors     what only forgetting needs, see `Method.taken_parts`
+
 What a method learned does not change afterwards, but for small parts: a checkpoint is the journal down to its line, and each
 line says which tensors are whole in its file, which are earlier ones extended along an axis, and which are gone. So the
 journal is enough to see what a checkpoint consists of, and storage grows by what is new. A line is the last thing that is
@@ -19,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -33,14 +39,28 @@ from torch import Tensor
 
 from lorica.errors import CheckpointError, LoricaError, TrainingError
 from lorica.files import append_line, complete_lines, cut, replacing
-from lorica.journal import FORMAT, JOURNAL, Account, BackboneLearnedOn, Head, Line, Saved, TaskLearned, sealed
+from lorica.journal import (
+    FORMAT,
+    JOURNAL,
+    Account,
+    BackboneLearnedOn,
+    Change,
+    Head,
+    Line,
+    Saved,
+    TaskLearned,
+    line_of_descent,
+    sealed,
+)
 from lorica.methods.base import Method, misfits_of, number_not_finite
 from lorica.ownership import tensor_metadata, wrote
 from lorica.reading import WRITTEN, Count, misfits, parsed, shown
 from lorica.results import Entry
 from lorica.types import Task
 
-_OURS = re.compile(r"task_\d{4,}(-sums)?\.safetensors")
+_OURS = re.compile(r"task_\d{4,}(-sums|-images|-parts)?\.safetensors")
+_SMALL = 2**14
+"""Bytes up to which a vector that has grown is saved whole, so that loading it needs one file."""
 
 Keep = Literal["all", "newest", "everything"]
 """Which checkpoints stay: those of all tasks; the newest alone; or all, each with what learning on from it needs."""
@@ -55,20 +75,34 @@ class _Known(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run, in their folder. One that writes has the run's folder to itself (`RunFolder.taken`)."""
+    """The checkpoints of a run or of a model, in their folder. One that writes has the run's folder to itself (`RunFolder.taken`).
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.journal = folder, folder / JOURNAL
+    Args:
+        undoable: of how many of the newest checkpoints what learning on from them needs is there.
+    """
+
+    def __init__(self, folder: Path, *, undoable: int = 1) -> None:
+        self.folder, self.journal, self.undoable = folder, folder / JOURNAL, undoable
+        self._seals: list[str] = []
         self._head, self._lines, self._faults = self._read()
-        self._seal = ""
         self._known: dict[str, _Known] = {}
 
     # --- what there is ---
 
     @property
     def tasks(self) -> int:
-        """How many tasks have been learned, as far as the journal is whole."""
+        """How many tasks have been learned, or changes made to a model, as far as the journal is whole."""
         return len(self._lines) or len(_format_2(self.folder))
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines of the journal, as far as it is whole."""
+        return list(self._lines)
+
+    @property
+    def seal(self) -> str:
+        """Of the newest line: what tells a journal from any other."""
+        return self._seals[-1] if self._seals else ""
 
     @property
     def entries(self) -> list[Entry]:
@@ -87,8 +121,12 @@ class Checkpoints:
 
     @property
     def learned_tasks(self) -> list[Task]:
-        """The tasks that have been learned, in order."""
-        return [line.task.task for line in self._lines]
+        """The tasks that the newest checkpoint has learned, in order."""
+        return self.tasks_of(len(self._lines))
+
+    def tasks_of(self, number: int) -> list[Task]:
+        """The tasks that had been learned by then."""
+        return [task.task for each in line_of_descent(self._lines, number) for task in self._lines[each - 1].tasks]
 
     @property
     def history(self) -> int:
@@ -103,22 +141,59 @@ class Checkpoints:
         return [
             number
             for number in range(1, len(self._lines) + 1)
-            if all(line.saved is None or line.saved.file in exists for line in self._parts(number))
+            if all(line.saved is None or line.saved.file in exists for _, line in self._parts(number))
         ]
 
     def files(self, tasks: int) -> list[Path]:
         """The files of tensors that the checkpoint after that many tasks consists of, without the sums."""
-        return [self.folder / line.saved.file for line in self._parts(tasks) if line.saved]
+        return [self.folder / line.saved.file for _, line in self._parts(tasks) if line.saved]
 
-    def _parts(self, tasks: int) -> list[Line]:
-        lines = self._lines[:tasks]
-        first = max(number for number, line in enumerate(lines) if line.base)
+    def _parts(self, tasks: int) -> list[tuple[int, Line]]:
+        """The lines that make the checkpoint, with their numbers from 1."""
+        lines = [(number, self._lines[number - 1]) for number in line_of_descent(self._lines, tasks)]
+        first = max((place for place, (_, line) in enumerate(lines) if line.base), default=0)
         return lines[first:]
+
+    def _sums(self, tasks: int) -> Saved | None:
+        """Those of the checkpoint."""
+        return self._parts(tasks)[-1][1].sums
+
+    def can_learn_on_from(self, tasks: int) -> bool:
+        """Whether what that needs is there."""
+        sums = self._sums(tasks)
+        return sums is None or (self.folder / sums.file).is_file()
+
+    def tensors(self, saved: Saved) -> dict[str, Tensor]:
+        """What is in a file that a line names.
+
+        Raises:
+            CheckpointError: it is missing, truncated or altered.
+        """
+        if _hash(self.folder / saved.file) != saved.sha256:
+            raise CheckpointError(f"{self.folder / saved.file}: missing, truncated or altered; restore it")
+        return _tensors(self.folder / saved.file)[1]
 
     # --- writing ---
 
-    def save(self, method: Method, entry: Entry, *, keep: Keep = "all", history: int = 0) -> None:
-        """Adds the checkpoint after the method's latest task. Files that are no longer wanted go once it is safe.
+    def save(
+        self,
+        method: Method,
+        entry: Entry,
+        *,
+        keep: Keep = "all",
+        history: int = 0,
+        change: Change | None = None,
+        joined: int = 0,
+        forgotten: Sequence[int] = (),
+        images: Mapping[str, Tensor] | None = None,
+        parts: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Adds the checkpoint after the method's latest task, or after another change. Files that are no longer wanted go once it
+        is safe.
+
+        Args:
+            change: made to a model; of its kind are `joined`, the number of tasks it has taken up, and `forgotten` classes.
+            images, parts: what goes into files of these names.
 
         Raises:
             TrainingError: a tensor that is not finite, and could not be loaded.
@@ -144,30 +219,56 @@ class Checkpoints:
             if known[name] == before.get(name):
                 continue
             axis = _grown_along(before.get(name), tensor)
-            if axis is None:
+            if axis is None or (tensor.dim() == 1 and tensor.nbytes <= _SMALL):
                 new[name] = tensor
             else:
                 extended[name] = axis
                 old = before[name].shape[axis]
                 new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
-        task = method.task
+        name = f"task_{len(self._lines):04d}"
+        learned = change is None or change.kind == "learned"
         line = Line(
-            task=TaskLearned.of(task),
+            task=TaskLearned.of(method.task) if learned else None,
             structure=json.loads(json.dumps(method.structure())),
             base=base,
-            saved=self._write(f"task_{task.index:04d}.safetensors", new),
+            saved=self._write(f"{name}.safetensors", new),
             whole=sorted(new.keys() - extended.keys()),
             extended=extended,
             removed=sorted(before.keys() - known.keys()),
-            sums=self._write(f"task_{task.index:04d}-sums.safetensors", sums),
+            sums=self._write(f"{name}-sums.safetensors", sums),
             entry=entry,
             history=history,
+            change=change,
+            joined=[TaskLearned.of(task) for task in method.tasks[len(method.tasks) - joined :]],
+            forgotten=list(forgotten),
+            images=self._write(f"{name}-images.safetensors", images or {}),
+            parts=self._write(f"{name}-parts.safetensors", parts or {}),
         )
-        superseded = self._superseded(keep)
+        self._add(line, keep)
+        self._known = known
+
+    def roll_back(self, number: int, change: Change, *, keep: Keep = "all", history: int = 0) -> None:
+        """Adds a line after which all is as it was after that one, which there is.
+
+        The caller loads it before anything is saved again.
+        """
+        empty = Entry(rows=[], train_seconds=0.0)
+        nothing: dict[str, Any] = {
+            "task": None,
+            "structure": {},
+            "base": False,
+            "saved": None,
+            "whole": [],
+            "extended": {},
+        }
+        nothing |= {"removed": [], "sums": None, "entry": empty, "history": history}
+        self._add(Line(**nothing, change=change, restores=number), keep)
+
+    def _add(self, line: Line, keep: Keep) -> None:
+        there = self._wanted(keep)
         self._append(line.model_dump())
         self._lines.append(line)
-        self._known = known
-        for name in superseded - {saved.file for saved in (line.saved, line.sums) if saved}:
+        for name in there - self._wanted(keep):
             (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> Saved | None:
@@ -178,18 +279,24 @@ class Checkpoints:
             file.write(content)
         return Saved(file=name, sha256=hashlib.sha256(content).hexdigest())
 
-    def _superseded(self, keep: Keep) -> set[str]:
-        """Files that the checkpoints there are need, and will not be needed any more once there is another."""
+    def _wanted(self, keep: Keep) -> set[str]:
+        """Names of the files that stay, of those that lines name."""
         if not self._lines:
             return set()
-        files = {path.name for path in self.files(len(self._lines))} if keep == "newest" else set()
-        sums = self._lines[-1].sums if keep != "everything" else None
-        return files | ({sums.file} if sums else set())
+        number = len(self._lines)
+        lines = [line for _, line in self._parts(number)] if keep == "newest" else self._lines
+        files = {saved.file for line in lines for end, saved in line.files().items() if saved and end != "-sums"}
+        sums = (
+            [line.sums for line in lines]
+            if keep == "everything"
+            else [self._sums(each) for each in range(max(1, number + 1 - self.undoable), number + 1)]
+        )
+        return files | {saved.file for saved in sums if saved}
 
     def _append(self, values: dict[str, Any]) -> None:
-        seal = sealed(self._seal, values)
+        seal = sealed(self.seal, values)
         append_line(self.journal, json.dumps({"seal": seal} | values, allow_nan=False, ensure_ascii=False))
-        self._seal = seal
+        self._seals.append(seal)
 
     def open(self, keep: Keep = "all") -> None:
         """Makes ready to add to what is there: takes away a line that a killed process did not finish, files without one, and
@@ -199,12 +306,8 @@ class Checkpoints:
             CheckpointError: the journal is damaged.
         """
         self._require_whole()
-        whole = complete_lines(self.journal)
-        cut(self.journal, sum(len(line) + 1 for line in whole))
-        self._seal = json.loads(whole[-1])["seal"] if whole else ""
-        lines = self._parts(len(self._lines)) if self._lines and keep == "newest" else self._lines
-        named = {line.saved.file for line in lines if line.saved}
-        named |= {line.sums.file for line in (lines if keep == "everything" else lines[-1:]) if line.sums}
+        cut(self.journal, sum(len(line) + 1 for line in complete_lines(self.journal)))
+        named = self._wanted(keep)
         for path in self.folder.glob("task_*.safetensors"):
             if _OURS.fullmatch(path.name) and path.name not in named and wrote(path):
                 path.unlink()
@@ -238,9 +341,11 @@ class Checkpoints:
             self._require_whole()
         number = self._chosen({number: number for number in self.there()}, tasks)
         assert self._head is not None
-        lines, newest = self._parts(number), self._lines[number - 1]
+        lines = self._parts(number)
+        at, newest = lines[-1]
         problems = _misfits(self.folder, method, self._head.method, self._head.backbone)
-        wanted = {line.saved.file: line.saved for line in lines if line.saved}
+        pieces = _pieces(lines)
+        wanted = {saved.file: saved for place in pieces if (saved := lines[place][1].saved)}
         problems += [
             f"{self.folder / name}: missing, truncated or altered; restore it, or {self._back(name)}"
             for name, saved in wanted.items()
@@ -257,20 +362,20 @@ class Checkpoints:
             )
         if problems:
             raise CheckpointError(problems)
-        state = self._assembled(lines)
+        state = self._assembled(lines, pieces)
         if to_learn:
             self._known = {name: _Known(value.shape, value.dtype, _digest(value)) for name, value in state.items()}
         if not into_method:
             return
-        summed = _tensors(sums) if sums is not None and has_sums else {}
-        files = {name: self.folder / line.saved.file for line in lines if line.saved for name in _names(line)}
+        summed = _tensors(sums)[1] if sums is not None and has_sums else {}
+        files = {name: self.folder / line.saved.file for _, line in lines if line.saved for name in _names(line)}
         with unharmed(method):
             try:
-                restore(method, [line.task.task for line in self._lines[:number]], newest.structure)
+                restore(method, self.tasks_of(number), newest.structure)
             except CheckpointError as error:
                 raise CheckpointError(
                     [
-                        f"{self.journal}: line {number + 1}: {problem}; {self._restored(number - 1)}"
+                        f"{self.journal}: line {at + 1}: {problem}; {self._restored(at - 1)}"
                         for problem in error.problems
                     ]
                 ) from error
@@ -286,7 +391,7 @@ class Checkpoints:
                 for name, why in misfits_of(method, own, state).items()
             ]
             if problems:
-                raise CheckpointError([f"{problem}; {self._restored(number - 1)}" for problem in problems])
+                raise CheckpointError([f"{problem}; {self._restored(at - 1)}" for problem in problems])
             method.load_own_state(state)
         method.eval()
 
@@ -302,35 +407,33 @@ class Checkpoints:
             )
         return chosen
 
-    def _assembled(self, lines: Iterable[Line]) -> dict[str, Tensor]:
-        """The tensors that the lines make together.
+    def _assembled(self, lines: Sequence[tuple[int, Line]], pieces: Mapping[int, Collection[str]]) -> dict[str, Tensor]:
+        """The tensors that the lines make together, of which `_pieces` says what is read.
 
         Raises:
             CheckpointError: files that do not have what their lines say, or that do not fit together.
         """
         parts: dict[str, list[tuple[int | None, Tensor]]] = {}
         problems: list[str] = []
-        for line in lines:
-            for name in line.removed:
-                parts.pop(name, None)
-            if line.saved is None:
-                continue
+        for place, names in pieces.items():
+            number, line = lines[place]
+            assert line.saved
             file = self.folder / line.saved.file
-            found, wrong = _tensors(file), {}
-            wrong |= dict.fromkeys(_names(line) - found.keys(), "is missing")
-            wrong |= dict.fromkeys(found.keys() - _names(line), "is unknown")
-            for name in line.whole:
-                if name in found:
-                    parts[name] = [(None, found[name])]
-            for name, axis in line.extended.items():
-                if name in found and name in parts:
-                    first, piece = parts[name][0][1], found[name]
-                    if why := _cannot_extend(first, piece, axis):
+            there, found = _tensors(file, names)
+            wrong = dict.fromkeys(_names(line) - there, "is missing") | dict.fromkeys(
+                there - _names(line), "is unknown"
+            )
+            for name, piece in found.items():
+                axis = line.extended.get(name)
+                if axis is None:
+                    parts[name] = [(None, piece)]
+                elif name in parts:
+                    if why := _cannot_extend(parts[name][0][1], piece, axis):
                         wrong[name] = why
                     else:
                         parts[name].append((axis, piece))
             problems += [
-                f"{file}: {name:.200} {why}; {self._restored(line.task.index)}" for name, why in sorted(wrong.items())
+                f"{file}: {name:.200} {why}; {self._restored(number - 1)}" for name, why in sorted(wrong.items())
             ]
         if problems:
             raise CheckpointError(problems)
@@ -369,6 +472,7 @@ class Checkpoints:
                 seal = sealed(seal, values)
                 if said != seal:
                     raise ValueError("seal")
+                self._seals.append(seal)
             except (ValueError, AttributeError, KeyError, TypeError):
                 return (
                     head,
@@ -487,11 +591,28 @@ def _names(line: Line) -> set[str]:
     return {*line.whole, *line.extended}
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """What is in a file of tensors. CheckpointError: it is none, or has tensors of a kind that torch does not have."""
+def _pieces(lines: Sequence[tuple[int, Line]]) -> dict[int, set[str]]:
+    """Where among the lines the tensors are that they make together: for each place the names of what is read there, in order.
+
+    What a later line has whole, or has removed, is not read in an earlier one.
+    """
+    pieces: dict[int, set[str]] = {}
+    settled: set[str] = set()
+    for place in reversed(range(len(lines))):
+        line = lines[place][1]
+        if read := _names(line) - settled:
+            pieces[place] = read
+        settled |= {*line.whole, *line.removed}
+    return dict(sorted(pieces.items()))
+
+
+def _tensors(file: Path, names: Collection[str] | None = None) -> tuple[set[str], dict[str, Tensor]]:
+    """The names of all that is in a file of tensors, and those wanted, which are all by default. CheckpointError: it is none, or
+    has tensors of a kind that torch does not have."""
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            there = set(opened.keys())
+            return there, {name: opened.get_tensor(name) for name in (there if names is None else there & set(names))}
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{file}: not a file of tensors that can be read: {error}; restore it") from error
 
@@ -598,7 +719,7 @@ def _load_format_2(folder: Path, method: Method) -> None:
         problems.append(f"{tensors}: {damaged}")
     if problems:
         raise CheckpointError(problems)
-    state = _tensors(tensors)
+    _, state = _tensors(tensors)
     with unharmed(method):
         try:
             tasks = [Task.of_new_classes(task.index, task.first_class, task.class_names) for task in head.tasks]

@@ -36,3 +36,7 @@ class CheckpointError(LoricaError):
 
 class TrainingError(LoricaError):
     """Training that cannot go on: a loss that is not finite."""
+
+
+class RegressionError(LoricaError):
+    """A change of a model by which more of what it could do would be lost than its owner allows."""

@@ -9,6 +9,7 @@ A run leaves
           history.jsonl         loss terms, learning rates and diagnostics on the way
           checkpoints/          what was learned: see `lorica.checkpoint`
           snapshot.safetensors  of the task under way; gone once it is learned
+          model.json            in the folder of a model that goes on learning, in place of metrics.json and cost.json
           figures/
 
 and this file is the one place that knows these names.
@@ -51,6 +52,7 @@ class RunFolder:
         self.history = self.path / "history.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.snapshot = self.path / "snapshot.safetensors"
+        self.model = self.path / "model.json"
         self.figures = self.path / "figures"
         self._arriving = self.path / ".lorica.arriving"
         self._arrived = self.path / ".lorica.arrived"

@@ -1,159 +1,737 @@
-"""A finished run as an object for other programs: predict, go back to an earlier task, export."""
+"""A model that goes on learning: classes and images come whenever they come, and any earlier version can be gone back to.
+
+    learner = Learner("birds", backbone="vit_base_patch16_224.augreg_in21k")
+    learner.learn("photos/may")          # a folder for each class: new ones, more images of old ones, or both
+    learner.predict(["who.jpg"])
+    learner.rollback(1)
+
+A model is a folder. It holds a recipe as a run does, and each change is one line in the journal of its checkpoints
+(`lorica.checkpoint`), written last: a process that is killed leaves the model as it was. A change that is a task is learned by
+the same session as a run's (`lorica.session`), so that the same tasks give the same weights to the bit. Going back adds a line
+too, and nothing is lost by it.
+
+Of each class a few images are set aside, as small as the backbone reads them, and never trained on. Old classes are judged by
+them before a change counts; probabilities and what is unknown are fitted to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+import hashlib
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
+from uuid import uuid4
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from PIL.Image import Image
-from torch import Tensor, nn
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
 
-from lorica.adapters.attach import merged
-from lorica.assembly import build_reader, saved_recipe
+from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe
 from lorica.backbones import load_backbone
-from lorica.backbones.encoder import Classifier
+from lorica.calibration import Calibration
+from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
-from lorica.data.reader import Reader
-from lorica.errors import DataError, LoricaError
-from lorica.evaluation import LOGITS_AGREE, apart, require_numbers
-from lorica.files import RunFolder
+from lorica.config import IN_MEMORY, Recipe, read_recipe
+from lorica.data.decoding import DECODING, Decoding
+from lorica.data.reader import Opened, Reader
+from lorica.data.samples import Samples
+from lorica.data.sources import Source, labelled_images, labelled_pictures, remarks
+from lorica.data.sources.base import likeness, some
+from lorica.data.stream import Split
+from lorica.descent import Fit
+from lorica.environment import environment
+from lorica.errors import CheckpointError, DataError, LoricaError, RegressionError
+from lorica.evaluation import plain_form
+from lorica.files import RunFolder, refusals, write_json, write_text
+from lorica.interruption import Interruptions
 from lorica.isolation import isolated
-from lorica.methods import Method, Readout, build_method
+from lorica.journal import Change, Line, line_of_descent
+from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
+from lorica.methods import Method, build_method
+from lorica.ownership import recipe_text, require_ours, wrote
+from lorica.predictor import Answer, Predictor
+from lorica.progress import Reporter, Silent, progress_bar
+from lorica.reading import read_json
+from lorica.session import Session
+
+KEEP = 5
+"""Images of a class that are set aside, unless somebody asks for another number; never more than a fifth of them."""
+
+UNDOABLE = 2
+"""Versions from which the model can learn on, if `checkpoints` is not "everything": the newest, and the one before."""
+
+_PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A change, and what became of it.
+
+    Attributes:
+        number: of the version, from 1.
+        kind: learned, rolled back, forgot, joined.
+        date: when, ISO 8601.
+        classes: what it was about; of a way back, none.
+        images: how many were learned, without those set aside.
+        set_aside: how many.
+        accuracy: on the images set aside of its classes when it was made, a fraction; None where there are none.
+        accuracy_now: the same by the present version.
+        lost, won: images set aside of older classes that were right and became wrong, and the other way.
+        fell: older classes of which fewer images were right afterwards.
+        restores: the version that is gone back to.
+        is_present: the model is now as it was after this one.
+    """
+
+    number: int
+    kind: str
+    date: str
+    classes: tuple[str, ...]
+    images: int
+    set_aside: int
+    accuracy: float | None
+    accuracy_now: float | None
+    lost: int
+    won: int
+    fell: tuple[str, ...]
+    restores: int | None
+    is_present: bool
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """Samples that have come, of classes with these names, which were numbers, or texts."""
+
+    names: list[str]
+    samples: Samples
+    where: str = "memory"
+    remarks: Sequence[str] = ()
+    numbered: bool = False
 
 
 class Learner:
-    """A method with what it has learned, and the names of its classes in the order of its logits."""
-
-    def __init__(self, method: Method, *, reader: Reader) -> None:
-        self.method, self._reader = method, reader
-        self.class_names = tuple(name for task in method.tasks for name in task.new_names)
-
-    @isolated()
-    @torch.inference_mode()
-    def logits(self, images: Any, *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
-        """Logits of images, none of which may be given, too.
-
-        Args:
-            images: files, images of Pillow, arrays or tensors (see `lorica.data.ImageReader.of`) in a list, a generator or any
-                other iterable; or a batch of arrays or tensors: [n, h, w], [n, h, w, 1 or 3], tensors also [n, 1 or 3, h, w].
-
-        Raises:
-            DataError: images that cannot be read, or a single one instead of several.
-            LoricaError: logits that are not a number, of which none is the largest.
-        """
-        found = [self._logits(batch) for batch in _batches(images, batch_size)]
-        return torch.cat(found) if found else torch.empty(0, len(self.class_names))
-
-    def _logits(self, images: Sequence[Any]) -> Float[Tensor, "n classes"]:
-        return require_numbers(self.method.predict(self._reader.of(images).to(self.method.device)), self.method).cpu()
-
-    def predict(self, images: Any, *, batch_size: int = 256) -> list[str]:
-        """The class name of each image; images as in `logits`."""
-        return [self.class_names[index] for index in self.logits(images, batch_size=batch_size).argmax(dim=1)]
-
-    @isolated()
-    def join(self, other: Learner, common: Learner) -> None:
-        """Takes up the classes of another learner, of a method that can be joined exactly (`lorica.methods.rolda.RoLDA.join`).
-
-        Two runs that went on from one learn different classes, each for itself; joined, they are one learner of all of them.
-
-        Args:
-            other: the other run's learner; it stays as it is.
-            common: that of the run from which both went on, as it was then.
-
-        Raises:
-            LoricaError: a method that cannot be joined, learners that did not go on from the common one, or that read inputs
-                differently.
-        """
-        if not (isinstance(other, Learner) and isinstance(common, Learner)):
-            raise LoricaError("expected two other learners; lorica.load makes them of a run's folder")
-        join = getattr(self.method, "join", None)
-        if join is None:
-            raise LoricaError(f"{_called(self.method)} cannot be joined; rolda can, read by its own discriminant")
-        if any(vars(each._reader) != vars(self._reader) for each in (other, common)):
-            keys = ", ".join(f"data.{key}" for key in self._reader.options)
-            raise LoricaError(
-                f"the three learners prepare their inputs differently, so that their statistics mean different things; learn them with the same {keys}"
-            )
-        join(other.method, common.method)
-        self.class_names = tuple(name for task in self.method.tasks for name in task.new_names)
-
-    @isolated()
-    def merged_model(self) -> nn.Module:
-        """A plain timm model with every update in its weights and the learned head as its classifier; or, of a classifier that
-        reads what leaves several blocks, that model inside a module which does (`lorica.backbones.timm_vit.LayeredViT`).
-
-        It takes normalised images: subtract `learner.method.encoder.mean`, divide by `.std`. Its logits on random images have
-        been compared with the method's.
-
-        Raises:
-            LoricaError: a method that does not classify with one linear head, or whose logits are not that head's.
-        """
-        classifier = self.method.classifier()
-        if classifier is None:
-            raise LoricaError(f"{_called(self.method)} has no linear classifier to export; use Learner.predict")
-        with torch.no_grad():
-            encoder = merged(self.method.encoder)
-            model = encoder.with_classifier(Classifier(*classifier))
-            probe = encoder.probe(8)
-            expected, found = self.method.predict(probe), model(encoder.normalised(probe))
-        difference = apart(found, expected)
-        if not difference <= LOGITS_AGREE:
-            raise LoricaError(
-                f"{self.method.name}: nothing is exported, since a plain model with the merged weights and the head of "
-                f"`classifier` gives other logits than the method, by {100 * difference:.2g}% of the largest on random images; "
-                f"use Learner.predict, and let `classifier` of such a method return None"
-            )
-        return model
-
-
-@isolated()
-def load(run: Path | str, *, tasks: int | None = None, method_file: str | Path | None = None, **moved: Any) -> Learner:
-    """The learner of a run's folder.
+    """A model in a folder, which learns, predicts, and goes back.
 
     Args:
-        tasks: as it was after that many; absent = after its last one.
+        folder: where it is, or is to be; absent = in memory, until `save`.
+        recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no part.
+        device, precision: where and how it computes; absent = as its recipe says.
+        keep: images of each class to set aside, see `KEEP`; 0 keeps none.
+        settings: keys that replace the recipe's, as for `lorica.run`: `backbone="vit_small_patch16_224"`, `method={"rank": 4}`,
+            `**{"fit.epochs": 3}`. A model that is there keeps its own; of it, only where its weights are may be given.
+
+    Raises:
+        LoricaError: settings that are not valid, or not those of the model in the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        recipe: Recipe | str | Path | Mapping[str, Any] = "own_images",
+        device: str | None = None,
+        precision: Literal["fp32", "bf16"] | None = None,
+        keep: int = KEEP,
+        **settings: Any,
+    ) -> None:
+        if precision not in (None, *_PRECISIONS):
+            raise LoricaError(f"precision: expected {' or '.join(_PRECISIONS)}, got {precision!r}")
+        self._given: dict[str, Any] = {
+            "folder": folder,
+            "recipe": recipe,
+            "device": device,
+            "precision": precision,
+            "keep": keep,
+        }
+        self._given |= settings
+        self._temporary = tempfile.TemporaryDirectory(prefix="lorica-") if folder is None else None
+        self.folder = RunFolder(self._temporary.name if self._temporary else folder or "")
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
+            raise LoricaError(f"keep: expected a number of images from 0 on, got {keep!r}")
+        self._keep = keep
+        self._predictor: Predictor | None = None
+        self._learning = threading.Lock()
+        self._recipe = self._read_recipe()
+        if self.checkpoints.tasks:
+            self._predictor = self._load(None)
+
+    # --- predictions ---
+
+    @property
+    def predictor(self) -> Predictor:
+        """What predicts now; one that was asked for earlier goes on as it was.
+
+        Raises:
+            LoricaError: nothing has been learned yet.
+        """
+        if self._predictor is None:
+            raise LoricaError(f"{self._where()}: has learned nothing yet; give it images with their classes: learn")
+        return self._predictor
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that it predicts, in the order of its logits; none before it has learned."""
+        return self._predictor.class_names if self._predictor else ()
+
+    @property
+    def classes_(self) -> np.ndarray:
+        """The same as scikit-learn has them: numbers, if the first labels that it was given were numbers."""
+        return self._labels(self.class_names)
+
+    @property
+    def method(self) -> Method:
+        """That of `predictor`."""
+        return self.predictor.method
+
+    @property
+    def reader(self) -> Reader:
+        """That of `predictor`."""
+        return self.predictor.reader
+
+    def logits(self, images: Any, *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
+        """See `Predictor.logits`."""
+        return self.predictor.logits(images, batch_size=batch_size)
+
+    def predict(self, images: Any, *, batch_size: int = 256) -> np.ndarray:
+        """The class of each image, an array as `classes_`; images as in `logits`."""
+        now = self.predictor
+        return self._labels(now.predict(images, batch_size=batch_size))
+
+    def predict_proba(self, images: Any, *, batch_size: int = 256) -> Float[np.ndarray, "n classes"]:
+        """See `Predictor.predict_proba`."""
+        return self.predictor.predict_proba(images, batch_size=batch_size)
+
+    def classify(self, images: Any, *, batch_size: int = 256) -> list[Answer]:
+        """See `Predictor.classify`."""
+        return self.predictor.classify(images, batch_size=batch_size)
+
+    def score(self, images: Any, labels: Any) -> float:
+        """Accuracy on these images, a fraction."""
+        found, expected = self.predict(images), np.asarray(labels)
+        if expected.shape != found.shape:
+            raise DataError(f"labels: expected one for each of {len(found)} images, got shape {list(expected.shape)}")
+        return float(np.mean(found.astype(str) == expected.astype(str)))
+
+    def merged_model(self) -> torch.nn.Module:
+        """See `Predictor.merged_model`."""
+        return self.predictor.merged_model()
+
+    # --- what it is ---
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Those of the folder, read anew."""
+        return Checkpoints(self.folder.checkpoints, undoable=UNDOABLE)
+
+    def history(self) -> list[Version]:
+        """Every version, the first one first.
+
+        Raises:
+            LoricaError: the journal is damaged.
+        """
+        checkpoints = self.checkpoints
+        if checkpoints.tasks:
+            _ = checkpoints.entries  # it is whole
+        return self._history(checkpoints)
+
+    def predictor_of(self, version: int) -> Predictor:
+        """What predicts as the model did after that version. LoricaError: there is none."""
+        return self._load(version)
+
+    def _history(self, checkpoints: Checkpoints) -> list[Version]:
+        lines = checkpoints.lines
+        paths = line_of_descent(lines, len(lines))
+        present = paths[-1] if paths else 0
+        now = _judged(lines[present - 1]) if present else {}
+        names = [name for task in checkpoints.learned_tasks for name in task.new_names]
+        numbers = {name: number for number, name in enumerate(names)}
+        return [self._version(number, line, lines, numbers, now, present) for number, line in enumerate(lines, start=1)]
+
+    def _version(
+        self,
+        number: int,
+        line: Line,
+        lines: Sequence[Line],
+        numbers: Mapping[str, int],
+        now: Mapping[int, tuple[int, int]],
+        present: int,
+    ) -> Version:
+        change = line.change or Change(kind="learned", date="")  # a run that was made a model
+        note = change.note
+        classes = tuple(note.get("classes", [name for task in line.tasks for name in task.class_names]))
+        own = [number for task in line.tasks for number in task.classes]
+        after = line_of_descent(lines, number)[-1]
+        return Version(
+            number=number,
+            kind=change.kind,
+            date=change.date,
+            classes=classes,
+            images=note.get("images", 0),
+            set_aside=note.get("set_aside", 0),
+            accuracy=_accuracy(_judged(line), own),
+            accuracy_now=_accuracy(now, [numbers[name] for name in classes if name in numbers]),
+            lost=note.get("lost", 0),
+            won=note.get("won", 0),
+            fell=tuple(note.get("fell", ())),
+            restores=line.restores,
+            is_present=after == present,
+        )
+
+    # --- changes ---
+
+    def learn(
+        self,
+        source: Any,
+        *,
+        test: Any = None,
+        frozen: bool = False,
+        max_drop: float | None = None,
+        max_flips: int | None = None,
+        progress: bool | Reporter = False,
+    ) -> Version | None:
+        """Learns what has come: new classes, more images of known ones, or both. None of it is kept but the images set aside.
+
+        Images that this model has learned already, by name and contents, are passed over.
+
+        Args:
+            source: a folder of class folders (of one with `train` and `test`, the first is learned, and the second judged by), a
+                pair of images and labels in memory, or a `Source`.
+            test: the same, to judge old and new classes by, beside the images set aside.
+            frozen: the scores of the classes there are must stay to the bit; LoricaError where the method cannot promise it.
+            max_drop: the largest fall of accuracy over the images of old classes by which they are judged, in percentage points.
+            max_flips: the largest number of them that were right and may become wrong.
+            progress: as for `lorica.run`.
+
+        Returns:
+            The new version; None where nothing was new.
+
+        Raises:
+            RegressionError: more was lost than allowed; the model is what it was.
+            LoricaError: everything wrong with the data or the folder, or training that cannot go on; the model is what it was.
+        """
+        allowed = require_bounds(max_drop, max_flips)
+        with self._changing(progress) as (reporter, interruptions):
+            arrivals = self._arrivals(source, "what is to be learned", reporter)
+            judges = [*arrivals[1:], *(self._arrivals(test, "the test images", reporter) if test is not None else [])]
+            for remark in arrivals[0].remarks:
+                reporter.say(remark)
+            session = self._session(reporter, interruptions)
+            return self._learned(session, arrivals[0], judges, frozen, allowed, reporter)
+
+    def partial_fit(self, images: Any, labels: Any, classes: Any = None) -> Learner:
+        """Learns these images, of classes seen before or never; `classes` is taken for scikit-learn's sake and not needed."""
+        self.learn((images, labels))
+        return self
+
+    def fit(self, images: Any, labels: Any) -> Learner:
+        """Learns these images and nothing else: what a model in memory has learned before is gone.
+
+        Raises:
+            LoricaError: a model in a folder, whose earlier classes would be lost.
+        """
+        if self._temporary is None and self.checkpoints.tasks:
+            raise LoricaError(
+                f"{self._where()}: fit would begin anew and lose what was learned; use partial_fit or learn"
+            )
+        if self._temporary is not None:
+            self.folder.clear()
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+            self._predictor = None
+        return self.partial_fit(images, labels)
+
+    def rollback(self, to: int) -> Version:
+        """Makes the model what it was after that version; those after it stay, and can be gone forward to.
+
+        Raises:
+            LoricaError: there is no such version, or the model is what it was then.
+        """
+        with self._changing(False):
+            checkpoints = self.checkpoints
+            checkpoints.open(self._policy())
+            number = checkpoints.tasks
+            if not 1 <= to <= number:
+                there = f"1 to {number}" if number else "none yet"
+                raise LoricaError(f"{self._where()}: has no version {to}; there are {there}")
+            if line_of_descent(checkpoints.lines, to) == line_of_descent(checkpoints.lines, number):
+                raise LoricaError(f"{self._where()}: is what it was after version {to}; nothing to do")
+            predictor = self._load(to)
+            checkpoints.roll_back(to, Change(kind="rolled back", date=_now()), keep=self._policy())
+            self._predictor = predictor
+            return self._history(checkpoints)[-1]
+
+    def save(self, folder: str | Path) -> None:
+        """Copies the model into a folder that is not there yet, or is empty: whole, or not at all."""
+        target = Path(folder)
+        if (target.is_dir() and any(target.iterdir())) or target.is_file():
+            raise LoricaError(f"{target}: is there already; name a folder that is not")
+        _ = self.predictor
+        partial_copy = target.with_name(f".{target.name}.{uuid4().hex}.partial")
+        with refusals(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with self.folder.taken():
+                    shutil.copytree(self.folder.path, partial_copy, ignore=shutil.ignore_patterns(".lorica*"))
+                if target.is_dir():
+                    target.rmdir()
+                partial_copy.rename(target)
+            finally:
+                shutil.rmtree(partial_copy, ignore_errors=True)
+
+    # --- scikit-learn's manners ---
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """What it was made with."""
+        return dict(self._given)
+
+    def set_params(self, **given: Any) -> Learner:
+        """Before anything is learned: other settings."""
+        if self.checkpoints.tasks:
+            raise LoricaError(f"{self._where()}: has learned, and keeps its settings; make another Learner")
+        self.__init__(**(self._given | given))
+        return self
+
+    def __sklearn_clone__(self) -> Learner:
+        """One with the same settings that has learned nothing, in memory: a folder is one model's."""
+        given: dict[str, Any] = self._given | {"folder": None}
+        return Learner(**given)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return self._predictor is not None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise LoricaError(
+            "a Learner is not pickled, since unpickling runs what is in a file; use save, and lorica.load"
+        )
+
+    def __repr__(self) -> str:
+        return f"Learner({self._where()}: {len(self.class_names)} classes)"
+
+    # --- within ---
+
+    def _where(self) -> str:
+        return "a model in memory" if self._temporary else str(self.folder.path)
+
+    def _labels(self, names: Sequence[str]) -> np.ndarray:
+        numbers = self._settings().get("labels") == "numbers" and all(name.lstrip("-").isdecimal() for name in names)
+        return np.array(names, dtype=np.int64 if numbers else (str if names else "<U1"))
+
+    def _policy(self) -> Literal["all", "everything"]:
+        return "everything" if self._recipe.checkpoints == "everything" else "all"
+
+    def _read_recipe(self) -> Recipe:
+        """That of the model which is there, or of the one to be made."""
+        given = {
+            key: value for key, value in self._given.items() if key not in ("folder", "recipe", "precision", "keep")
+        }
+        if isinstance(given.get("backbone"), str):
+            given["backbone"] = {"name": given["backbone"]}
+        given = {key: value for key, value in given.items() if value is not None}
+        path = self.folder.path
+        with refusals(path):
+            self.folder.tidy()
+            if self.checkpoints.tasks or self.folder.metrics.exists():
+                if not wrote(self.folder.model):
+                    raise LoricaError(f"{path}: holds a run, and no model that goes on learning; choose another folder")
+                return saved_recipe(self.folder, given)
+        recipe = read_recipe(self._given["recipe"], given)
+        return read_recipe(recipe, {"data.source": IN_MEMORY, "data.root": None})
+
+    def _settings(self) -> dict[str, Any]:
+        return read_json(self.folder.model) if self.folder.model.exists() else {}
+
+    def _load(self, version: int | None) -> Predictor:
+        """What predicts as the model did after that version, or does now."""
+        checkpoints = self.checkpoints
+        if not checkpoints.tasks:
+            _ = checkpoints.entries
+        number = version or checkpoints.tasks
+        _, method = build_model(self._recipe)
+        checkpoints.load(method, number)
+        return self._predictor_of(method, checkpoints, number)
+
+    def _predictor_of(self, method: Method, checkpoints: Checkpoints, number: int) -> Predictor:
+        newest = checkpoints.lines[line_of_descent(checkpoints.lines, number)[-1] - 1]
+        note = newest.change.note if newest.change else {}
+        return Predictor(
+            method,
+            reader=build_reader(self._recipe, method.encoder),
+            forgotten=sorted(forgotten_after(checkpoints, number)),
+            calibration=Calibration.model_validate(note["calibration"]) if note.get("calibration") else None,
+            precision=self._given["precision"] or self._recipe.precision,
+        )
+
+    @contextmanager
+    def _changing(self, progress: bool | Reporter) -> Iterator[tuple[Reporter, Interruptions]]:
+        """The folder for this process, and in it for this thread, alone."""
+        reporter = progress_bar() if progress is True else nullcontext(progress or Silent())
+        with (
+            isolated(),
+            self._learning,
+            refusals(self.folder.path),
+            self.folder.taken(),
+            Interruptions() as interruptions,
+            reporter as shown,
+        ):
+            yield shown, interruptions
+
+    def _session(self, reporter: Reporter, interruptions: Interruptions) -> Session:
+        """One that is to stand where the model does: `restore` takes it there."""
+        recipe = self._recipe
+        accelerator, method = build_model(recipe)
+        if method.learns_all_at_once:
+            raise LoricaError(
+                f"method.name: {method.name} learns all classes at once, and none afterwards; choose another"
+            )
+        session = Session(
+            method,
+            Fit(**recipe.fit.model_dump()),
+            seed=recipe.seed,
+            accelerator=accelerator,
+            folder=RunFolder(self.folder.path),
+            keep=self._policy(),
+            snapshot_seconds=recipe.snapshot_seconds,
+            reporter=reporter,
+            interruptions=interruptions,
+            undoable=UNDOABLE,
+        )
+        checkpoints = session.checkpoints
+        if checkpoints.tasks and not checkpoints.can_learn_on_from(checkpoints.tasks):
+            raise CheckpointError(
+                f"{self._where()}: this version predicts, but does not learn on, since its sums were not kept; go to one of "
+                "the latest versions (rollback), or make models with checkpoints=everything"
+            )
+        return session
+
+    def _arrivals(self, source: Any, what: str, reporter: Reporter) -> list[_Arrival]:
+        """What somebody gives to be learned, and what is there to judge by."""
+        data = self._recipe.data
+        decoding = Decoding(**{key: getattr(data, key) for key in DECODING})
+        if isinstance(source, Source):
+            halves = [half for half in (source.train, source.test) if len(half)]
+            return [_Arrival(list(source.class_names), half, source.name, remarks(source.facts)) for half in halves]
+        if isinstance(source, str | Path):
+            names, files, facts = labelled_images(
+                source,
+                class_order=data.class_order,
+                decoding=decoding,
+                unreadable=data.unreadable,
+                reporter=reporter,
+            )
+            return [_Arrival(names, half, str(source), remarks(facts)) for half in files]
+        if isinstance(source, tuple) and len(source) == 2:
+            names, pictures, numbered = labelled_pictures(*source, decoding)
+            return [_Arrival(names, pictures, numbered=numbered)]
+        raise DataError(
+            f"{what}: expected a folder of class folders, or a pair of images and labels, got a {type(source).__name__}"
+        )
+
+    def _learned(
+        self,
+        session: Session,
+        arrival: _Arrival,
+        judges: Sequence[_Arrival],
+        frozen: bool,
+        allowed: Allowed,
+        reporter: Reporter,
+    ) -> Version | None:
+        method, checkpoints = session.method, session.checkpoints
+        _ = checkpoints.entries  # the journal is whole
+        album = Album(checkpoints)
+        for judge in judges:
+            if unknown := [name for name in judge.names if name not in arrival.names and album.number_of(name) is None]:
+                raise DataError(f"test images: of classes that nobody has learned: {some(unknown)}")
+        numbers = [album.number_of(name) for name in arrival.names]
+        fresh, digests, elsewhere = album.unseen(arrival.samples, numbers, reporter)
+        if elsewhere:
+            reporter.say(f"{elsewhere} of the images were learned as another class before")
+        if passed_over := len(arrival.samples) - len(fresh):
+            reporter.say(f"{passed_over} images have been learned already, and are passed over")
+        if not len(fresh):
+            return None
+        own = torch.from_numpy(arrival.samples.labels)[fresh]
+        task = album.task_of([arrival.names[each] for each in own.unique().tolist()], len(checkpoints.learned_tasks))
+        album_names = [*album.names, *task.new_names]
+        by_likeness = {likeness(name): number for number, name in enumerate(album_names)}
+        labels = torch.tensor([by_likeness[likeness(arrival.names[each])] for each in own.tolist()])
+        old, live = album.live, sorted({*album.live, *task.classes})
+        if problems := list(type(method).misfits(self._recipe.method, [*checkpoints.learned_tasks, task])):
+            raise LoricaError(problems)
+
+        reader = build_reader(self._recipe, method.encoder)
+        opened = reader.open(arrival.samples, int(self._recipe.data.cache_gib * 2**30))
+        images = method.encoder.modality == "images"
+        aside = album.to_set_aside(labels, self._keep if images else 0, self._recipe.data.split_seed)
+        juries = [Jury.of_kept(*album.kept()), *(_jury(judge, by_likeness, reader) for judge in judges)]
+        judged = torch.cat([jury.labels for jury in juries])
+        of_old = torch.isin(judged, torch.tensor(old, dtype=torch.long))
+        if allowed.asks and old and not of_old.any():
+            raise LoricaError(
+                "max_drop, max_flips: no image of the classes so far is there to judge by; give test images, or keep some of each class"
+            )
+
+        trained = digests[~aside]
+        session.folder.snapshot = self._snapshot_for(trained)
+        self._describe(session, arrival)
+        session.restore()
+        before = None
+        if old:
+            plain = self._predictor_of(method, checkpoints, checkpoints.tasks).plain
+            before = [jury.logits(plain) for jury in juries]
+        session.learn(task, Split(opened, fresh[~aside], labels[~aside]))
+
+        squares = None
+        if aside.any():
+            inputs = cast(Tensor, opened.fetch(fresh[aside], device=torch.device("cpu")))
+            squares = inputs.mul(255).round().to(torch.uint8)
+        added = Jury.of_kept(squares, labels[aside])
+        plain = plain_form(method)
+        after = [jury.logits(plain) for jury in juries]
+        moved = Moved(0, 0, 0, ())
+        if before is not None:
+            was = torch.cat([right(each, jury.labels, old) for each, jury in zip(before, juries, strict=True)])
+            now = torch.cat([right(each, jury.labels, live) for each, jury in zip(after, juries, strict=True)])
+            moved = Moved.between(judged[of_old], was[of_old], now[of_old])
+            allowed.require(moved, album_names)
+            if frozen:
+                _require_same_scores(before, after, old)
+        kept_logits = [each for each in (after[0], added.logits(plain)) if len(each)]
+        kept_labels = torch.cat([juries[0].labels, added.labels])
+        note = {
+            "classes": list(task.class_names),
+            "images": int((~aside).sum()),
+            "set_aside": int(aside.sum()),
+            "from": arrival.where,
+            "lost": moved.lost,
+            "won": moved.won,
+            "fell": [album_names[number] for number, *_ in moved.fell],
+            **self._fitted(kept_logits, kept_labels, live, len(album_names)),
+        }
+        known = {"digests": digests, "digest_labels": labels}
+        if squares is not None:
+            known |= {"kept": squares, "kept_labels": added.labels}
+        session.close([], change=Change(kind="learned", date=_now(), note=note), images=known)
+        self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+        return self._history(checkpoints)[-1]
+
+    def _fitted(
+        self, logits: Sequence[Tensor], labels: Int[Tensor, " n"], live: Sequence[int], classes: int
+    ) -> dict[str, Any]:
+        """What the images set aside say of a version: how many of each class are right, and how to read its logits."""
+        if not logits:
+            return {}
+        together = torch.cat(list(logits))
+        hits = right(together, labels, live)
+        counts = [torch.bincount(each, minlength=classes).tolist() for each in (labels[hits], labels)]
+        known = torch.isin(labels, torch.tensor(live))
+        places = torch.searchsorted(torch.tensor(live), labels[known])
+        calibration = calibrated(together[known][:, live], places)
+        return {
+            "judged": dict(zip(("right", "images"), counts, strict=True)),
+            "calibration": calibration.model_dump(mode="json"),
+        }
+
+    def _snapshot_for(self, digests: UInt8[Tensor, "n 16"]) -> Path:
+        """Where the snapshot of a task with these images is; those of others are gone."""
+        name = hashlib.sha256(digests.numpy().tobytes()).hexdigest()[:16]
+        own = self.folder.path / f"snapshot-{name}.safetensors"
+        for other in self.folder.path.glob("snapshot-*.safetensors"):
+            if other != own and wrote(other):
+                other.unlink()
+        return own
+
+    def _describe(self, session: Session, arrival: _Arrival) -> None:
+        """Writes what is known before anything is learned."""
+        if session.checkpoints.tasks:
+            return
+        require_ours(file for file in (self.folder.recipe, self.folder.environment, self.folder.model) if file.exists())
+        write_json(
+            self.folder.environment, environment() | machine_facts(session.accelerator.device, session.method.encoder)
+        )
+        write_text(self.folder.recipe, recipe_text(self._recipe.resolved()))
+        write_json(self.folder.model, {"format": 1, "labels": "numbers" if arrival.numbered else "names"})
+
+
+def _jury(judge: _Arrival, by_likeness: Mapping[str, int], reader: Reader) -> Jury:
+    labels = [by_likeness[likeness(judge.names[each])] for each in judge.samples.labels.tolist()]
+    opened: Opened = reader.open(judge.samples, 0)
+    return Jury(torch.tensor(labels, dtype=torch.long), partial(opened.fetch, device=torch.device("cpu")))
+
+
+def _require_same_scores(before: Sequence[Tensor], after: Sequence[Tensor], old: Sequence[int]) -> None:
+    for one, other in zip(before, after, strict=True):
+        if len(one) and not torch.equal(one[:, old], other[:, old]):
+            raise RegressionError(
+                "frozen: the scores of older classes would not stay to the bit; the model is left as it was"
+            )
+
+
+def _judged(line: Line) -> dict[int, tuple[int, int]]:
+    """Of each class by its number, how many of its images set aside were right then, and how many there were."""
+    judged = line.change.note.get("judged") if line.change else None
+    if not judged:
+        return {}
+    return dict(enumerate(zip(judged["right"], judged["images"], strict=True)))
+
+
+def _accuracy(judged: Mapping[int, tuple[int, int]], numbers: Sequence[int]) -> float | None:
+    found = [judged[number] for number in numbers if number in judged]
+    images = sum(number for _, number in found)
+    return sum(hits for hits, _ in found) / images if images else None
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def load(
+    folder: Path | str,
+    *,
+    tasks: int | None = None,
+    version: int | None = None,
+    method_file: str | Path | None = None,
+    device: str | None = None,
+    precision: Literal["fp32", "bf16"] | None = None,
+    **moved: Any,
+) -> Predictor | Learner:
+    """What is in a folder: the predictor of a run, or a model that goes on learning.
+
+    Args:
+        tasks: of a run, as it was after that many; absent = after its last one.
+        version: of a model, a predictor of it as it was then; absent = the model.
         method_file: the `.py` file of the run's method, where it has one; no file is executed that is not named here.
+        device, precision: where and how it computes; absent = on the CPU in fp32, a model as its recipe says.
         moved: where its weights are now, if they were moved: `**{"backbone.weights": …}`. Their contents decide.
 
     Raises:
-        LoricaError: not a run's folder, no such checkpoint, one that does not fit, or another method file than the run's.
+        LoricaError: no such folder, no such checkpoint, one that does not fit, or another method file than the run's.
     """
-    folder = RunFolder(run)
-    folder.require()
+    where = RunFolder(folder)
+    where.require()
+    if wrote(where.model):
+        learner = Learner(folder, device=device, precision=precision, **moved)
+        return learner if version is None else learner.predictor_of(version)
+    return _load_run(where, tasks, method_file, device or "cpu", precision or "fp32", moved)
+
+
+@isolated()
+def _load_run(
+    folder: RunFolder,
+    tasks: int | None,
+    method_file: str | Path | None,
+    device: str,
+    precision: Literal["fp32", "bf16"],
+    moved: Mapping[str, Any],
+) -> Predictor:
     recipe = saved_recipe(folder, moved, method_file=method_file)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
-        encoder = load_backbone(**recipe.backbone.model_dump())
+        encoder = load_backbone(**recipe.backbone.model_dump()).to(torch.device(device))
         method = build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
     Checkpoints(folder.checkpoints).load(method, tasks)
-    return Learner(method, reader=build_reader(recipe, encoder))
-
-
-def _called(method: Method) -> str:
-    """Its name, and how it is read if not by its own predictions."""
-    return f"{method.name}, read by {method.kind}," if isinstance(method, Readout) else method.name
-
-
-def _batches(images: Any, size: int) -> Iterator[Sequence[Any]]:
-    """DataError where there is one input, and not several."""
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        raise DataError(f"expected several images, got the folder {images}; give its files: Path(folder).glob('*.jpg')")
-    given = f"a single {type(images).__name__}"
-    single = isinstance(images, str | bytes | Path | Image) or not isinstance(images, Iterable)
-    named = isinstance(images, np.ndarray) and images.dtype.kind in "OU"  # files
-    if isinstance(images, np.ndarray | Tensor) and not named:
-        shape = list(images.shape)
-        given = f"one of shape {shape}"
-        single = len(shape) < 3 or (len(shape) == 3 and (shape[0] == 3 or shape[-1] in (1, 3)))
-    if single:
-        raise DataError(f"expected several images, got {given}; put it into a list")
-    if size < 1:
-        raise DataError(f"batch_size: expected at least 1, got {size}")
-    remaining = iter(cast(Iterable[Any], images))
-    while batch := list(islice(remaining, size)):
-        yield batch
+    return Predictor(method, reader=build_reader(recipe, encoder), precision=precision)

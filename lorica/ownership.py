@@ -24,6 +24,7 @@ _KEYS = {
     "environment.json": {"python", "lorica", "torch", "timm", "device", "backbone"},
     "analysis.json": {"runs", "residuals", "straight_lines", "distances", "skipped"},
     "merging.json": {"run", "method", "readout", "scale", "rules", "own"},
+    "model.json": {"format", "labels"},
     "theorem.json": {"setting", "exponents", "descents", "sd_lora"},
     "state.json": {"format", "method", "backbone", "seal"},
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},

@@ -364,7 +364,8 @@ class Entry(BaseModel):
     it has been to the disk and back, to the last bit.
 
     Attributes:
-        rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once.
+        rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once. A model
+            that goes on learning has none.
         head_rows: the same by the method's own predictions, where `rows` are by another read-out; else none.
         diagnostics: what the method reports then, plain values.
         train_seconds: how long learning took, without the test.
@@ -373,7 +374,7 @@ class Entry(BaseModel):
 
     model_config = WRITTEN
 
-    rows: Annotated[list[list[Fraction]], Field(min_length=1)]
+    rows: list[list[Fraction]]
     head_rows: list[list[Fraction]] = []
     diagnostics: Plain = {}
     train_seconds: Seconds

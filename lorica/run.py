@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lorica.assembly import Assembly, arrivals, assemble, build_source, build_stream, require_device, saved_recipe
+from lorica.assembly import (
+    Assembly,
+    arrivals,
+    assemble,
+    build_source,
+    build_stream,
+    machine_facts,
+    require_device,
+    saved_recipe,
+)
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, read_recipe, read_saved
@@ -249,13 +258,7 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
     resolved, encoder, device = parts.recipe.resolved(), parts.method.encoder, parts.accelerator.device
     folder.path.mkdir(exist_ok=True)
     if not folder.environment.exists():
-        facts = {
-            "device": str(device),
-            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-            "threads": torch.get_num_threads(),
-            "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
-            "data": parts.stream.source.facts | {"contents": contents},
-        }
+        facts = machine_facts(device, encoder) | {"data": parts.stream.source.facts | {"contents": contents}}
         again = {"written_again": True} if restored else {}
         write_json(folder.environment, environment() | facts | again)
     text = recipe_text(resolved)  # another one where data or weights have moved
@@ -355,6 +358,10 @@ def _place(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) 
     Raises:
         LoricaError: files that are not lorica's; a run that is neither to be resumed nor overwritten, or of another recipe.
     """
+    if wrote(folder.model):
+        raise LoricaError(
+            f"{folder.path}: holds a model that goes on learning (`lorica learn`); choose another folder with --out"
+        )
     begun = _has_begun(folder)
     require_ours(folder.held(anew=not (begun and resume)))
     if resume and _has_begun(folder.anew) and not _differences(folder.anew, recipe):

@@ -44,6 +44,7 @@ class Session:
         keep: see `lorica.checkpoint.Keep`.
         snapshot_seconds: time between snapshots of the task under way; 0 = never.
         interruptions: a signal that they hold back finds a snapshot written.
+        undoable: see `lorica.checkpoint.Checkpoints`.
     """
 
     def __init__(
@@ -58,12 +59,13 @@ class Session:
         snapshot_seconds: float = 60.0,
         reporter: Reporter | None = None,
         interruptions: Interruptions | None = None,
+        undoable: int = 1,
     ) -> None:
         self.method, self.fit, self.seed, self.accelerator, self.folder = method, fit, seed, accelerator, folder
         self.keep: Keep = keep
         self.snapshot_seconds = snapshot_seconds
         self.reporter, self.interruptions = reporter or Silent(), interruptions or Interruptions()
-        self.checkpoints = Checkpoints(folder.checkpoints)
+        self.checkpoints = Checkpoints(folder.checkpoints, undoable=undoable)
         self.record = Record()
         self._resumed: snapshot.Snapshot | None = None
         self._trained: dict[str, torch.Size] = {}
@@ -84,7 +86,7 @@ class Session:
         self.checkpoints.open(self.keep)
         self.record = Record(self.checkpoints.entries)
         found = snapshot.read(self.folder.snapshot)
-        if found and found.is_of(self.learned, self.seed, self.method.encoder.fingerprint):
+        if found and found.is_of(len(self.checkpoints.learned_tasks), self.seed, self.method.encoder.fingerprint):
             self._resumed = found
         else:
             self.folder.snapshot.unlink(missing_ok=True)
@@ -123,8 +125,9 @@ class Session:
             )
         self._train_seconds = time.monotonic() - started
 
-    def close(self, rows: list[list[float]], head_rows: list[list[float]] | None = None) -> None:
-        """Saves what was learned last, with what was measured after it: rows of the accuracy matrix."""
+    def close(self, rows: list[list[float]], head_rows: list[list[float]] | None = None, **of_model: Any) -> None:
+        """Saves what was learned last, with what was measured after it: rows of the accuracy matrix; or another change of a
+        model, with what `Checkpoints.save` takes of it."""
         entry = Entry(
             rows=rows,
             head_rows=head_rows or [],
@@ -132,7 +135,7 @@ class Session:
             train_seconds=self._train_seconds,
             cost=cost.measure(self.method, self._trained),
         )
-        self.checkpoints.save(self.method, entry, keep=self.keep, history=self._history_size())
+        self.checkpoints.save(self.method, entry, keep=self.keep, history=self._history_size(), **of_model)
         self.record.entries.append(entry)
         self.folder.snapshot.unlink(missing_ok=True)
 

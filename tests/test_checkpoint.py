@@ -163,7 +163,7 @@ def test_a_frozen_backbone_is_not_stored_and_a_trained_one_is(saved: Path, tiny_
 
 @pytest.mark.parametrize("name", ["sd_lora", "prototypes", "coda_prompt", "dual_prompt"])
 def test_storage_grows_by_what_is_new(name: str, folder: Path, tiny_encoder: MakeEncoder) -> None:
-    """Forty tasks: what each adds is as large as what the others add, to within its list of magnitudes."""
+    """Forty tasks: what each adds is as large as what the others add, to within its list of magnitudes or counts."""
     folder.parent.mkdir()
     tasks = tuple(Task.of_new_classes(t, 2 * t, (f"a{t}", f"b{t}")) for t in range(40))
     options = {"general_blocks": (0,), "blocks": (1,)} if name == "dual_prompt" else {}
@@ -171,7 +171,7 @@ def test_storage_grows_by_what_is_new(name: str, folder: Path, tiny_encoder: Mak
     sizes = [
         sum(tensor.numel() for tensor in load_file(folder / f"task_{t:04d}.safetensors").values()) for t in range(1, 40)
     ]
-    assert max(sizes) - min(sizes) <= 40
+    assert max(sizes) - min(sizes) <= 80
     lines = (folder / "journal.jsonl").read_bytes().splitlines()
     lengths = [len(line) - len(json.dumps(json.loads(line)["entry"])) for line in lines[2:]]
     assert max(lengths) - min(lengths) < 100
@@ -319,7 +319,7 @@ def edited(folder: Path, number: int, path: str, value: Any) -> str:
         (1, "method", [], "method is [], expected an object"),
         (2, "base", False, "base is false, expected true"),
         (2, "entry.rows", [[0.5, 0.5]], "entry.rows has rows of [2] numbers, expected [1]"),
-        (3, "task", None, "task is None, expected an object"),
+        (3, "task", None, "task is missing, in a line that says learned"),
         (3, "task.index", 7, "task.index is 7, expected 1"),
         (3, "task.index", "1", "task.index is '1', expected a valid integer"),
         (3, "task.index", True, "task.index is True, expected a valid integer"),
@@ -421,6 +421,9 @@ def test_parts_that_do_not_continue_a_tensor(folder: Path, tiny_encoder: MakeEnc
         write_tensors(file, tensors | {"means.prototypes": wrong}, metadata)
         edit_journal(folder / "journal.jsonl", lambda lines: lines)
         assert why in refused(folder, method(tiny_encoder(), "prototypes"))[0]
+    write_tensors(file, tensors, metadata)
+    file = max(folder.glob("task_*.safetensors"))
+    tensors, metadata = read_tensors(file)
     counts = tensors["means.counts"] - 9
     write_tensors(file, tensors | {"means.counts": counts}, metadata)
     edit_journal(folder / "journal.jsonl", lambda lines: lines)

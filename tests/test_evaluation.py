@@ -17,10 +17,10 @@ from lorica.data.sources import Source
 from lorica.data.stream import Stream
 from lorica.errors import LoricaError
 from lorica.evaluation import accuracy_row, plain_form
-from lorica.learner import Learner
 from lorica.methods import find_method
 from lorica.methods.base import MethodConfig
 from lorica.methods.linear_head import LinearHeadMethod
+from lorica.predictor import Predictor
 
 MakeEncoder = Callable[..., TimmViT]
 
@@ -81,7 +81,7 @@ def test_logits_that_are_not_a_number_are_refused(tiny_encoder: MakeEncoder, str
             lost, stream.tasks, lambda index: stream.test(stream.tasks[index]), accelerator=Accelerator(cpu=True)
         )
     with pytest.raises(LoricaError, match="logits are not a number"):
-        Learner(lost, reader=ImageReader(32)).logits(torch.rand(2, 3, 32, 32))
+        Predictor(lost, reader=ImageReader(32)).logits(torch.rand(2, 3, 32, 32))
 
 
 def test_evaluation_runs_on_merged_weights_and_leaves_the_adapters_alone(

@@ -8,6 +8,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -94,6 +95,47 @@ class ImageArrays(Images):
     def digest(self, index: int) -> bytes:
         image = np.ascontiguousarray(self.images[index])
         return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest()
+
+
+class Pictures(Images):
+    """Pictures as somebody holds them: files, images of Pillow, arrays or tensors, each as `pixels_of` takes it."""
+
+    def __init__(self, pictures: Sequence[Any], labels: Int[np.ndarray, " n"], decoding: Decoding = DEFAULT) -> None:
+        super().__init__(labels)
+        self.pictures, self.decoding = pictures, decoding
+
+    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return pixels_of(self.pictures[index], self.decoding)
+
+    def describe(self, index: int) -> str:
+        picture = self.pictures[index]
+        return str(picture) if isinstance(picture, str | Path) else f"image {index}"
+
+    def digest(self, index: int) -> bytes:
+        picture = self.pictures[index]
+        if isinstance(picture, str | Path):
+            return ImageFiles([Path(picture)], self.labels[:1]).digest(0)
+        pixels = np.ascontiguousarray(self.decode(index))
+        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+
+
+def pixels_of(picture: Any, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
+    """The pixels of a file, an image of Pillow, an array or a tensor: [h, w], [h, w, 1 or 3], a tensor also [1 or 3, h, w]; uint8,
+    or floats in [0, 1]. DataError for anything else, or what cannot be read."""
+    if isinstance(picture, str | Path):
+        return decoding.read(picture)
+    if isinstance(picture, Image.Image):
+        return decoding.convert(picture)
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu()
+        if picture.ndim == 3 and picture.shape[0] in (1, 3) and picture.shape[-1] not in (1, 3):
+            picture = picture.permute(1, 2, 0)
+        picture = picture.numpy()
+    if isinstance(picture, np.ndarray):
+        return ImageArrays(picture[None], np.zeros(1, np.int64), "image").decode(0)
+    raise DataError(
+        f"an image to predict: expected a file's path, an image of Pillow, an array or a tensor, got {type(picture).__name__}"
+    )
 
 
 def read_image(path: str | Path, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
@@ -230,30 +272,22 @@ class ImageReader:
         """From files, Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
         floats in [0, 1]. DataError naming all that cannot be read."""
         squares, problems = [], []
-        for picture in given:
+
+        def square(picture: Any) -> UInt8[Tensor, "3 s s"] | DataError:
             try:
-                squares.append(torch.from_numpy(fit_square(self._pixels(picture), self._canvas)))
+                return torch.from_numpy(fit_square(pixels_of(picture, self.decoding), self._canvas))
             except DataError as error:
-                problems += error.problems
+                return error
+
+        with ThreadPoolExecutor(WORKERS) if len(given) > 1 else nullcontext() as pool:
+            for each in pool.map(square, given) if pool else map(square, given):
+                if isinstance(each, DataError):
+                    problems += each.problems
+                else:
+                    squares.append(each)
         if problems:
             raise DataError(problems)
         return centre_crop(torch.stack(squares).float() / 255, self.image_size)
-
-    def _pixels(self, picture: Any) -> UInt8[np.ndarray, "h w 3"]:
-        if isinstance(picture, str | Path):
-            return self.decoding.read(picture)
-        if isinstance(picture, Image.Image):
-            return self.decoding.convert(picture)
-        if isinstance(picture, Tensor):
-            picture = picture.detach().cpu()
-            if picture.ndim == 3 and picture.shape[0] in (1, 3) and picture.shape[-1] not in (1, 3):
-                picture = picture.permute(1, 2, 0)
-            picture = picture.numpy()
-        if isinstance(picture, np.ndarray):
-            return ImageArrays(picture[None], np.zeros(1, np.int64), "image").decode(0)
-        raise DataError(
-            f"an image to predict: expected a file's path, an image of Pillow, an array or a tensor, got {type(picture).__name__}"
-        )
 
 
 READER = ImageReader

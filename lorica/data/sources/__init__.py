@@ -17,11 +17,11 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
-from lorica.data.sources.arrays import arrays, arrays_file
+from lorica.data.sources.arrays import arrays, arrays_file, labelled_pictures
 from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
 from lorica.data.sources.cifar100 import cifar100
 from lorica.data.sources.digits import digits
-from lorica.data.sources.image_folder import image_folder
+from lorica.data.sources.image_folder import image_folder, labelled_images
 from lorica.errors import DataError
 
 __all__ = [
@@ -32,6 +32,8 @@ __all__ = [
     "cifar100",
     "digits",
     "image_folder",
+    "labelled_images",
+    "labelled_pictures",
     "load_source",
     "remarks",
     "source_names",

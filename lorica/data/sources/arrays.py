@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from torch import Tensor
 
-from lorica.data.images import ImageArrays
+from lorica.data.decoding import DEFAULT, Decoding
+from lorica.data.images import ImageArrays, Images, Pictures
 from lorica.data.sources.base import LISTED, ClassOrder, Source, in_order, make_source, name_faults, required, some
 from lorica.errors import DataError
 
@@ -115,6 +116,58 @@ def arrays_file(root: str | Path, class_order: ClassOrder = "natural") -> Source
         raise DataError([f"data.root: {path}: {problem}" for problem in error.problems]) from error
     source.facts["root"] = str(path)
     return source
+
+
+def labelled_pictures(images: Any, labels: ArrayLike, decoding: Decoding = DEFAULT) -> tuple[list[str], Images, bool]:
+    """The names of the classes in a pair of images and labels, the samples, and whether the labels are numbers.
+
+    Args:
+        images: an array or a tensor of images (see `ImageArrays`), or an iterable of pictures (see `pixels_of`).
+        labels: one for each: integers, or class names. Classes are those that occur, in order.
+
+    Raises:
+        DataError: all that is wrong with them.
+    """
+    problems: list[str] = []
+    named = _array("y", labels, problems)
+    if isinstance(images, str | Path):
+        problems.append(f"x: expected images, got {images}; for a folder of class folders give it alone")
+    if problems:
+        raise DataError(problems)
+    given: Any = [] if isinstance(images, str | Path) else list(images)
+    if isinstance(images, np.ndarray | Tensor) and images.ndim > 2:
+        given = _array("x", images, problems)
+    if named.ndim != 1 or len(named) != len(given):
+        problems.append(f"x has {len(given)} images, y shape {list(named.shape)}: expected one label per image")
+    elif not len(named):
+        problems.append("x: no images")
+    elif named.dtype.kind not in "iuU":
+        problems.append(f"y: expected integers or strings, got {named.dtype}; use y.astype(int) or y.astype(str)")
+    if problems:
+        raise DataError(problems)
+    texts = [str(label) for label in named.tolist()]
+    names = in_order(set(texts), "natural")
+    if faults := name_faults(names):
+        raise DataError(faults)
+    number_of = {name: number for number, name in enumerate(names)}
+    numbers = np.array([number_of[text] for text in texts], np.int64)
+    if isinstance(given, list):
+        samples: Images = Pictures(given, numbers, decoding)
+        if wrong := [problem for index in range(len(given)) if (problem := _unreadable(samples, index))]:
+            raise DataError(wrong)
+    else:
+        if given.ndim == 4 and given.shape[1] in (1, 3) and given.shape[-1] not in (1, 3):
+            given = np.moveaxis(given, 1, -1)
+        samples = ImageArrays(given, numbers, "x")
+    return names, samples, named.dtype.kind != "U"
+
+
+def _unreadable(samples: Images, index: int) -> str | None:
+    try:
+        samples.decode(index)
+    except DataError as error:
+        return f"{samples.describe(index)}: {error}"
+    return None
 
 
 def _array(name: str, given: ArrayLike, problems: list[str]) -> np.ndarray:

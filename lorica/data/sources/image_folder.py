@@ -56,6 +56,41 @@ def image_folder(
     Raises:
         DataError: all faults of the folder together.
     """
+    class_names, samples, facts = labelled_images(
+        root,
+        least=2,
+        class_order=class_order,
+        decoding=decoding,
+        unreadable=unreadable,
+        decode_all=decode_all,
+        reporter=reporter,
+    )
+    if len(samples) == 1:
+        kept, held = held_out(samples[0].labels, test_fraction, split_seed)
+        samples = [_selected(samples[0], kept), _selected(samples[0], held)]
+        facts |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
+    return make_source("image_folder", class_names, samples[0], samples[1], facts)
+
+
+def labelled_images(
+    root: str | Path,
+    *,
+    least: int = 1,
+    class_order: ClassOrder = "natural",
+    decoding: Decoding = DEFAULT,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    decode_all: bool = False,
+    reporter: Reporter | None = None,
+) -> tuple[list[str], list[ImageFiles], dict[str, object]]:
+    """The names of the classes in a folder as `image_folder` takes it, their images, in two halves where the folder has them, and
+    facts about it.
+
+    Args:
+        least: images of a class in a folder without halves.
+
+    Raises:
+        DataError: as `image_folder`.
+    """
     root = Path(root).expanduser()
     layout = f"{root}/train/<class>/*.jpg and {root}/test/<class>/*.jpg, or {root}/<class>/*.jpg"
     if not root.is_dir():
@@ -87,7 +122,7 @@ def image_folder(
         for folder, paths in classes.items():
             if not paths:
                 problems.append(f"{folder} has no images (*.jpg, *.png or another format that Pillow reads)")
-            elif len(found) == 1 and len(paths) == 1:
+            elif len(found) == 1 and len(paths) < least:
                 problems.append(f"{folder} has a single image; a split needs two, one of them for testing")
     if len(found) == 2 and all(found):
         problems += _missing_classes(list(split), found)
@@ -101,17 +136,13 @@ def image_folder(
     class_names = in_order([folder.name for folder in found[0]], class_order)
     samples = [_image_files(classes, class_names, decoding) for classes in found]
     facts: dict[str, object] = {"root": str(root), "split": "folders"}
-    if len(samples) == 1:
-        kept, held = held_out(samples[0].labels, test_fraction, split_seed)
-        samples = [_selected(samples[0], kept), _selected(samples[0], held)]
-        facts |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
-    else:
+    if len(samples) == 2:
         facts["folders"] = [half.name for half in split]
     if passed_over := dict(walk.passed_over.most_common()):
         facts["passed_over"] = passed_over
     if damaged:
         facts["unreadable"] = len(damaged)
-    return make_source("image_folder", class_names, samples[0], samples[1], facts)
+    return class_names, samples, facts
 
 
 def _class_folders(root: Path, walk: Walk, layout: str) -> dict[Path, list[Path]]:

@@ -20,8 +20,9 @@ from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageArrays, ImageReader
 from lorica.data.sources import Source
 from lorica.errors import DataError, LoricaError
-from lorica.learner import Learner, load
+from lorica.learner import load
 from lorica.methods import find_method
+from lorica.predictor import Predictor
 from lorica.results import Result
 from lorica.run import run
 from lorica.types import Task
@@ -30,7 +31,7 @@ MakeEncoder = Callable[..., TimmViT]
 
 
 @pytest.fixture(scope="module")
-def learner(finished_run: Result) -> Learner:
+def learner(finished_run: Result) -> Predictor:
     assert finished_run.path is not None
     return load(finished_run.path)
 
@@ -42,7 +43,7 @@ def images(six_classes: Source) -> list[np.ndarray]:
 
 
 def test_predictions_are_those_of_the_evaluation(
-    learner: Learner, images: list[np.ndarray], six_classes: Source, finished_run: Result
+    learner: Predictor, images: list[np.ndarray], six_classes: Source, finished_run: Result
 ) -> None:
     truth = [six_classes.class_names[label] for label in six_classes.test.labels]
     predicted = learner.predict(images)
@@ -52,7 +53,7 @@ def test_predictions_are_those_of_the_evaluation(
 
 
 def test_files_arrays_and_floats_are_the_same_images(
-    learner: Learner, images: list[np.ndarray], tmp_path: Path
+    learner: Predictor, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     files: list[Path | str | np.ndarray] = [tmp_path / f"{number}.png" for number in range(3)]
     for file, image in zip(files, images, strict=False):
@@ -64,13 +65,13 @@ def test_files_arrays_and_floats_are_the_same_images(
     assert learner.logits([np.zeros((20, 10), np.uint8)]).shape == (1, 6)
 
 
-def test_a_prediction_does_not_depend_on_the_batch(learner: Learner, images: list[np.ndarray]) -> None:
+def test_a_prediction_does_not_depend_on_the_batch(learner: Predictor, images: list[np.ndarray]) -> None:
     torch.testing.assert_close(learner.logits(images, batch_size=5), learner.logits(images))
     assert learner.predict([]) == []
 
 
 def test_pictures_tensors_generators_and_batches_are_the_same_images(
-    learner: Learner, images: list[np.ndarray], tmp_path: Path
+    learner: Predictor, images: list[np.ndarray], tmp_path: Path
 ) -> None:
     few = images[:5]
     expected = learner.logits(few)
@@ -94,7 +95,7 @@ def test_pictures_tensors_generators_and_batches_are_the_same_images(
     assert len(learner.predict((image for image in few), batch_size=2)) == 5
 
 
-def test_a_batch_of_grey_images(learner: Learner) -> None:
+def test_a_batch_of_grey_images(learner: Predictor) -> None:
     grey = np.random.RandomState(0).randint(0, 256, (4, 32, 32)).astype(np.uint8)
     expected = learner.logits([np.repeat(image[..., None], 3, -1) for image in grey])
     for given in (grey, grey[..., None], torch.from_numpy(grey), torch.from_numpy(grey)[:, None]):
@@ -102,12 +103,12 @@ def test_a_batch_of_grey_images(learner: Learner) -> None:
     assert torch.equal(learner.logits(grey[:1]), learner.logits(grey[:1, ..., None]))
 
 
-def test_a_transparent_picture_lies_on_the_background_of_the_recipe(learner: Learner) -> None:
+def test_a_transparent_picture_lies_on_the_background_of_the_recipe(learner: Predictor) -> None:
     clear, white = Image.new("RGBA", (32, 32), (0, 0, 0, 0)), np.full((32, 32), 255, np.uint8)
     assert torch.equal(learner.logits([clear]), learner.logits([white]))
 
 
-def test_no_images_have_no_logits(learner: Learner) -> None:
+def test_no_images_have_no_logits(learner: Predictor) -> None:
     for nothing in ([], (), iter([]), np.zeros((0, 32, 32, 3), np.uint8)):
         assert learner.logits(nothing).shape == (0, 6)
     assert learner.predict(iter([])) == []
@@ -132,12 +133,12 @@ def test_no_images_have_no_logits(learner: Learner) -> None:
         (["no\0name.png"], r"no\\x00name.png: embedded null"),
     ],
 )
-def test_what_cannot_be_predicted_is_refused(learner: Learner, given: Any, words: str) -> None:
+def test_what_cannot_be_predicted_is_refused(learner: Predictor, given: Any, words: str) -> None:
     with pytest.raises(DataError, match=words):
         learner.predict(given)
 
 
-def test_a_folder_and_a_pipe_are_not_predicted(learner: Learner, tmp_path: Path) -> None:
+def test_a_folder_and_a_pipe_are_not_predicted(learner: Predictor, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"got the folder .*; give its files"):
         learner.predict(tmp_path)
     os.mkfifo(tmp_path / "pipe.png")
@@ -149,7 +150,7 @@ def test_a_folder_and_a_pipe_are_not_predicted(learner: Learner, tmp_path: Path)
     ]
 
 
-def test_images_that_cannot_be_read(learner: Learner, tmp_path: Path) -> None:
+def test_images_that_cannot_be_read(learner: Predictor, tmp_path: Path) -> None:
     file = tmp_path / "note.png"
     file.write_text("not an image")
     with pytest.raises(DataError, match=r"note.png: not an image"):
@@ -190,7 +191,7 @@ def test_the_merged_model_is_a_plain_timm_model(
 
 def test_a_method_without_a_linear_classifier_cannot_be_exported(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     run(small_recipe, out=tmp_path, progress=False, method="prototypes")
-    with pytest.raises(LoricaError, match=r"prototypes has no linear classifier to export; use Learner.predict"):
+    with pytest.raises(LoricaError, match=r"prototypes has no linear classifier to export; use predict"):
         load(tmp_path).merged_model()
 
 
@@ -246,13 +247,13 @@ def test_a_model_that_is_not_the_method_is_never_exported(
     method.grow(Task.of_new_classes(0, 0, ("a", "b", "c")))
     with torch.no_grad():
         method.head.weights[0].copy_(torch.randn(3, 32))
-    learner = Learner(method.eval(), reader=ImageReader(32))
+    learner = Predictor(method.eval(), reader=ImageReader(32))
     with pytest.raises(LoricaError, match=refused) if refused else nullcontext():
         learner.merged_model()
 
 
 def test_learners_that_went_on_from_one_are_joined(
-    small_recipe: dict[str, Any], tmp_path: Path, images: list[np.ndarray], learner: Learner
+    small_recipe: dict[str, Any], tmp_path: Path, images: list[np.ndarray], learner: Predictor
 ) -> None:
     method = {"name": "rolda", "rank": 2, "passes": 1, "enough": 1}
     whole = run({**small_recipe, "method": method, "checkpoints": "everything"}, out=tmp_path / "everything")
@@ -275,7 +276,7 @@ def test_learners_that_went_on_from_one_are_joined(
         load(tmp_path / "all", tasks=1).join(all_three, common)
 
 
-def test_an_export_while_others_predict(learner: Learner, images: list[np.ndarray]) -> None:
+def test_an_export_while_others_predict(learner: Predictor, images: list[np.ndarray]) -> None:
     expected = learner.logits(images[:4])
     with ThreadPoolExecutor(8) as pool:
         exports = [pool.submit(learner.merged_model) for _ in range(4)]

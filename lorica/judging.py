@@ -1,0 +1,282 @@
+"""What a model knows of images it no longer has, and whether a change made it worse.
+
+Album     digests of all images that were learned, so that none is learned twice; and the few that were set aside
+Jury      images with their classes, by which a method is judged
+Moved     what became of predictions of old classes
+Allowed   how much of that somebody allows
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from lorica.checkpoint import Checkpoints
+from lorica.data.samples import Samples
+from lorica.data.sources.base import likeness
+from lorica.errors import DataError, LoricaError, RegressionError
+from lorica.evaluation import require_numbers
+from lorica.journal import line_of_descent
+from lorica.methods.base import Method
+from lorica.progress import Reporter, Silent
+from lorica.types import Inputs, Task
+
+DIGEST = 16
+"""Bytes by which an image is known."""
+
+_BATCH = 256
+
+
+class Album:
+    """Classes and images that the present version of a model knows.
+
+    Attributes:
+        names: of the classes, by their numbers.
+        forgotten: numbers of those that are not predicted any more.
+    """
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._checkpoints, self._lines = checkpoints, checkpoints.lines
+        self._path = line_of_descent(self._lines, len(self._lines))
+        self.names = [name for task in checkpoints.learned_tasks for name in task.new_names]
+        self.forgotten = forgotten_after(checkpoints, len(self._lines))
+        self._numbers = {likeness(name): number for number, name in enumerate(self.names)}
+        self._known: dict[bytes, int] = {}
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        for number in self._path:
+            line = self._lines[number - 1]
+            for gone in line.forgotten:
+                self._drop(gone)
+            if line.images is not None:
+                found = checkpoints.tensors(line.images)
+                self._known |= dict(
+                    zip(map(bytes, found["digests"].numpy()), found["digest_labels"].tolist(), strict=True)
+                )
+                if "kept" in found:
+                    self._kept.append((found["kept"], found["kept_labels"]))
+
+    def _drop(self, number: int) -> None:
+        self._known = {digest: label for digest, label in self._known.items() if label != number}
+        self._kept = [(images[labels != number], labels[labels != number]) for images, labels in self._kept]
+
+    @property
+    def live(self) -> list[int]:
+        """Numbers of the classes that are predicted."""
+        return [number for number in range(len(self.names)) if number not in self.forgotten]
+
+    def number_of(self, name: str) -> int | None:
+        """Of a class that is known by this name, or by one that looks the same."""
+        return self._numbers.get(likeness(name))
+
+    def task_of(self, names: Sequence[str], index: int) -> Task:
+        """Classes of these names as the next task; those that are not known get the next numbers, in their order."""
+        numbered: dict[int, str] = {}
+        new = []
+        for name in names:
+            number = self.number_of(name)
+            if number is None:
+                number = len(self.names) + len(new)
+                new.append(number)
+            numbered[number] = name if number >= len(self.names) else self.names[number]
+        ordered = sorted(numbered)
+        return Task(index, tuple(ordered), tuple(new), tuple(numbered[number] for number in ordered))
+
+    def kept(self) -> tuple[UInt8[Tensor, "n 3 s s"] | None, Int[Tensor, " n"]]:
+        """The images that were set aside, in the order in which they came, and the numbers of their classes."""
+        if not self._kept:
+            return None, torch.zeros(0, dtype=torch.long)
+        images, labels = zip(*self._kept, strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+    def to_set_aside(self, labels: Int[Tensor, " n"], keep: int, seed: int) -> Bool[Tensor, " n"]:
+        """Which of these images to set aside: of each class what `keep` still lacks, and a fifth of them at most."""
+        have = Counter(self.kept()[1].tolist())
+        aside = torch.zeros(len(labels), dtype=torch.bool)
+        for label in labels.unique().tolist():
+            members = (labels == label).nonzero().flatten().numpy()
+            number = min(max(0, keep - have[label]), len(members) // 5)
+            aside[torch.from_numpy(np.random.RandomState(seed).permutation(members)[:number])] = True
+        return aside
+
+    def unseen(
+        self, samples: Samples, numbers: Sequence[int | None], reporter: Reporter | None = None
+    ) -> tuple[Int[Tensor, " m"], UInt8[Tensor, "m 16"], int]:
+        """Which samples have not been learned yet, by name and contents; their digests; and how many of them were learned as
+        another class.
+
+        Args:
+            numbers: of the classes that the samples' labels stand for, None where it is not known.
+
+        Raises:
+            DataError: samples that cannot be read; or one that is there twice under unlike classes.
+        """
+        shown, problems, found = reporter or Silent(), list[str](), list[bytes]()
+        shown.stage("looking which images are new", len(samples))
+
+        def digest(index: int) -> bytes | str:
+            try:
+                return samples.digest(index)[:DIGEST]
+            except OSError as error:
+                return f"{samples.describe(index)}: cannot be read: {error.strerror or error}"
+
+        with ThreadPoolExecutor() as pool:
+            for each in pool.map(digest, range(len(samples))):
+                problems += [each] if isinstance(each, str) else []
+                found.append(each if isinstance(each, bytes) else b"")
+                shown.step()
+        if problems:
+            raise DataError(problems)
+        first: dict[bytes, int] = {}
+        indices, elsewhere = [], 0
+        for index, (each, label) in enumerate(zip(found, samples.labels.tolist(), strict=True)):
+            twin = first.setdefault(each, index)
+            if twin != index and samples.labels[twin] != label:
+                problems.append(
+                    f"{samples.describe(index)}: the same image is there as another class, {samples.describe(twin)}; remove one"
+                )
+            known = self._known.get(each)
+            if twin == index and (known is None or known != numbers[label]):
+                indices.append(index)
+                elsewhere += known is not None
+        if problems:
+            raise DataError(problems)
+        chosen = [np.frombuffer(found[index], np.uint8) for index in indices]
+        digests = torch.from_numpy(np.stack(chosen)) if chosen else torch.zeros(0, DIGEST, dtype=torch.uint8)
+        return torch.tensor(indices, dtype=torch.long), digests, elsewhere
+
+
+def forgotten_after(checkpoints: Checkpoints, number: int) -> set[int]:
+    """Numbers of the classes that a version does not predict."""
+    gone = set[int]()
+    for each in line_of_descent(checkpoints.lines, number):
+        line = checkpoints.lines[each - 1]
+        gone -= {number for task in line.tasks for number in task.classes}
+        gone |= set(line.forgotten)
+    return gone
+
+
+@dataclass(frozen=True)
+class Jury:
+    """Images with their classes.
+
+    Attributes:
+        labels: numbers of their classes.
+        fetch: gives the inputs of some of them by their places.
+    """
+
+    labels: Int[Tensor, " n"]
+    fetch: Callable[[Int[Tensor, " m"]], Inputs]
+
+    @classmethod
+    def of_kept(cls, images: UInt8[Tensor, "n 3 s s"] | None, labels: Int[Tensor, " n"]) -> Jury:
+        """Those that were set aside."""
+
+        def fetch(places: Int[Tensor, " m"]) -> Float[Tensor, "m 3 s s"]:
+            assert images is not None
+            return images[places].float() / 255
+
+        return cls(labels, fetch)
+
+    @torch.inference_mode()
+    def logits(self, method: Method) -> Float[Tensor, "n classes"]:
+        """Of all images, over all classes of the method, on the CPU."""
+        parts = [
+            require_numbers(method.predict(self.fetch(places).to(method.device)), method).float().cpu()
+            for places in torch.arange(len(self.labels)).split(_BATCH)
+            if len(places)
+        ]
+        return torch.cat(parts) if parts else torch.zeros(0, 0)
+
+
+def right(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], live: Sequence[int]) -> Bool[Tensor, " n"]:
+    """Whether the largest logit among the classes that are predicted is that of an image's own class."""
+    if not len(labels):
+        return torch.zeros(0, dtype=torch.bool)
+    numbers = torch.tensor(live)
+    return numbers[logits[:, numbers].argmax(dim=1)] == labels
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a change did to the predictions of the images by which classes are judged that were there before.
+
+    Attributes:
+        images: how many these are.
+        lost, won: of them, right before and wrong after; the other way.
+        fell: the classes with fewer right afterwards: number, right before, right after, images.
+    """
+
+    images: int
+    lost: int
+    won: int
+    fell: tuple[tuple[int, int, int, int], ...]
+
+    @classmethod
+    def between(cls, labels: Int[Tensor, " n"], before: Bool[Tensor, " n"], after: Bool[Tensor, " n"]) -> Moved:
+        """Of the same images, judged twice."""
+        fell = []
+        for label in labels.unique().tolist():
+            own = labels == label
+            one, other = int(before[own].sum()), int(after[own].sum())
+            if other < one:
+                fell.append((label, one, other, int(own.sum())))
+        return cls(len(labels), int((before & ~after).sum()), int((~before & after).sum()), tuple(fell))
+
+    @property
+    def drop(self) -> float:
+        """The fall of accuracy, in percentage points."""
+        return 100 * (self.lost - self.won) / max(1, self.images)
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """How much worse old classes may become.
+
+    Attributes:
+        drop: of accuracy over all images that judge them, in percentage points; None for any.
+        flips: images that were right and become wrong; None for any.
+    """
+
+    drop: float | None = None
+    flips: int | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is any bound."""
+        return self.drop is not None or self.flips is not None
+
+    def require(self, moved: Moved, names: Sequence[str]) -> None:
+        """RegressionError: more was lost, with the classes that fell."""
+        problems = []
+        if self.drop is not None and moved.drop > self.drop:
+            problems.append(f"max_drop: {self.drop:g} points are allowed, and old classes would lose {moved.drop:.1f}")
+        if self.flips is not None and moved.lost > self.flips:
+            problems.append(
+                f"max_flips: {self.flips} images are allowed, and {moved.lost} of {moved.images} would be told wrong that are told "
+                "right now"
+            )
+        if problems:
+            fell = [
+                f"{names[number]}: {before} of {images} right, then {after}"
+                for number, before, after, images in moved.fell[:20]
+            ]
+            raise RegressionError([*problems, "the model is left as it was", *fell])
+
+
+def require_bounds(drop: float | None, flips: int | None) -> Allowed:
+    """LoricaError: bounds that are no numbers from 0 on."""
+    problems = [
+        f"{name}: expected a number from 0 on, got {value!r}"
+        for name, value in (("max_drop", drop), ("max_flips", flips))
+        if value is not None and not value >= 0
+    ]
+    if problems:
+        raise LoricaError(problems)
+    return Allowed(drop, flips)
