@@ -1,4 +1,4 @@
-"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | merge | theorem`."""
+"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | merge | theorem`, and `lorica.commands`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from lorica import merging
+from lorica import commands, merging
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import remarks, source_names
 from lorica.errors import LoricaError
+from lorica.examination import examine, names_of
 from lorica.files import write_json
 from lorica.interruption import Terminated
+from lorica.learner import Learner, load
 from lorica.methods import Drift, Kind, find_method, method_names
 from lorica.ownership import require_ours
 from lorica.progress import progress_bar
@@ -39,6 +41,7 @@ app = typer.Typer(
     help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
+app.add_typer(commands.models)
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
@@ -224,8 +227,20 @@ def evaluate(
     moved: Moved = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="go back to the checkpoint after this many tasks")] = None,
     method_file: MethodFile = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="images to test on, a folder for each class; a model needs them"),
+    ] = None,
+    figures_in: Annotated[
+        Path | None, typer.Option("--figures", help="with --data: draw what is mistaken for what into this folder")
+    ] = None,
 ) -> None:
-    """Test a run's checkpoint again, task by task."""
+    """Test a run's checkpoint again, task by task; or a run or a model on a folder of images."""
+    if data:
+        _examine(folder, data, tasks, method_file, read_overrides(moved or []), figures_in)
+        return
+    if figures_in:
+        raise LoricaError("--figures: goes with --data; `lorica table RUN --figures FOLDER` draws a run")
     tested = evaluate_run(folder, tasks=tasks, method_file=method_file, **read_overrides(moved or []))
     columns = {"accuracy %": tested.accuracy}
     if tested.head_accuracy:
@@ -342,9 +357,30 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
             why = leaving.signal.name if isinstance(leaving, Terminated) else "interrupted"
             errors.print(
-                f"\n{why}: finished tasks are kept, and of the one under way its last snapshot; --resume continues"
+                f"\n{why}: what was finished is kept, and of a task under way its last snapshot; the same command continues, a "
+                "run's with --resume"
             )
         raise SystemExit(code) from None
+
+
+def _examine(
+    folder: Path,
+    data: Path,
+    tasks: int | None,
+    method_file: Path | None,
+    given: dict[str, Any],
+    figures_in: Path | None,
+) -> None:
+    found = load(folder, tasks=tasks, method_file=method_file, **given)
+    predictor = found.predictor if isinstance(found, Learner) else found
+    with progress_bar() as reporter:
+        done = examine(predictor, data, reporter=reporter)
+    console.print(commands.examined(folder, done))
+    if figures_in:
+        figures = _figures()
+        drawn = figures.confusion(done.shares(), names_of(done), done.class_names)
+        figures.save_all({"confusion": drawn}, figures_in)
+        console.print("confusion.pdf and confusion.png are in", console.strong(figures_in))
 
 
 def _naming(method_file: Path | None) -> list[str]:

@@ -170,6 +170,39 @@ def accuracy_matrix(result: Result) -> Figure:
 
 
 @paper
+def confusion(shares: Float[np.ndarray, "rows classes"], rows: Sequence[str], columns: Sequence[str]) -> Figure:
+    """What images of each class were taken for, in percent of them.
+
+    Args:
+        shares: fractions.
+        rows, columns: names of the classes that images are of, and that they can be taken for. More than sixty are numbers.
+    """
+    side = min(12.0, max(WIDTH, 0.22 * len(columns) + 1.5))
+    figure = Figure(figsize=(side, max(2.4, side * len(rows) / max(1, len(columns)))), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("class")
+    for axis, names, turned in ((axes.xaxis, columns, 90), (axes.yaxis, rows, 0)):
+        if len(names) <= _STEMS:
+            axis.set_ticks(range(len(names)), [literal(name[:24]) for name in names], rotation=turned, fontsize=7)
+    if len(columns) <= 20:
+        for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
+            share = 100 * shares[row, column]
+            axes.text(
+                column,
+                row,
+                f"{share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if share > 60 else "black",
+            )
+    figure.colorbar(image, ax=axes, label="%", shrink=0.8)
+    return figure
+
+
+@paper
 def magnitudes(result: Result) -> Figure | None:
     """The learned magnitudes alpha_k against k: dark after the last task, lighter after earlier ones.
 
