@@ -72,12 +72,16 @@ class Parts:
         for place, each in enumerate(self._additions):
             if f"{name}count" not in each:
                 continue
-            mean, factor = each[f"{name}mean"], each[f"{name}factor"] if f"{name}factor" in each else None
+            mean, factor = each[f"{name}mean"], each.get(f"{name}factor")
             for later in self._additions[place + 1 :]:
                 if self._prefix + MOVED[0] in later:
                     weight, bias = (later[self._prefix + part] for part in MOVED)
                     mean, factor = _moved(mean, factor, weight, bias)
             yield Part(int(each[f"{name}count"]), mean, factor)
+
+
+NO_PARTS = Parts()
+"""Of what has nothing in sums."""
 
 
 def _moved(mean: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:

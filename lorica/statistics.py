@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from lorica.errors import LoricaError, TrainingError
 from lorica.linalg import double, float64_device, packed, products, unpacked
-from lorica.parts import Part, Parts, parts_of
+from lorica.parts import NO_PARTS, Part, Parts, parts_of
 from lorica.randomness import Draws
-from lorica.types import Batch
+from lorica.types import Batch, Task
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
@@ -41,7 +41,9 @@ SHRINKAGE = 0.2
 DAMPING = (math.inf, *(10.0**exponent for exponent in range(3, -5, -1)))
 """What `affine_drift` chooses from, in units of the mean variance."""
 
-NO_SUMS = "the sums of this model are not there; they are kept after the newest task alone, or with checkpoints=everything"
+NO_SUMS = (
+    "the sums of this model are not there; they are kept after the newest task alone, or with checkpoints=everything"
+)
 
 _REMEDY = "start anew with a lower fit.learning_rate, or check backbone.weights if nothing was trained"
 
@@ -99,7 +101,11 @@ class ClassMeans(nn.Module):
             self.prototypes[label] = mean.to(self.prototypes)
             self.counts[label] = before + len(own)
 
-    def forget(self, classes: Collection[int], parts: Parts = Parts()) -> None:
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """None of them: see `forget`."""
+        return iter(())
+
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
         """Takes classes out: no other class's mean has anything of theirs. No parts are needed."""
         gone = list(classes)
         self.prototypes[gone] = 0
@@ -109,7 +115,7 @@ class ClassMeans(nn.Module):
         """Which classes it has samples of."""
         return self.counts > 0
 
-    def parts(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def parts(self, features: Tensor, labels: Tensor, *, frozen: bool = False) -> dict[str, Tensor]:
         """Nothing: see `forget`."""
         return {}
 
@@ -495,9 +501,24 @@ class RidgeHead(nn.Module):
         """Which classes it has samples of that are not zero."""
         return self.targets.any(dim=0)
 
+    @property
+    def has_no_sums(self) -> bool:
+        """Whether it was loaded without G and Q: it classifies, but nothing can be added."""
+        return self.is_empty() and bool(self.weight.any())
+
+    def trace_of(self, classes: Collection[int], latest: Task) -> Iterator[str]:
+        """What `forget` leaves of classes, for people: `fit` chooses the ridge on the samples of the latest task."""
+        if names := [
+            name for number, name in zip(latest.classes, latest.class_names, strict=True) if number in classes
+        ]:
+            yield (
+                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(names)}, too; the next task has one "
+                "of its own"
+            )
+
     def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
         """Those of the classes that cannot be taken out, and why."""
-        if self.is_empty() and self.weight.any():
+        if self.has_no_sums:
             yield from ((label, NO_SUMS) for label in classes)
             return
         for label in classes:
@@ -774,7 +795,11 @@ class Gaussians(nn.Module):
             self.means[label] = (double(self.means[label]) @ weight.T + bias).to(self.means)
             self.factors[label] = (weight @ double(self.factors[label])).to(self.factors)
 
-    def forget(self, classes: Collection[int], parts: Parts = Parts()) -> None:
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """None of them: see `forget`."""
+        return iter(())
+
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
         """Takes classes out: nothing more is drawn of them. No parts are needed."""
         gone = list(classes)
         self.clusters[gone] = 0
@@ -862,7 +887,7 @@ class AlignedHead(Gaussians):
             setattr(self, name, nn.Parameter(grown, requires_grad=False))
         self.sizes += [classes] if classes else []
 
-    def forget(self, classes: Collection[int], parts: Parts = Parts()) -> None:
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
         """Takes classes out, with their rows of the head. Other rows were trained beside them, and are so until it is aligned anew."""
         super().forget(classes)
         gone = list(classes)
@@ -874,7 +899,7 @@ class AlignedHead(Gaussians):
         """Which classes it has a Gaussian of."""
         return self.clusters > 0
 
-    def parts(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def parts(self, features: Tensor, labels: Tensor, *, frozen: bool = False) -> dict[str, Tensor]:
         """Nothing: see `forget`."""
         return {}
 
