@@ -231,8 +231,9 @@ class HiDePrompt(LinearHeadMethod):
         parameters = self.identity_parameters()
         context.descend(parameters, epochs, losses=self.identity_losses, learning_rate=rate, schedule="constant")
         self.remember(context)
-        old = int((self.prompted_features.clusters[: seen_classes(self.tasks[:-1])] > 0).sum())
-        if old and self.config.alignment_epochs:
+        if self.task.index > 0 and self.config.alignment_epochs:
+            # classes that have been forgotten may leave fewer shares to draw from
+            old = min(seen_classes(self.tasks[:-1]), len(self.prompted_features.shares()))
             self.align(context, self.head, PseudoFeatures(self.prompted_features, old, times=5))
             self.align(context, self.identity, PseudoFeatures(self.frozen_features, old, times=1))
 
