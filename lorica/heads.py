@@ -4,7 +4,7 @@ computed from features are in `lorica.statistics`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import groupby
 from typing import Literal
 
@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from lorica.parts import NO_PARTS, Parts
 
 HeadStart = Literal["zeros", "kaiming", "linear", "truncated_normal"]
 """Where new rows of a linear head start, see `GrowingLinear`."""
@@ -87,6 +89,20 @@ class GrowingLinear(nn.Module):
             found += [weight, bias] if start in classes else []
             start += len(bias)
         return found
+
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """None of them: see `forget`."""
+        return iter(())
+
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
+        """Makes the rows of these classes zero; others were trained beside them, and stay. No parts are needed."""
+        start = 0
+        with torch.no_grad():
+            for weight, bias in zip(self.weights, self.biases, strict=True):
+                own = [number - start for number in classes if start <= number < start + len(bias)]
+                weight[own] = 0
+                bias[own] = 0
+                start += len(bias)
 
     def stacked(self) -> tuple[Float[Tensor, "classes features"], Float[Tensor, " classes"]]:
         """Weight and bias over all classes seen."""

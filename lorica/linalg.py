@@ -1,10 +1,15 @@
-"""Small linear algebra that several rooms share: where float64 can live, triangles of symmetric matrices, random orthonormal rows."""
+"""Small linear algebra that several rooms share: where float64 can live, triangles of symmetric matrices, inner products that keep
+their bits, random orthonormal rows."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float64
 from torch import Tensor
+
+COLUMNS = 32
+"""Of each matrix product in `products`."""
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -29,6 +34,16 @@ def unpacked(triangle: Float[Tensor, " triangle"], size: int) -> Float[Tensor, "
         full[number, number:] = part
         full[number:, number] = part
     return full
+
+
+def products(features: Float[Tensor, "n d"], rows: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    """The inner product of each feature with each row; to the bit the same for a row whatever rows come after it.
+
+    A matrix product alone does not promise that: how it adds up depends on its size. This one has always the same number of columns,
+    `COLUMNS`, some of which may be zero.
+    """
+    blocks = [F.pad(block, (0, 0, 0, COLUMNS - len(block))).contiguous() for block in rows.split(COLUMNS)]
+    return torch.cat([features @ block.T for block in blocks], dim=1)[:, : len(rows)]
 
 
 def random_orthonormal_rows(rank: int, width: int, *, uniform: bool = False) -> Float[Tensor, "rank width"]:

@@ -7,6 +7,7 @@
     AlignedHead     each class as one Gaussian, and a linear head for a stage of training on draws (`PseudoFeatures`)
 
 The first three add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
+A class can be taken out of all of them again (`forget`): of sums over all classes by what each has added (`lorica.parts`).
 Where features have moved since, all but mixtures can be moved along by an affine map (`affine_drift` fits one).
 """
 
@@ -14,19 +15,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from lorica.errors import TrainingError
-from lorica.heads import cosines
-from lorica.linalg import double, float64_device, packed, unpacked
+from lorica.errors import LoricaError, TrainingError
+from lorica.linalg import double, float64_device, packed, products, unpacked
+from lorica.parts import NO_PARTS, Part, Parts, parts_of
 from lorica.randomness import Draws
-from lorica.types import Batch
+from lorica.types import Batch, Task
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
 """What `choose_ridge` chooses from."""
@@ -40,7 +41,14 @@ SHRINKAGE = 0.2
 DAMPING = (math.inf, *(10.0**exponent for exponent in range(3, -5, -1)))
 """What `affine_drift` chooses from, in units of the mean variance."""
 
+NO_SUMS = (
+    "the sums of this model are not there; they are kept after the newest task alone, or with checkpoints=everything"
+)
+
 _REMEDY = "start anew with a lower fit.learning_rate, or check backbone.weights if nothing was trained"
+
+CANCELLED = 1e-4
+"""Where less than this share of a sum's diagonal stays after a subtraction, what stays is added up anew."""
 
 JITTER = 1e-4
 """Added to each variance of `Gaussians`."""
@@ -93,6 +101,24 @@ class ClassMeans(nn.Module):
             self.prototypes[label] = mean.to(self.prototypes)
             self.counts[label] = before + len(own)
 
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """None of them: see `forget`."""
+        return iter(())
+
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
+        """Takes classes out: no other class's mean has anything of theirs. No parts are needed."""
+        gone = list(classes)
+        self.prototypes[gone] = 0
+        self.counts[gone] = 0
+
+    def remembered(self) -> Bool[Tensor, " classes"]:
+        """Which classes it has samples of."""
+        return self.counts > 0
+
+    def parts(self, features: Tensor, labels: Tensor, *, frozen: bool = False) -> dict[str, Tensor]:
+        """Nothing: see `forget`."""
+        return {}
+
     def is_empty(self) -> bool:
         """Whether no sample has been added."""
         return not self.counts.any()
@@ -105,8 +131,11 @@ class ClassMeans(nn.Module):
     def forward(
         self, features: Float[Tensor, "n features"], classes: slice = slice(None)
     ) -> Float[Tensor, "n classes"]:
-        """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own)."""
-        return cosines(features, self.prototypes[classes])
+        """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own). Classes
+        that come later change no bit of it."""
+        with torch.autocast(features.device.type, enabled=False):
+            rows = F.normalize(self.prototypes[classes].float(), dim=1)
+            return products(F.normalize(features.float(), dim=1), rows)
 
 
 class Discriminant(nn.Module):
@@ -120,9 +149,15 @@ class Discriminant(nn.Module):
     m moves all logits of a sample alike; without it they would be differences of large numbers. S is symmetric, and its upper
     triangle is stored: 4 D (D + 1) bytes for D features.
 
+    New classes move the logits of old ones, by S and by m. `add_frozen` adds them without: they get means, and rows with the Sigma_g
+    and the m that the others have, of which S and m take nothing. Sigma is then S over the degrees of freedom that it does have, of
+    which N - C counts too many; the next `solve` takes the means of all classes into m.
+
     Attributes:
         sums: names of what only adding to it needs.
         means, counts: mu_c, [classes, D] in float64, and n_c.
+        freedom: degrees of freedom that a class has in S, [classes]; their sum is N - C where nothing was frozen.
+        centred: whether m, as of the last `solve`, has mu_c in it, [classes].
         scatter: the upper triangle of S row by row, [D (D + 1) / 2] in float64.
         weight, bias: of (2) as one linear map, [classes, D] and [classes], in float32; zero until `solve`.
     """
@@ -131,6 +166,8 @@ class Discriminant(nn.Module):
     sums = ("scatter", "means")
     means: Tensor
     counts: Tensor
+    freedom: Tensor
+    centred: Tensor
     scatter: Tensor
     weight: Tensor
     bias: Tensor
@@ -141,18 +178,35 @@ class Discriminant(nn.Module):
         self.width = width
         self.register_buffer("means", torch.zeros(0, width, dtype=torch.double, device=precise))
         self.register_buffer("counts", torch.zeros(0, dtype=torch.long, device=precise))
+        self.register_buffer("freedom", torch.zeros(0, dtype=torch.long, device=precise))
+        self.register_buffer("centred", torch.zeros(0, dtype=torch.bool, device=precise))
         self.register_buffer("scatter", torch.zeros(width * (width + 1) // 2, dtype=torch.double, device=precise))
         self.register_buffer("weight", torch.zeros(0, width, device=device))
         self.register_buffer("bias", torch.zeros(0, device=device))
 
     def faults(self, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-        """Counts below zero; see `lorica.methods.base.Particular`."""
-        if "counts" in state and (state["counts"] < 0).any():
-            yield "counts", f"has {int(state['counts'].min())}, expected numbers of samples"
+        """Counts below zero, and more or less than they can have of the rest; see `lorica.methods.base.Particular`."""
+        counts = state.get("counts")
+        if counts is None:
+            return
+        if (counts < 0).any():
+            yield "counts", f"has {int(counts.min())}, expected numbers of samples"
+            return
+        if "freedom" in state and ((state["freedom"] < 0) | (state["freedom"] > counts)).any():
+            yield "freedom", "expected numbers from 0 to those of samples"
+        if "centred" in state and (state["centred"] & (counts == 0)).any():
+            yield "centred", "has a class without samples"
+
+    def completed(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What states of earlier versions lack, in which nothing was frozen; see `lorica.methods.base.Completing`."""
+        counts = state.get("counts")
+        if counts is None or counts.dtype != torch.long:
+            return {}
+        return {"freedom": (counts - 1).clamp_min(0), "centred": counts > 0}
 
     def grow(self, classes: int) -> None:
         """Makes room for that many classes; their logits are zero until `solve`."""
-        for name in ("means", "counts", "weight", "bias"):
+        for name in ("means", "counts", "freedom", "centred", "weight", "bias"):
             value = getattr(self, name)
             setattr(self, name, torch.cat([value, value.new_zeros(classes, *value.shape[1:])]))
 
@@ -176,7 +230,96 @@ class Discriminant(nn.Module):
                 scatter.addr_(step, step, alpha=known * new / (known + new))
             self.means[label] += step * (new / (known + new))
             self.counts[label] += new
+            self.freedom[label] += new if known else new - 1
         self.scatter.copy_(packed(scatter))
+
+    def add_frozen(
+        self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], shrinkage: float = SHRINKAGE
+    ) -> None:
+        """Adds classes without moving a logit of the others, whose rows keep their bits; needs no `solve`.
+
+        Args:
+            shrinkage: that of the last `solve`.
+
+        Raises:
+            TrainingError: as `add`.
+            ValueError: samples of a class that it has samples of, or nothing has been solved yet.
+        """
+        _require_finite("discriminant", features)
+        labels = labels.to(self.counts.device)
+        fresh = labels.unique()
+        if self.counts[fresh].any() or not self.centred.any():
+            raise ValueError("expected new classes, beside others that have been solved for")
+        for label in fresh:
+            own = features[(labels == label).to(features.device)].to(self.means.device).double()
+            self.means[label] = own.mean(dim=0)
+            self.counts[label] = len(own)
+        weight, bias = self._rows(fresh, shrinkage)
+        self.weight[fresh.to(self.weight.device)] = weight.to(self.weight)
+        self.bias[fresh.to(self.bias.device)] = bias.to(self.bias)
+
+    def parts(
+        self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, frozen: bool = False
+    ) -> dict[str, Tensor]:
+        """What adding these leaves in the sums, for `forget`; frozen ones leave nothing in S."""
+        return parts_of(features, labels, centred=True, factors=not frozen)
+
+    def remembered(self) -> Bool[Tensor, " classes"]:
+        """Which classes it has samples of."""
+        return self.counts > 0
+
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """Those of the classes that cannot be taken out, and why."""
+        if self.has_no_sums:
+            yield from ((label, NO_SUMS) for label in classes)
+            return
+        for label in classes:
+            if (found := parts.count(label)) != int(self.counts[label]):
+                yield label, f"parts of {found} samples are there, and it is of {int(self.counts[label])}"
+
+    def forget(self, classes: Collection[int], parts: Parts) -> None:
+        """Takes classes out, as if no sample of theirs had been added. Logits follow with `solve`.
+
+        What they added is subtracted from S. Where next to nothing of S is left, so that rounding would be seen, S is added up anew from
+        the parts of the other classes.
+
+        Args:
+            parts: of all additions so far, but for those of classes forgotten before.
+
+        Raises:
+            LoricaError: the parts are not those of all samples of these classes, or of all classes where S is added up anew. Nothing
+                has changed then.
+        """
+        _require_all(self.unforgettable(classes, parts))
+        gone, seen = list(classes), self.remembered().clone()
+        seen[gone] = False
+        scatter = unpacked(self.scatter, self.width)
+        before = scatter.diagonal().clone()
+        for label in gone:
+            self._scatter(scatter, parts.of(label), -1)
+        if _cancelled(scatter, before):
+            others = seen.nonzero().flatten().tolist()
+            _require_all(self.unforgettable(others, parts))
+            scatter.zero_()
+            for label in others:
+                self._scatter(scatter, parts.of(label), 1)
+        self.scatter.copy_(packed(scatter))
+        for name in ("means", "counts", "freedom", "centred"):
+            getattr(self, name)[gone] = 0
+
+    @staticmethod
+    def _scatter(total: Float64[Tensor, "features features"], parts: Iterator[Part], sign: int) -> None:
+        """Adds a class's share of S, as `add` does, from its parts."""
+        known, mean = 0, torch.zeros(len(total)).to(total)
+        for part in parts:
+            new, step = part.count, part.mean.to(total) - mean
+            if part.factor is not None:
+                factor = part.factor.to(total)
+                total.addmm_(factor.T, factor, alpha=sign)
+                if known:
+                    total.addr_(step, step, alpha=sign * known * new / (known + new))
+            mean += step * (new / (known + new))
+            known += new
 
     def is_empty(self) -> bool:
         """Whether no sample has been added."""
@@ -203,20 +346,25 @@ class Discriminant(nn.Module):
         shared, own = len(common.counts), len(self.counts)
         self.grow(len(other.counts) - shared)
 
-        def sums(one: Discriminant, first: int) -> tuple[Tensor, Tensor, Tensor]:
-            """n_c and n_c mu_c with the classes after the shared ones from `first` on, and the products."""
+        def sums(one: Discriminant, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            """n_c, degrees of freedom and n_c mu_c with the classes after the shared ones from `first` on, and the products."""
             places = [*range(shared), *range(first, first + len(one.counts) - shared)]
-            counts, totals = torch.zeros_like(self.counts), torch.zeros_like(self.means)
+            counts, freedom, totals = (torch.zeros_like(each) for each in (self.counts, self.freedom, self.means))
             counts[places] = one.counts.to(counts)
+            freedom[places] = one.freedom.to(freedom)
             totals[places] = (one.counts[:, None] * one.means).to(totals)
-            return counts, totals, (unpacked(one.scatter, one.width) + one._between()).to(totals)
+            return counts, freedom, totals, (unpacked(one.scatter, one.width) + one._between()).to(totals)
 
-        counts, totals, products = (
+        counts, freedom, totals, second = (
             a + b - c for a, b, c in zip(sums(self, shared), sums(other, own), sums(common, shared), strict=True)
         )
+        # of a class that both have and the common one has not, the difference of two means is in S
+        twice = (self.counts[:shared] > 0) & (other.counts[:shared] > 0) & (common.counts == 0)
+        freedom[:shared] += twice.to(freedom)
         self.counts.copy_(counts)
+        self.freedom.copy_(freedom)
         self.means.copy_(totals / counts.clamp_min(1)[:, None])
-        self.scatter.copy_(packed(products - self._between()))
+        self.scatter.copy_(packed(second - self._between()))
 
     def _between(self) -> Float64[Tensor, "features features"]:
         """sum n_c mu_c mu_c'."""
@@ -229,8 +377,17 @@ class Discriminant(nn.Module):
             shrinkage: g, in (0, 1]. Where rounding leaves no factorisation it is raised tenfold until there is one; samples without
                 any scatter are compared by distance, as with g = 1.
         """
-        seen = self.counts > 0
-        covariance = unpacked(self.scatter, self.width).div_(max(1, int(self.counts.sum() - seen.sum())))
+        self.centred.copy_(self.counts > 0)
+        self.weight.zero_()
+        self.bias.zero_()
+        if seen := self.centred.nonzero().flatten().tolist():
+            weight, bias = self._rows(torch.arange(len(self.counts), device=self.counts.device), shrinkage)
+            self.weight[seen] = weight[seen].to(self.weight)
+            self.bias[seen] = bias[seen].to(self.bias)
+
+    def _rows(self, classes: Int[Tensor, " m"], shrinkage: float) -> tuple[Tensor, Tensor]:
+        """Rows of weight and bias in float64, by (2) with the m that is."""
+        covariance = unpacked(self.scatter, self.width).div_(max(1, int(self.freedom.sum())))
         variance = covariance.diagonal().mean().item()
         if not variance > 0:
             covariance.diagonal().fill_(1.0)
@@ -242,16 +399,14 @@ class Discriminant(nn.Module):
             if not failed:
                 break
             shrinkage = min(1.0, 10 * shrinkage)
-        centre = self.means[seen].mean(dim=0)
-        weight = torch.cholesky_solve((self.means - centre).T, factor).T * seen[:, None]
-        bias = -(weight * (self.means + centre)).sum(dim=1) / 2
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
+        centre, means = self.means[self.centred].mean(dim=0), self.means[classes]
+        weight = torch.cholesky_solve((means - centre).T, factor).T
+        return weight, -(weight * (means + centre)).sum(dim=1) / 2
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
-        """Logits over all classes, (2)."""
+        """Logits over all classes, (2). Classes that come later change no bit of a row's logits."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.linear(features.float(), self.weight, self.bias)
+            return products(features.float(), self.weight) + self.bias
 
 
 class RidgeHead(nn.Module):
@@ -261,6 +416,8 @@ class RidgeHead(nn.Module):
 
     G and Q are in float64, on the CPU where the device lacks it, so that neither the order nor the division of the samples
     matters. G takes 8 M^2 bytes for M features (800 MB for 10,000), and `solve` twice as much again while it runs.
+
+    A class's column of W is a regression of its own, given G: `solve` can set some of them and leave the others the bits that they have.
 
     With an `intercept`, h has a last entry 1 more, whose row of W is a constant that no ridge holds back: what is solved is the
     same regression between h and y less their means over all samples, so that a shift of all features changes no logit.
@@ -319,6 +476,87 @@ class RidgeHead(nn.Module):
         tells = fit and not (self.intercept and len(labels.unique()) == 1)
         self.solve(choose_ridge(features, labels, fit=fit, intercept=self.intercept) if tells else self.ridge.item())
 
+    def fit_frozen(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
+        """Adds classes without moving a logit of the others, whose columns keep their bits, and solves for the new ones with the ridge
+        that there is. Their columns are those of a regression on all samples; those of the others are of the samples they are of.
+        With the next `fit` everything is as if nothing had been frozen.
+
+        Raises:
+            TrainingError: as `add`.
+            ValueError: samples of a class that it has samples of, or nothing has been solved yet.
+        """
+        fresh = labels.unique()
+        if self.remembered()[fresh.to(self.targets.device)].any() or self.is_empty():
+            raise ValueError("expected new classes, beside others that have been solved for")
+        self.add(features, labels)
+        self.solve(self.ridge.item(), fresh.tolist())
+
+    def parts(
+        self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, frozen: bool = False
+    ) -> dict[str, Tensor]:
+        """What adding these leaves in the sums, for `forget`; it is the same where others are `frozen`."""
+        return parts_of(F.pad(features, (0, 1), value=1.0) if self.intercept else features, labels, centred=False)
+
+    def remembered(self) -> Bool[Tensor, " classes"]:
+        """Which classes it has samples of that are not zero."""
+        return self.targets.any(dim=0)
+
+    @property
+    def has_no_sums(self) -> bool:
+        """Whether it was loaded without G and Q: it classifies, but nothing can be added."""
+        return self.is_empty() and bool(self.weight.any())
+
+    def trace_of(self, classes: Collection[int], latest: Task) -> Iterator[str]:
+        """What `forget` leaves of classes, for people: `fit` chooses the ridge on the samples of the latest task."""
+        if names := [
+            name for number, name in zip(latest.classes, latest.class_names, strict=True) if number in classes
+        ]:
+            yield (
+                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(names)}, too; the next task has one "
+                "of its own"
+            )
+
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """Those of the classes that cannot be taken out, and why."""
+        if self.has_no_sums:
+            yield from ((label, NO_SUMS) for label in classes)
+            return
+        for label in classes:
+            found, expected = torch.zeros(len(self.targets)).to(self.targets), self.targets[:, label]
+            for part in parts.of(label):
+                found += part.count * part.mean.to(found)
+            if not (found - expected).norm() <= 1e-6 * expected.norm():
+                yield label, f"its parts ({parts.count(label)} samples) are not those of all that it is of"
+
+    def forget(self, classes: Collection[int], parts: Parts) -> None:
+        """Takes classes out, as if no sample of theirs had been added. W follows with `solve`: with the ridge that there is, since
+        another could be chosen on samples alone.
+
+        Args and errors as those of `Discriminant.forget`.
+        """
+        _require_all(self.unforgettable(classes, parts))
+        gone, seen = list(classes), self.remembered().clone()
+        seen[gone] = False
+        gram = self.gram.clone()
+        for label in gone:
+            self._products(gram, parts.of(label), -1)
+        if _cancelled(gram, self.gram.diagonal()):
+            others = seen.nonzero().flatten().tolist()
+            _require_all(self.unforgettable(others, parts))
+            gram.zero_()
+            for label in others:
+                self._products(gram, parts.of(label), 1)
+        self.gram.copy_(gram)
+        self.targets[:, gone] = 0
+
+    @staticmethod
+    def _products(total: Float64[Tensor, "features features"], parts: Iterator[Part], sign: int) -> None:
+        """Adds a class's share of G from its parts."""
+        for part in parts:
+            if part.factor is not None:
+                factor = part.factor.to(total)
+                total.addmm_(factor.T, factor, alpha=sign)
+
     def is_empty(self) -> bool:
         """Whether no sample has been added, or only such as are zero."""
         return not self.gram.diagonal().any()
@@ -339,13 +577,19 @@ class RidgeHead(nn.Module):
         self.gram.copy_((gram + gram.T) / 2)
         self.targets.copy_(whole @ self.targets)
 
-    def solve(self, ridge: float) -> None:
+    def solve(self, ridge: float, classes: Collection[int] | None = None) -> None:
         """Sets W, by a Cholesky factorisation.
 
         A ridge below what float64 can tell from zero beside G, epsilon trace(G), is raised to that; and tenfold until there
         is a factorisation, for samples that are all but equal.
+
+        Args:
+            classes: those whose columns are set, and no other; absent = all.
         """
-        gram, targets = self.gram, self.targets
+        if self.is_empty():
+            self.weight = torch.zeros_like(self.weight)
+            return
+        gram, targets = self.gram, self.targets if classes is None else self.targets[:, list(classes)]
         if self.intercept:
             centre, mean = gram[-1, :-1] / gram[-1, -1], targets[-1] / gram[-1, -1]
             gram = gram[:-1, :-1].clone().addr_(centre, gram[-1, :-1], alpha=-1)
@@ -364,15 +608,20 @@ class RidgeHead(nn.Module):
         solution = torch.cholesky_solve(targets, factor)
         if self.intercept:
             solution = torch.cat([solution, (mean - centre @ solution)[None]])
-        self.weight = solution.float().contiguous().to(self.weight.device)  # in rows, as when it is loaded
+        solution = solution.float().to(self.weight.device)
+        if classes is None:
+            self.weight = solution.contiguous()  # in rows, as when it is loaded
+        else:
+            self.weight[:, list(classes)] = solution
         self.ridge.fill_(ridge)
 
     def forward(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n classes"]:
-        """Logits over all classes."""
+        """Logits over all classes. Classes that come later change no bit of a column's logits."""
         with torch.autocast(features.device.type, enabled=False):
+            rows = self.weight.T
             if self.intercept:
-                return torch.addmm(self.weight[-1], features.float(), self.weight[:-1])
-            return features.float() @ self.weight
+                return products(features.float(), rows[:, :-1]) + rows[:, -1]
+            return products(features.float(), rows)
 
 
 def choose_ridge(
@@ -546,6 +795,17 @@ class Gaussians(nn.Module):
             self.means[label] = (double(self.means[label]) @ weight.T + bias).to(self.means)
             self.factors[label] = (weight @ double(self.factors[label])).to(self.factors)
 
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """None of them: see `forget`."""
+        return iter(())
+
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
+        """Takes classes out: nothing more is drawn of them. No parts are needed."""
+        gone = list(classes)
+        self.clusters[gone] = 0
+        self.means[gone] = 0
+        self.factors[gone] = 0
+
     def centroids(self) -> Float[Tensor, "m features"]:
         """The means that are set, over all classes."""
         return self.means[torch.arange(self.slots, device=self.means.device) < self.clusters[:, None]]
@@ -627,6 +887,22 @@ class AlignedHead(Gaussians):
             setattr(self, name, nn.Parameter(grown, requires_grad=False))
         self.sizes += [classes] if classes else []
 
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
+        """Takes classes out, with their rows of the head. Other rows were trained beside them, and are so until it is aligned anew."""
+        super().forget(classes)
+        gone = list(classes)
+        with torch.no_grad():
+            self.weight[gone] = 0
+            self.bias[gone] = 0
+
+    def remembered(self) -> Bool[Tensor, " classes"]:
+        """Which classes it has a Gaussian of."""
+        return self.clusters > 0
+
+    def parts(self, features: Tensor, labels: Tensor, *, frozen: bool = False) -> dict[str, Tensor]:
+        """Nothing: see `forget`."""
+        return {}
+
     def is_empty(self) -> bool:
         """Whether no class has a Gaussian."""
         return not self.clusters.any()
@@ -659,6 +935,16 @@ class AlignedHead(Gaussians):
 def _require_finite(where: str, features: Tensor) -> None:
     if not features.isfinite().all():
         raise TrainingError(f"{where}: features are not finite; {_REMEDY}")
+
+
+def _require_all(unforgettable: Iterator[tuple[int, str]]) -> None:
+    if found := [f"class {label} cannot be taken out of sums: {why}" for label, why in unforgettable]:
+        raise LoricaError(found)
+
+
+def _cancelled(total: Float64[Tensor, "features features"], before: Float64[Tensor, " features"]) -> bool:
+    """Whether a subtraction has left so little of a feature that rounding would be seen."""
+    return bool((total.diagonal() < CANCELLED * before).any())
 
 
 def _add_product(total: Float64[Tensor, "a b"], left: Tensor, right: Tensor) -> None:

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from lorica.descent import Descent, Fit, Standing
+from lorica.errors import LoricaError
 from lorica.methods.base import Context, Data, Losses, Method, shapes_of
 from lorica.progress import Reporter
 from lorica.randomness import Draws
@@ -48,6 +49,8 @@ def learn_task(
     eval_batch_size: int = 256,
     watch: Watch = Watch(),
     resumed: tuple[Standing, Mapping[str, Tensor]] | None = None,
+    frozen: bool = False,
+    notes_parts: bool = False,
 ) -> dict[str, torch.Size]:
     """Lets a method learn one task: grow, begin, descend, end. Returns names and shapes of what trained, in any stage.
 
@@ -57,11 +60,16 @@ def learn_task(
     Args:
         resumed: the state of the main stage (`Descent.state`) from which to go on. The method has been grown for the task
             and is as it was at that moment: what `begin_task` computed is not computed again.
+        frozen: learn new classes without moving a bit of the logits of others.
+        notes_parts: what each class adds to sums is noted; take it from `Method.taken_parts`.
 
     Raises:
+        LoricaError: the method cannot learn this task frozen (`Method.cannot_freeze`); nothing has been learned then.
         TrainingError: a loss that is not finite; says at which task, epoch, step and learning rate.
         CheckpointError: a state in `resumed` that is not one of this stage.
     """
+    if frozen and (why := list(method.cannot_freeze(task))):
+        raise LoricaError([f"task {task.index + 1} cannot be learned frozen: {each}" for each in why])
     device = accelerator.device
     trained: dict[str, torch.Size] = {}
     draws, stages = Draws(seed, task=task.index), count()
@@ -107,6 +115,8 @@ def learn_task(
         epochs=fit.epochs,
         steps=passes * data.number_of_batches(fit.batch_size),
         descend=descend,
+        frozen=frozen,
+        notes_parts=notes_parts,
     )
     if resumed is None:
         with draws.seeded("begin", device):

@@ -36,6 +36,7 @@ here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -43,7 +44,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lorica.backbones.encoder import Encoder
-from lorica.methods.base import Context
+from lorica.methods.base import Context, known_again
 from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
 from lorica.statistics import ClassMeans
 from lorica.types import Inputs, Task
@@ -80,6 +81,10 @@ class APER(FirstTaskMethod):
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """(2); of several blocks, if asked, for each of the two."""
         return torch.cat([self.encoder.features(inputs, layers=layers), self.tuned(inputs, layers=layers)], dim=1)
+
+    def cannot_freeze(self, task: Task) -> Iterator[str]:
+        """Nothing, of new classes after the first task: each has a mean of its own."""
+        yield from known_again(task, self.means.remembered())
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.features(inputs))

@@ -11,6 +11,13 @@ For each task the loop calls, in this order
 
 and `predict(inputs)` gives logits over the classes seen so far. A prediction must not depend on the rest of its batch.
 
+A task can be learned *frozen*: the logits of earlier classes, of any batch, are to the bit what they were. Only what new classes
+need is added; a method says whether it can (`cannot_freeze`), and the contract suite holds it to that.
+
+Classes can be *forgotten*: `forget` takes out what is remembered of them. It asks every module that remembers classes
+(`Remembering`). Of sums over all classes that takes the parts of all additions (`lorica.parts`), which `end_task` notes where the
+context says so, and whoever learns keeps (`taken_parts`). What training has left of them stays: `traces_of`.
+
 Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`). The
 shape of that state follows from the tasks it was grown for and from `structure()`, plain values that most methods do not
 need, so that a checkpoint loads by growing again, restoring the structure and copying the tensors in.
@@ -21,17 +28,18 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Classifier, Encoder
-from lorica.errors import CheckpointError
+from lorica.errors import CheckpointError, LoricaError
+from lorica.parts import NO_PARTS, Parts
 from lorica.randomness import Draws
 from lorica.types import Batch, Inputs, Task
 
@@ -133,6 +141,8 @@ class Context:
         epochs: of the descent on this task, as the recipe says.
         steps: batches that this descent takes, over all its passes.
         descend: another stage of training, see `Descend`.
+        frozen: the logits of earlier classes are to keep their bits; the method has said that it can (`Method.cannot_freeze`).
+        notes_parts: `end_task` is to note what each class adds to sums, for `Method.taken_parts`.
     """
 
     task: Task
@@ -140,19 +150,21 @@ class Context:
     epochs: int
     steps: int
     descend: Descend
+    frozen: bool = False
+    notes_parts: bool = False
 
     def gathered(
-        self, features: Callable[[Inputs], Tensor], *, of_new_classes: bool = False
+        self, features: Callable[[Inputs], Tensor], *, of: Collection[int] | None = None
     ) -> tuple[Float[Tensor, "samples ..."], Int[Tensor, " samples"]]:
-        """What `features` makes of all inputs of `batches` (or of those whose class is new), and their labels; without
+        """What `features` makes of all inputs of `batches` (or of those `of` some of the task's classes), and their labels; without
         gradients, in float32 whatever the precision of the run."""
         with torch.no_grad():
             pairs = [(features(batch.inputs), batch.labels) for batch in self.batches()]
         found, labels = torch.cat([part for part, _ in pairs]), torch.cat([labels for _, labels in pairs])
-        if not of_new_classes or len(self.task.new_classes) == len(self.task.classes):
+        if of is None or set(of) == set(self.task.classes):
             return found, labels
-        new = torch.isin(labels, torch.tensor(self.task.new_classes, device=labels.device))
-        return found[new], labels[new]
+        own = torch.isin(labels, torch.tensor(list(of), dtype=torch.long, device=labels.device))
+        return found[own], labels[own]
 
 
 class Method(nn.Module, ABC):
@@ -182,6 +194,7 @@ class Method(nn.Module, ABC):
         self.config = config
         self.encoder = encoder
         self.tasks: list[Task] = []
+        self._parts: dict[str, Tensor] = {}  # noted since they were taken last
         _ = encoder.fingerprint  # taken now, before anything is attached or trained
 
     @classmethod
@@ -266,6 +279,83 @@ class Method(nn.Module, ABC):
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         """Logits over all classes seen so far, in stream order."""
 
+    # --- old logits that keep their bits ---
+
+    def keeps_features(self, task: Task) -> bool:
+        """Whether `features` stay as they are, to the bit, where that task is learned frozen next."""
+        return False
+
+    def cannot_freeze(self, task: Task) -> Iterator[str]:
+        """Why that task cannot be learned frozen next, so that all logits of earlier classes keep their bits; nothing where it can."""
+        yield f"{self.name} trains on every task, which moves the scores of earlier classes"
+
+    # --- forgetting classes ---
+
+    def note_parts(self, place: str, parts: Mapping[str, Tensor]) -> None:
+        """Notes the parts (`lorica.parts`) that the submodule of that name has got in this task."""
+        self._parts |= {f"{place}.{name}": tensor for name, tensor in parts.items()}
+
+    def taken_parts(self) -> dict[str, Tensor]:
+        """The parts that the latest `end_task` noted, which are then noted no longer: flat names, tensors on the CPU. They are not
+        in `own_state`; to be kept in order, those of each task as one mapping, as long as classes may have to be forgotten."""
+        taken, self._parts = self._parts, {}
+        return taken
+
+    def trained_on(self) -> Sequence[Task]:
+        """The tasks whose images have trained what `features` are computed with; by default all."""
+        return self.tasks
+
+    def cannot_forget(self, classes: Collection[int], parts: Parts) -> Iterator[str]:
+        """Why `forget` refuses these classes; nothing where it does not."""
+        for place, module in self._remembering():
+            for label, why in module.unforgettable(classes, parts.within(place)):
+                yield f"{self._names([label])} cannot be taken out of {place}: {why}"
+
+    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+        """What the model still has of these classes once `forget` has taken them out, for people. Where there is nothing, it is the model
+        that never had an image of them: sums to rounding in float64, what is solved from them to rounding in float32."""
+        for task in self.trained_on():
+            if own := sorted(set(classes) & set(task.classes)):
+                yield (
+                    f"the trunk was trained on images of {self._names(own)} in task {task.index + 1}, and stays as it is; only going "
+                    "back to before that task removes that"
+                )
+
+    def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
+        """Takes out what is remembered of some classes: their samples from sums, their means, their rows. They keep their numbers,
+        and have columns of logits still, which say nothing: whoever predicts leaves them out. Images of them can be learned again.
+
+        What has no statistics of single classes (a trunk, prompts, other rows of a head) stays as it is: see `traces_of`.
+
+        Args:
+            classes: numbers of classes that have been learned.
+            parts: what `taken_parts` gave after each task so far, in order, without what is of classes that were forgotten before
+                (`lorica.parts.without`).
+
+        Raises:
+            LoricaError: everything in `cannot_forget`, and nothing has changed then; or a sum of which next to nothing stays, without
+                the parts of the other classes, from which it is then added up anew. The method is then to be loaded again.
+        """
+        if why := list(self.cannot_forget(classes, parts)):
+            raise LoricaError(why)
+        for place, module in self._remembering():
+            module.forget(classes, parts.within(place))
+        self.solve_again()
+
+    def solve_again(self) -> None:
+        """Computes anew what follows from statistics, once classes have been taken out of them."""
+
+    def _remembering(self) -> Iterator[tuple[str, Remembering]]:
+        for place, module in self.named_modules():
+            if isinstance(module, Remembering):
+                yield place, module
+
+    def _names(self, classes: Collection[int]) -> str:
+        names = {
+            number: name for task in self.tasks for number, name in zip(task.classes, task.class_names, strict=True)
+        }
+        return ", ".join(names.get(number, f"class {number}") for number in classes)
+
     def diagnostics(self) -> dict[str, Any]:
         """Plain values worth recording after each task."""
         return {}
@@ -322,6 +412,32 @@ class Method(nn.Module, ABC):
 
 
 @runtime_checkable
+class Remembering(Protocol):
+    """A module that remembers classes, and can take them out again."""
+
+    def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
+        """Those of the classes that cannot be taken out, and why."""
+        ...
+
+    def forget(self, classes: Collection[int], parts: Parts) -> None:
+        """Takes classes out, as if no sample of theirs had been added, as far as it can; `parts` are those of this module.
+
+        Raises:
+            LoricaError: everything in `unforgettable`.
+        """
+        ...
+
+
+@runtime_checkable
+class Completing(Protocol):
+    """A module with tensors that states of earlier versions do not have, and which follow from those that these have."""
+
+    def completed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Such tensors of its own, computed from those in `state`, whose types have not been looked at."""
+        ...
+
+
+@runtime_checkable
 class Particular(Protocol):
     """A module, or a method, that knows more of its tensors than their types: those that count or number something."""
 
@@ -332,7 +448,9 @@ class Particular(Protocol):
 
 def misfits_of(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
     """What keeps the tensors of a checkpoint from being a method's own, by name: one that is missing or left over, of another
-    dtype or shape, not finite, or with values that its module refuses (`Particular`)."""
+    dtype or shape, not finite, or with values that its module refuses (`Particular`). What its module completes (`Completing`) is
+    not missing."""
+    state = _completed(method, own, state)
     wrong = dict.fromkeys(own.keys() - state.keys(), "is missing")
     wrong |= dict.fromkeys(state.keys() - own.keys(), "is unknown")
     for key in own.keys() & state.keys():
@@ -352,6 +470,18 @@ def misfits_of(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Te
     return dict(sorted(wrong.items()))
 
 
+def _completed(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state, with what an earlier version did not put there."""
+    missing = own.keys() - state.keys()
+    for place, module in method.named_modules() if missing else ():
+        if isinstance(module, Completing):
+            prefix = f"{place}." if place else ""
+            inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+            made = {prefix + key: tensor for key, tensor in module.completed(inside).items()}
+            state = {**state, **{key: tensor for key, tensor in made.items() if key in missing}}
+    return state
+
+
 def number_not_finite(tensor: Tensor) -> int:
     """How many of its numbers are NaN or infinite."""
     return tensor.numel() - int(tensor.isfinite().sum())
@@ -364,6 +494,7 @@ def _name(tensor: Tensor) -> str:
 def _copy_in(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     if wrong := misfits_of(method, own, state):
         raise CheckpointError([f"{key:.200} {why}" for key, why in wrong.items()])
+    state = _completed(method, own, state)
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
@@ -384,6 +515,15 @@ def only_old_classes(tasks: Sequence[Task], why: str) -> Iterator[str]:
     old = [task for task in tasks if not task.new_classes]
     if old:
         yield f"stream: task {old[0].index + 1} has no new class, and {why}; use a method that takes more of old classes"
+
+
+def known_again(task: Task, remembered: Bool[Tensor, " classes"]) -> Iterator[str]:
+    """What `cannot_freeze` says of a task with classes that are remembered, or where nothing is."""
+    if not remembered.any():
+        yield "nothing has been learned whose scores could stay"
+    known = {number for number, yes in enumerate(remembered.tolist()) if yes}
+    if again := [name for number, name in zip(task.classes, task.class_names, strict=True) if number in known]:
+        yield f"{', '.join(again)}: learned already, and more images of a class move its scores; give new classes alone"
 
 
 def places_among(given: Any, tasks: int, key: str) -> list[int]:

@@ -344,13 +344,17 @@ class CLLoRA(Method):
             return F.cosine_similarity(earlier, torch.stack([each.weight for each in factors])[None]).abs().mean()
 
     def end_task(self, context: Context) -> None:
-        """The prototypes of the new classes, in the task's own space."""
+        """The prototypes of the new classes, in the task's own space; of one that returns once it has been forgotten, in the space that
+        scores it."""
 
-        def features(inputs: Inputs) -> Tensor:
-            tokens = self.trunk(self.encoder.embed(inputs))
-            return self.branches(tokens, self.task.index, self.task.index + 1)[0]
+        def features(inputs: Inputs, space: int) -> Tensor:
+            return self.branches(self.trunk(self.encoder.embed(inputs)), space, space + 1)[0]
 
-        self.means.add(*context.gathered(features, of_new_classes=True))
+        known = self.means.remembered()
+        for task in self.tasks:
+            own = [number for number in task.new_classes if number in self.task.classes and not known[number]]
+            if own:
+                self.means.add(*context.gathered(partial(features, space=task.index), of=own))
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         tokens, scores = self.trunk(self.encoder.embed(inputs)), []

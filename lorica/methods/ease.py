@@ -146,7 +146,7 @@ class EASE(Method):
     def end_task(self, context: Context) -> None:
         """Measures the new classes in every space, and completes the old ones."""
         features, labels = context.gathered(
-            lambda inputs: torch.stack(self.in_spaces(inputs), dim=1), of_new_classes=True
+            lambda inputs: torch.stack(self.in_spaces(inputs), dim=1), of=self.unmeasured()
         )
         for means, own in zip(self.class_means(), features.unbind(1), strict=True):
             means.add(own, labels)
@@ -154,6 +154,11 @@ class EASE(Method):
         self.measured = {"scale": self.head.scale.item(), "mean_cosine": mean_cosine(own, labels)}
         for space in self.tasks if self.config.recalculate else [self.task]:
             self.complete(space)
+
+    def unmeasured(self) -> list[int]:
+        """The task's classes without a mean: those that are new, and those that return once they have been forgotten."""
+        known = self.class_means()[0].remembered()  # every class is measured in the first space
+        return [number for number in self.task.classes if not known[number]]
 
     def diagnostics(self) -> dict[str, Any]:
         """sigma and the mean cosine between the new prototypes, of a task just learned."""

@@ -87,6 +87,13 @@ class FirstTaskMethod(Method):
         if self.task.index == 0 and self.tuning is not None:
             self.measured = {"scale": self.head.scale.item(), "mean_cosine": mean_cosine(tuned, labels)}
 
+    def keeps_features(self, task: Task) -> bool:
+        return task.index > 0 or self.config.tuning == "none"
+
+    def trained_on(self) -> Sequence[Task]:
+        """The first, unless nothing is tuned."""
+        return self.tasks[:1] if self.tuning is not None else ()
+
     def diagnostics(self) -> dict[str, Any]:
         """After the first task what `measure` noted."""
         return dict(self.measured)

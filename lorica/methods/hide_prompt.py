@@ -232,21 +232,21 @@ class HiDePrompt(LinearHeadMethod):
         context.descend(parameters, epochs, losses=self.identity_losses, learning_rate=rate, schedule="constant")
         self.remember(context)
         if self.task.index > 0 and self.config.alignment_epochs:
-            old = seen_classes(self.tasks[:-1])
+            # classes that have been forgotten may leave fewer shares to draw from
+            old = min(seen_classes(self.tasks[:-1]), len(self.prompted_features.shares()))
             self.align(context, self.head, PseudoFeatures(self.prompted_features, old, times=5))
             self.align(context, self.identity, PseudoFeatures(self.frozen_features, old, times=1))
 
     @torch.no_grad()
     def remember(self, context: Context) -> None:
-        """(5) for the new classes, under the prompt as it now is."""
+        """(5) for the new classes, and for those that return once they have been forgotten, under the prompt as it now is."""
         seen = [
             (query(self.encoder, b.inputs), self.prompted(b.inputs, self.prompts.rows[-1][None]), b.labels)
             for b in context.batches()
         ]
         frozen, prompted, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        if len(self.task.new_classes) < len(self.task.classes):
-            new = torch.isin(labels, torch.tensor(self.task.new_classes, device=labels.device))
-            frozen, prompted, labels = frozen[new], prompted[new], labels[new]
+        new = (self.prompted_features.clusters == 0)[labels]
+        frozen, prompted, labels = frozen[new], prompted[new], labels[new]
         self.frozen_features.fit(frozen, labels)
         self.prompted_features.fit(prompted, labels)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -84,6 +84,10 @@ class LinearHeadMethod(Method):
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.head(self.features(inputs))
+
+    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+        yield from super().traces_of(classes)
+        yield f"other rows of the head were trained beside those of {self._names(sorted(classes))}, which are zero"
 
     def classifier(self) -> Classifier | None:
         """The head's, unless a subclass has other features than the encoder's, or other logits than the head's."""

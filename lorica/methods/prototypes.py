@@ -7,13 +7,13 @@ Raw features are averaged and the mean is normalised, not the reverse. More imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
-from lorica.methods.base import Context, Method, MethodConfig
+from lorica.methods.base import Context, Method, MethodConfig, known_again
 from lorica.statistics import ClassMeans
 from lorica.types import Batch, Inputs, Task
 
@@ -43,6 +43,17 @@ class Prototypes(Method):
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs, layers=layers)
+
+    def keeps_features(self, task: Task) -> bool:
+        return True
+
+    def cannot_freeze(self, task: Task) -> Iterator[str]:
+        """Nothing, of new classes: each has a mean of its own."""
+        yield from known_again(task, self.means.remembered())
+
+    def trained_on(self) -> Sequence[Task]:
+        """None."""
+        return ()
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.features(inputs))

@@ -51,6 +51,7 @@ Nor is there a cosine in (4): PILOT's RanPAC normalises h and the columns of W_o
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 import torch
@@ -60,9 +61,9 @@ from pydantic import Field
 from torch import Tensor
 
 from lorica.backbones.encoder import Encoder
-from lorica.methods.base import Context
+from lorica.methods.base import Context, known_again
 from lorica.methods.first_task import FirstTaskConfig, FirstTaskMethod
-from lorica.statistics import RidgeHead
+from lorica.statistics import NO_SUMS, RidgeHead
 from lorica.types import Inputs, Task
 
 
@@ -117,7 +118,25 @@ class RanPAC(FirstTaskMethod):
             self.projection.copy_(torch.randn(self.projection.shape))
         order = torch.randperm(len(labels)).to(labels.device)
         h, labels = self.random_features(features[order]), labels[order]
-        self.regression.fit(h, labels)
+        (self.regression.fit_frozen if context.frozen else self.regression.fit)(h, labels)
+        if context.notes_parts:
+            self.note_parts("regression", self.regression.parts(h, labels, frozen=context.frozen))
+
+    def cannot_freeze(self, task: Task) -> Iterator[str]:
+        """Nothing, of new classes after the first task: (4) is a regression for each class by itself, of which those of earlier classes
+        then have not seen the new images. With the next task that is not frozen they have."""
+        yield from known_again(task, self.regression.remembered())
+        if self.regression.has_no_sums:
+            yield NO_SUMS
+
+    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+        """Lambda, too."""
+        yield from super().traces_of(classes)
+        yield from self.regression.trace_of(classes, self.task)
+
+    def solve_again(self) -> None:
+        """(4) with lambda as it is: it was chosen on images that are gone."""
+        self.regression.solve(self.regression.ridge.item())
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.regression(self.random_features(self.features(inputs)))

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -35,8 +35,17 @@ from torch import Tensor, nn
 
 from lorica.backbones.encoder import Classifier
 from lorica.errors import TrainingError
-from lorica.methods.base import Context, Method
-from lorica.statistics import AlignedHead, ClassMeans, Discriminant, PseudoFeatures, RidgeHead, affine_drift
+from lorica.methods.base import Context, Method, known_again
+from lorica.parts import moved_by
+from lorica.statistics import (
+    NO_SUMS,
+    AlignedHead,
+    ClassMeans,
+    Discriminant,
+    PseudoFeatures,
+    RidgeHead,
+    affine_drift,
+)
 from lorica.types import Batch, Inputs, Task
 
 Kind = Literal["prototypes", "discriminant", "ridge", "aligned"]
@@ -177,21 +186,25 @@ class Readout(Method):
         self.learner.end_task(context)
         features, labels = context.gathered(self.features)
         if self.drift == "affine" and len(self.before):
-            self._follow(features)
+            self._follow(features, context)
             self.before = self.before[:0].clone()
         match self.statistics:
             case ClassMeans() as means:
                 means.add(features, labels)
+            case Discriminant() as discriminant if context.frozen:
+                discriminant.add_frozen(features, labels)
             case Discriminant() as discriminant:
                 discriminant.add(features, labels)
                 discriminant.solve()
             case RidgeHead() as regression:
                 order = torch.randperm(len(labels)).to(labels.device)
-                regression.fit(features[order], labels[order])
+                (regression.fit_frozen if context.frozen else regression.fit)(features[order], labels[order])
             case AlignedHead() as head:
-                new = torch.isin(labels, torch.tensor(context.task.new_classes, device=labels.device))
+                new = ~head.remembered()[labels]
                 head.fit(features[new], labels[new])
                 self._align(head, context)
+        if context.notes_parts:
+            self.note_parts(PLACES[self.kind], self.statistics.parts(features, labels, frozen=context.frozen))
 
     def _align(self, head: AlignedHead, context: Context) -> None:
         """Trains the head on draws, from where the method's own one is, if that reads these features."""
@@ -210,7 +223,7 @@ class Readout(Method):
         context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)
 
     @torch.no_grad()
-    def _follow(self, after: Float[Tensor, "n features"]) -> None:
+    def _follow(self, after: Float[Tensor, "n features"], context: Context) -> None:
         """Moves what is remembered as the features of these images have moved."""
         if len(self.before) != len(after):
             raise TrainingError(
@@ -218,7 +231,13 @@ class Readout(Method):
                 "data that stays as it is"
             )
         if not torch.equal(self.before, after):
-            self.statistics.move(*affine_drift(self.before, after))
+            moved = affine_drift(self.before, after)
+            self.statistics.move(*moved)
+            if context.notes_parts and self.kind in (
+                "discriminant",
+                "ridge",
+            ):  # the others note none that could be moved
+                self.note_parts(PLACES[self.kind], moved_by(*moved))
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         return self._features_of(self.learner, inputs, layers)
@@ -248,6 +267,52 @@ class Readout(Method):
             case AlignedHead() as head:
                 return Classifier(head.weight, head.bias, layers)
         return None
+
+    def keeps_features(self, task: Task) -> bool:
+        return self.learner.keeps_features(task)
+
+    def cannot_freeze(self, task: Task) -> Iterator[str]:
+        """Nothing, of new classes and statistics whose scores need no training, where the method leaves its features as they are."""
+        if not self.learner.keeps_features(task):
+            yield f"{self.name} goes on training its features, which moves the scores of earlier classes"
+        if self.kind == "aligned":
+            yield "an aligned head is trained anew after every task, which moves the scores of earlier classes"
+        elif not self.tasks:
+            yield from known_again(task, torch.zeros(0, dtype=torch.bool))
+        else:
+            statistics = self.statistics
+            yield from known_again(task, statistics.remembered())
+            if isinstance(statistics, Discriminant | RidgeHead) and statistics.has_no_sums:
+                yield NO_SUMS
+
+    def taken_parts(self) -> dict[str, Tensor]:
+        """The method's, too."""
+        learners = {f"learner.{name}": tensor for name, tensor in self.learner.taken_parts().items()}
+        return super().taken_parts() | learners
+
+    def trained_on(self) -> Sequence[Task]:
+        return self.learner.trained_on()
+
+    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+        """Those of the method, whose own predictions are not read here, and those of the statistics."""
+        yield from self.learner.traces_of(classes)
+        match self.statistics:
+            case RidgeHead() as regression:
+                yield from regression.trace_of(classes, self.task)
+            case AlignedHead():
+                yield (
+                    f"the aligned head was trained on draws that stood for {self._names(sorted(classes))}, too; with the next task it is "
+                    "aligned anew without"
+                )
+
+    def solve_again(self) -> None:
+        """The method's, too. A ridge stays, and a head is aligned anew with the next task."""
+        self.learner.solve_again()
+        match self.statistics:
+            case Discriminant() as discriminant:
+                discriminant.solve()
+            case RidgeHead() as regression:
+                regression.solve(regression.ridge.item())
 
     def diagnostics(self) -> dict[str, Any]:
         return self.learner.diagnostics()

@@ -39,6 +39,9 @@ with the update, give the affine map
 
 (`lorica.statistics.affine_drift`): the one approximation in all this.
 
+**Frozen tasks** are not adapted to, and (3) reads their classes with the Sigma_g and the centre that the earlier ones are read with;
+Sigma takes nothing from their images (`Discriminant.add_frozen`).
+
 **A small beginning.** A task of fewer than `enough` images is not worth adapting to: it is read on features as they are, and the
 first one that has as many takes the part of the first task, by (5).
 
@@ -56,7 +59,7 @@ Equation numbers are this file's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -71,8 +74,9 @@ from lorica.adapters.lowrank import LowRankUpdates, no_norm
 from lorica.backbones.encoder import Classifier, Encoder, Site
 from lorica.errors import BackboneError, LoricaError
 from lorica.heads import cosines
-from lorica.methods.base import Context, LowRankConfig, Method, places_among
-from lorica.statistics import SHRINKAGE, Discriminant, affine_drift
+from lorica.methods.base import Context, LowRankConfig, Method, known_again, places_among
+from lorica.parts import moved_by
+from lorica.statistics import NO_SUMS, SHRINKAGE, Discriminant, affine_drift
 from lorica.types import Batch, Inputs, Task, seen_classes
 
 _log = logging.getLogger(__name__)
@@ -166,8 +170,8 @@ class RoLDA(Method):
             del self.head
 
     def begin_task(self, context: Context) -> None:
-        """Decides whether this is a task to adapt to."""
-        if not self.config.passes or (self.adapted and self.config.adapt == "first"):
+        """Decides whether this is a task to adapt to; a frozen one is not."""
+        if context.frozen or not self.config.passes or (self.adapted and self.config.adapt == "first"):
             return
         images = sum(len(batch.labels) for batch in context.batches())
         if self._number_of_rows() == 1:
@@ -219,8 +223,13 @@ class RoLDA(Method):
             if not self.discriminant.is_empty():
                 self._follow(context)
         features, labels = context.gathered(self.features)
-        self.discriminant.add(features, labels)
-        self.discriminant.solve(self.config.shrinkage)
+        if context.frozen:
+            self.discriminant.add_frozen(features, labels, self.config.shrinkage)
+        else:
+            self.discriminant.add(features, labels)
+            self.discriminant.solve(self.config.shrinkage)
+        if context.notes_parts:
+            self.note_parts("discriminant", self.discriminant.parts(features, labels, frozen=context.frozen))
 
     def _follow(self, context: Context) -> None:
         """(5)."""
@@ -235,7 +244,28 @@ class RoLDA(Method):
             context.gathered(lambda inputs, encoder=encoder: encode(encoder, inputs))[0].flatten(end_dim=-2)
             for encoder in (without, self.encoder)
         )
-        self.discriminant.move(*affine_drift(before, after))
+        moved = affine_drift(before, after)
+        self.discriminant.move(*moved)
+        if context.notes_parts:
+            self.note_parts("discriminant", moved_by(*moved))
+
+    def keeps_features(self, task: Task) -> bool:
+        """As no frozen task is adapted to."""
+        return True
+
+    def cannot_freeze(self, task: Task) -> Iterator[str]:
+        """Nothing, of new classes: they are read with the covariance and the centre that the earlier ones have."""
+        yield from known_again(task, self.discriminant.remembered())
+        if self.discriminant.has_no_sums:
+            yield NO_SUMS
+
+    def trained_on(self) -> Sequence[Task]:
+        """Those that were adapted to."""
+        return [self.tasks[index] for index in self.adapted]
+
+    def solve_again(self) -> None:
+        """(3)."""
+        self.discriminant.solve(self.config.shrinkage)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """(2); of as many blocks as asked, and not projected, where somebody asks."""

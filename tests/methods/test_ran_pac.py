@@ -16,6 +16,7 @@ from lorica.cost import measure
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.errors import RecipeError
+from lorica.linalg import COLUMNS
 from lorica.methods import Context
 from lorica.methods.ran_pac import RanPAC, RanPACConfig
 from lorica.statistics import RIDGES
@@ -296,7 +297,7 @@ def test_cost_is_that_of_the_sums_and_one_pass(tiny_encoder) -> None:
     }
     assert cost["trainable"] == 0
     assert cost["forwards_per_prediction"] == 1
-    assert cost["flops_per_prediction"] - measure(plain)["flops_per_prediction"] == 2 * (M - 1) * (32 + 6)
+    assert cost["flops_per_prediction"] - measure(plain)["flops_per_prediction"] == 2 * (M - 1) * (32 + COLUMNS)
     assert measure(learned(tiny_encoder(), TASKS[:1]))["trainable_by_kind"] == {"head": 2 * 32 + 1, "adapters": adapter}
 
 
