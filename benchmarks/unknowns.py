@@ -88,8 +88,8 @@ def main(
             done = Path("runs") / name / f"{folder_name(method)}-seed{seed}.safetensors"
             if not done.exists():
                 done.parent.mkdir(parents=True, exist_ok=True)
-                found = learn(recipe, given)
                 facts = {"given": json.dumps(given), "environment": json.dumps(environment())}
+                found = learn(recipe, given)
                 with replacing(done) as file:
                     file.write(save({key: value.contiguous() for key, value in found.items()}, metadata=facts))
             with safe_open(done, framework="pt") as file:
