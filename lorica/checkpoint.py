@@ -158,6 +158,15 @@ class Checkpoints:
         """Those of the checkpoint."""
         return self._parts(tasks)[-1][1].sums
 
+    def lines_in_common(self, other: Checkpoints) -> int:
+        """How many lines both journals begin with."""
+        same = 0
+        for one, another in zip(self._seals, other._seals, strict=False):
+            if one != another:
+                break
+            same += 1
+        return max(0, same - 1)  # what the journal belongs to is sealed before the first line
+
     def can_learn_on_from(self, tasks: int) -> bool:
         """Whether what that needs is there."""
         sums = self._sums(tasks)

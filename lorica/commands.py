@@ -70,9 +70,17 @@ def learn(
     max_flips: Annotated[
         int | None, typer.Option(min=0, help="refuse the change if more images of theirs that are right become wrong")
     ] = None,
+    forgettable: Annotated[
+        bool,
+        typer.Option(
+            "--forgettable", help="of a new model: keep what taking single classes out of it needs; see `forget`"
+        ),
+    ] = False,
 ) -> None:
     """Learn what a folder holds: makes the model the first time, and adds to it from then on."""
-    learner = Learner(model, recipe=recipe, keep=keep, **read_overrides(settings or []))
+    learner = Learner(
+        model, recipe=recipe, keep=keep, forgettable=forgettable or None, **read_overrides(settings or [])
+    )
     version = learner.learn(data, test=test, frozen=frozen, max_drop=max_drop, max_flips=max_flips, progress=True)
     if version is None:
         console.print("Nothing new: every image there has been learned already, and the model is as it was")
@@ -159,6 +167,35 @@ def rollback(
     console.print(
         f"Version {version.number}: the model is as it was after version {to}, and knows {_names(learner.class_names)}"
     )
+
+
+@models.command()
+def forget(
+    model: Model,
+    classes: Annotated[list[str], typer.Argument(metavar="CLASS…", help="names of classes")],
+    hide: Annotated[
+        bool, typer.Option("--hide", help="only predict them no more; what is remembered of them stays")
+    ] = False,
+    moved: Moved = None,
+) -> None:
+    """Take classes out of a model, and say what stays of them; earlier versions still have them."""
+    version = _learner(model, moved).forget(classes, hide=hide)
+    console.print(f"Version {version.number}: forgot {_names(version.classes)}", soft_wrap=True)
+    for line in version.remarks or ("it is the model that never had an image of theirs",):
+        console.print(line, soft_wrap=True)
+    for line in _judgement(version):
+        console.print(line, soft_wrap=True)
+
+
+@models.command()
+def join(
+    model: Model,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of another model, once a copy of this one")],
+    moved: Moved = None,
+) -> None:
+    """Take up what another model has learned since it was a copy of this one: exactly, and without an image."""
+    version = _learner(model, moved).join(_learner(other, moved))
+    console.print(f"Version {version.number}: took up {_names(version.classes)} from {other}", soft_wrap=True)
 
 
 def examined(model: Path, done: Examination) -> Table:

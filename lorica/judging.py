@@ -9,7 +9,7 @@ Allowed   how much of that somebody allows
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from lorica.errors import DataError, LoricaError, RegressionError
 from lorica.evaluation import require_numbers
 from lorica.journal import line_of_descent
 from lorica.methods.base import Method
+from lorica.parts import without
 from lorica.progress import Reporter, Silent
 from lorica.types import Inputs, Task
 
@@ -48,12 +49,17 @@ class Album:
         self.names = [name for task in checkpoints.learned_tasks for name in task.new_names]
         self.forgotten = forgotten_after(checkpoints, len(self._lines))
         self._numbers = {likeness(name): number for number, name in enumerate(self.names)}
+        self._forgotten_by: dict[
+            int, set[int]
+        ] = {}  # a line's number: classes that later ones took out of what it added
         self._known: dict[bytes, int] = {}
         self._kept: list[tuple[Tensor, Tensor]] = []
         for number in self._path:
             line = self._lines[number - 1]
             for gone in line.forgotten:
                 self._drop(gone)
+                for earlier in self._path[: self._path.index(number)]:
+                    self._forgotten_by.setdefault(earlier, set()).add(gone)
             if line.images is not None:
                 found = checkpoints.tensors(line.images)
                 self._known |= dict(
@@ -74,6 +80,34 @@ class Album:
     def number_of(self, name: str) -> int | None:
         """Of a class that is known by this name, or by one that looks the same."""
         return self._numbers.get(likeness(name))
+
+    def parts(self) -> list[Mapping[str, Tensor]]:
+        """What was kept to forget by of each task, without classes that were forgotten since."""
+        kept = []
+        for number in self._path:
+            saved = self._lines[number - 1].parts
+            if saved is not None:
+                kept.append(without(self._checkpoints.tensors(saved), self._forgotten_by.get(number, set())))
+        return kept
+
+    def since(self, number: int, numbers: Mapping[str, int]) -> dict[str, Tensor]:
+        """What is known of the images of the versions after that one, for another album.
+
+        Args:
+            numbers: of the classes there, by the likeness of their names.
+        """
+        there = torch.tensor([numbers[likeness(name)] for name in self.names])
+        files = [
+            self._checkpoints.tensors(saved)
+            for each in self._path
+            if each > number and (saved := self._lines[each - 1].images) is not None
+        ]
+        found = {}
+        for name in ("digests", "digest_labels", "kept", "kept_labels"):
+            pieces = [there[each[name]] if name.endswith("labels") else each[name] for each in files if name in each]
+            if pieces:
+                found[name] = torch.cat(pieces)
+        return found
 
     def task_of(self, names: Sequence[str], index: int) -> Task:
         """Classes of these names as the next task; those that are not known get the next numbers, in their order."""

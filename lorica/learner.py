@@ -57,6 +57,7 @@ from lorica.journal import Change, Line, line_of_descent
 from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
 from lorica.methods import Method, build_method
 from lorica.ownership import recipe_text, require_ours, wrote
+from lorica.parts import Parts
 from lorica.predictor import Answer, Predictor
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.reading import read_json
@@ -69,6 +70,7 @@ UNDOABLE = 2
 """Versions from which the model can learn on, if `checkpoints` is not "everything": the newest, and the one before."""
 
 _PRECISIONS = ("fp32", "bf16")
+_NOT_OF_A_RECIPE = ("folder", "recipe", "precision", "keep", "forgettable")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class Version:
         accuracy_now: the same by the present version.
         lost, won: images set aside of older classes that were right and became wrong, and the other way.
         fell: older classes of which fewer images were right afterwards.
+        remarks: what is still there of classes that were forgotten.
         restores: the version that is gone back to.
         is_present: the model is now as it was after this one.
     """
@@ -101,6 +104,7 @@ class Version:
     lost: int
     won: int
     fell: tuple[str, ...]
+    remarks: tuple[str, ...]
     restores: int | None
     is_present: bool
 
@@ -124,6 +128,8 @@ class Learner:
         recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no part.
         device, precision: where and how it computes; absent = as its recipe says.
         keep: images of each class to set aside, see `KEEP`; 0 keeps none.
+        forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to 8 bytes a
+            feature for each image, which say almost what the images' features do. Absent = no.
         settings: keys that replace the recipe's, as for `lorica.run`: `backbone="vit_small_patch16_224"`, `method={"rank": 4}`,
             `**{"fit.epochs": 3}`. A model that is there keeps its own; of it, only where its weights are may be given.
 
@@ -139,6 +145,7 @@ class Learner:
         device: str | None = None,
         precision: Literal["fp32", "bf16"] | None = None,
         keep: int = KEEP,
+        forgettable: bool | None = None,
         **settings: Any,
     ) -> None:
         if precision not in (None, *_PRECISIONS):
@@ -149,6 +156,7 @@ class Learner:
             "device": device,
             "precision": precision,
             "keep": keep,
+            "forgettable": forgettable,
         }
         self._given |= settings
         self._temporary = tempfile.TemporaryDirectory(prefix="lorica-") if folder is None else None
@@ -156,6 +164,7 @@ class Learner:
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise LoricaError(f"keep: expected a number of images from 0 on, got {keep!r}")
         self._keep = keep
+        self._forgettable = bool(forgettable)
         self._predictor: Predictor | None = None
         self._learning = threading.Lock()
         self._recipe = self._read_recipe()
@@ -280,6 +289,7 @@ class Learner:
             lost=note.get("lost", 0),
             won=note.get("won", 0),
             fell=tuple(note.get("fell", ())),
+            remarks=tuple(note.get("remarks", ())),
             restores=line.restores,
             is_present=after == present,
         )
@@ -366,6 +376,114 @@ class Learner:
             self._predictor = predictor
             return self._history(checkpoints)[-1]
 
+    def forget(self, names: str | Sequence[str], *, hide: bool = False) -> Version:
+        """Takes classes out of the model, with what it remembers of them; images of theirs can be learned again.
+
+        Where nothing was trained on their images and the model is `forgettable`, or remembers no sums over classes, it is then a
+        model that never saw them (`lorica.methods.base.Method.forget`). What stays of them otherwise is in the version's remarks.
+        Earlier versions, which can be gone back to, still have them.
+
+        Args:
+            hide: only predict them no more; their statistics stay.
+
+        Raises:
+            LoricaError: classes that it does not know, or all that it knows; or statistics that they cannot be taken out of.
+        """
+        wanted = [str(name) for name in ([names] if isinstance(names, str | int) else names)]
+        with self._changing(False) as (reporter, interruptions):
+            session = self._session(reporter, interruptions)
+            method, checkpoints = session.method, session.checkpoints
+            _ = checkpoints.entries  # the journal is whole
+            album = Album(checkpoints)
+            live = set(album.live)
+            numbers = {name: album.number_of(name) for name in wanted}
+            gone = sorted({number for number in numbers.values() if number in live})
+            if unknown := [name for name, number in numbers.items() if number not in live]:
+                known = some([album.names[number] for number in album.live])
+                raise LoricaError(f"{self._where()}: does not know {some(unknown)}; it knows {known}")
+            if not (left := sorted(live - set(gone))):
+                raise LoricaError(f"{self._where()}: at least one class has to stay")
+            session.restore()
+            images, labels = album.kept()
+            staying = torch.isin(labels, torch.tensor(left))
+            jury = Jury.of_kept(None if images is None else images[staying], labels[staying])
+            was = right(jury.logits(plain_form(method)), jury.labels, album.live)
+            traces = ["their statistics are still in the model, which only predicts them no more"]
+            if not hide:
+                parts = Parts(album.parts())
+                if why := list(method.cannot_forget(gone, parts)):
+                    remedy = (
+                        "hide predicts them no more and leaves their statistics; or go back to before they were learned"
+                    )
+                    raise LoricaError([*why, remedy])
+                method.forget(gone, parts)
+                traces = list(method.traces_of(gone))
+            logits = jury.logits(plain_form(method))
+            moved = Moved.between(jury.labels, was, right(logits, jury.labels, left))
+            note = {
+                "classes": [album.names[number] for number in gone],
+                "remarks": traces,
+                **_moved_note(moved, album.names),
+                **self._fitted([logits] if len(logits) else [], jury.labels, left, len(album.names)),
+            }
+            session.close([], change=Change(kind="forgot", date=_now(), note=note), forgotten=gone)
+            self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            return self._history(checkpoints)[-1]
+
+    def join(self, other: str | Path | Learner) -> Version:
+        """Takes up the classes of another model that went on from the same one, a copy of its folder, with classes of its own.
+
+        It is then as if it had learned all of them, but for rounding (`lorica.methods.rolda.RoLDA.join`). The version after which
+        the two went different ways has to be one from which can be learned on: `checkpoints=everything` keeps all.
+
+        Raises:
+            LoricaError: a method that cannot be joined, models that do not have a beginning in common, or that learned the same
+                class since.
+        """
+        its = other if isinstance(other, Learner) else load(other)
+        if not isinstance(its, Learner):
+            raise LoricaError(f"{other}: holds a run, and no model that goes on learning")
+        with self._changing(False) as (reporter, interruptions):
+            session = self._session(reporter, interruptions)
+            method, checkpoints, there = session.method, session.checkpoints, its.checkpoints
+            _ = checkpoints.entries, there.entries  # both journals are whole
+            common = checkpoints.lines_in_common(there)
+            if not common:
+                raise LoricaError(
+                    f"{self._where()}: has no version in common with {its._where()}; copy a folder, and let both models go on"
+                )
+            album, its_album = Album(checkpoints), Album(there)
+            if album.forgotten or its_album.forgotten:
+                raise LoricaError("a model that has forgotten classes cannot be joined; join first, and forget then")
+            session.restore()
+            own = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            joined = self._predictor_of(self._to_learn_on(there, there.tasks), there, there.tasks)
+            shared = self._predictor_of(self._to_learn_on(checkpoints, common), checkpoints, common)
+            before = len(method.tasks)
+            own.join(joined, shared)
+            if not (new := method.tasks[before:]):
+                raise LoricaError(f"{its._where()}: has nothing that this model does not have")
+            names = [name for task in method.tasks for name in task.new_names]
+            known = its_album.since(common, {likeness(name): number for number, name in enumerate(names)})
+            added = Jury.of_kept(known.get("kept"), known.get("kept_labels", torch.zeros(0, dtype=torch.long)))
+            logits = [jury.logits(plain_form(method)) for jury in (Jury.of_kept(*album.kept()), added)]
+            labels = torch.cat([album.kept()[1], added.labels])
+            note = {
+                "classes": [name for task in new for name in task.new_names],
+                "from": its._where(),
+                "set_aside": len(added.labels),
+                **self._fitted([each for each in logits if len(each)], labels, list(range(len(names))), len(names)),
+            }
+            session.close([], change=Change(kind="joined", date=_now(), note=note), joined=len(new), images=known)
+            self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            return self._history(checkpoints)[-1]
+
+    def _to_learn_on(self, checkpoints: Checkpoints, number: int) -> Method:
+        """The method as it was after that version, with all that learning on needs."""
+        _, method = build_model(self._recipe)
+        checkpoints.load(method, number, to_learn=True)
+        return method
+
     def save(self, folder: str | Path) -> None:
         """Copies the model into a folder that is not there yet, or is empty: whole, or not at all."""
         target = Path(folder)
@@ -427,9 +545,7 @@ class Learner:
 
     def _read_recipe(self) -> Recipe:
         """That of the model which is there, or of the one to be made."""
-        given = {
-            key: value for key, value in self._given.items() if key not in ("folder", "recipe", "precision", "keep")
-        }
+        given = {key: value for key, value in self._given.items() if key not in _NOT_OF_A_RECIPE}
         if isinstance(given.get("backbone"), str):
             given["backbone"] = {"name": given["backbone"]}
         given = {key: value for key, value in given.items() if value is not None}
@@ -439,6 +555,12 @@ class Learner:
             if self.checkpoints.tasks or self.folder.metrics.exists():
                 if not wrote(self.folder.model):
                     raise LoricaError(f"{path}: holds a run, and no model that goes on learning; choose another folder")
+                stored = bool(self._settings().get("forgettable"))
+                if self._given["forgettable"] not in (None, stored):
+                    raise LoricaError(
+                        f"{path}: forgettable is {stored} of this model, and was decided when it was made"
+                    )
+                self._forgettable = stored
                 return saved_recipe(self.folder, given)
         recipe = read_recipe(self._given["recipe"], given)
         return read_recipe(recipe, {"data.source": IN_MEMORY, "data.root": None})
@@ -584,7 +706,8 @@ class Learner:
         if old:
             plain = self._predictor_of(method, checkpoints, checkpoints.tasks).plain
             before = [jury.logits(plain) for jury in juries]
-        session.learn(task, Split(opened, fresh[~aside], labels[~aside]))
+        split = Split(opened, fresh[~aside], labels[~aside])
+        session.learn(task, split, frozen=frozen, notes_parts=self._forgettable)
 
         squares = None
         if aside.any():
@@ -608,15 +731,14 @@ class Learner:
             "images": int((~aside).sum()),
             "set_aside": int(aside.sum()),
             "from": arrival.where,
-            "lost": moved.lost,
-            "won": moved.won,
-            "fell": [album_names[number] for number, *_ in moved.fell],
+            **_moved_note(moved, album_names),
             **self._fitted(kept_logits, kept_labels, live, len(album_names)),
         }
         known = {"digests": digests, "digest_labels": labels}
         if squares is not None:
             known |= {"kept": squares, "kept_labels": added.labels}
-        session.close([], change=Change(kind="learned", date=_now(), note=note), images=known)
+        change = Change(kind="learned", date=_now(), note=note)
+        session.close([], change=change, images=known, parts=method.taken_parts())
         self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
         return self._history(checkpoints)[-1]
 
@@ -655,7 +777,8 @@ class Learner:
             self.folder.environment, environment() | machine_facts(session.accelerator.device, session.method.encoder)
         )
         write_text(self.folder.recipe, recipe_text(self._recipe.resolved()))
-        write_json(self.folder.model, {"format": 1, "labels": "numbers" if arrival.numbered else "names"})
+        labels = "numbers" if arrival.numbered else "names"
+        write_json(self.folder.model, {"format": 1, "labels": labels, "forgettable": self._forgettable})
 
 
 def _jury(judge: _Arrival, by_likeness: Mapping[str, int], reader: Reader) -> Jury:
@@ -670,6 +793,10 @@ def _require_same_scores(before: Sequence[Tensor], after: Sequence[Tensor], old:
             raise RegressionError(
                 "frozen: the scores of older classes would not stay to the bit; the model is left as it was"
             )
+
+
+def _moved_note(moved: Moved, names: Sequence[str]) -> dict[str, Any]:
+    return {"lost": moved.lost, "won": moved.won, "fell": [names[number] for number, *_ in moved.fell]}
 
 
 def _judged(line: Line) -> dict[int, tuple[int, int]]:

@@ -94,10 +94,12 @@ class Session:
             self.checkpoints.load(self.method, to_learn=True, into_method=not self._resumed)
         cut(self.folder.history, self._resumed.history if self._resumed else self.checkpoints.history)
 
-    def learn(self, task: Task, data: Data) -> None:
-        """Lets the method learn a task, from where its snapshot stands if there is one.
+    def learn(self, task: Task, data: Data, *, frozen: bool = False, notes_parts: bool = False) -> None:
+        """Lets the method learn a task, from where its snapshot stands if there is one; `frozen` and `notes_parts` as in
+        `lorica.training.learn_task`.
 
         Raises:
+            LoricaError: a method that cannot learn the task frozen.
             TrainingError: a loss that is not finite.
             CheckpointError: the snapshot does not fit the data.
         """
@@ -122,6 +124,8 @@ class Session:
                 reporter=self.reporter,
                 watch=Watch(self._write_row, self._between_steps, self._descended, self.interruptions.held),
                 resumed=found.descent if found else None,
+                frozen=frozen,
+                notes_parts=notes_parts,
             )
         self._train_seconds = time.monotonic() - started
 
