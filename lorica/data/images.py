@@ -8,6 +8,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -227,7 +228,7 @@ class ImageReader:
         return OpenedImages(ImageCache(samples, self._canvas, budget), self.image_size)
 
     def of(self, given: Sequence[Any]) -> Float[Tensor, "n 3 s s"]:
-        """From files, Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
+        """From files (paths, or `io.BytesIO` of their contents), Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
         floats in [0, 1]. DataError naming all that cannot be read."""
         squares, problems = [], []
         for picture in given:
@@ -240,7 +241,7 @@ class ImageReader:
         return centre_crop(torch.stack(squares).float() / 255, self.image_size)
 
     def _pixels(self, picture: Any) -> UInt8[np.ndarray, "h w 3"]:
-        if isinstance(picture, str | Path):
+        if isinstance(picture, str | Path | BytesIO):
             return self.decoding.read(picture)
         if isinstance(picture, Image.Image):
             return self.decoding.convert(picture)
