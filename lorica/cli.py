@@ -334,7 +334,9 @@ def serve(
         typer.Option(help="address to listen at; any but this machine's own lets others in, unasked for a password"),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = one that is free")] = 8000,
-    max_megabytes: Annotated[float, typer.Option(min=0.1, help="of one request, all its images together")] = 64.0,
+    max_megabytes: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="of one request, all its images together")
+    ] = 64.0,
     max_images: Annotated[int, typer.Option(min=1, help="in one request")] = 32,
     device: Annotated[
         str | None, typer.Option(help="where it computes: cpu, cuda, …; default: as its recipe says")

@@ -29,6 +29,7 @@ AT_ONCE = 4
 """Requests whose images are in memory, read and classified at a time; others wait."""
 
 _PATIENCE = 120.0  # seconds for the images of a request to arrive
+_COURTESY = 10.0  # seconds for a refused client to send the rest
 _BATCH = 16  # images at a time through the model
 
 _PAGE = {
@@ -141,7 +142,7 @@ def create_app(
                         request.headers.get("content-type"), request.headers.get("content-length"), body, limits
                     )
             except Refused as refusal:
-                with anyio.move_on_after(_PATIENCE):
+                with anyio.move_on_after(_COURTESY):
                     await _pass_over(body, max_bytes)
                 return JSONResponse({"detail": refusal.reason}, refusal.status, {"Connection": "close"})
             except TimeoutError:

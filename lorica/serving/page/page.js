@@ -7,10 +7,10 @@ const SHOWN = 12; // classes of a version, until more are asked for
 const find = (id) => document.getElementById(id);
 const percents = new Intl.NumberFormat("en", { style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1 });
 const numbers = new Intl.NumberFormat("en");
-const days = new Intl.DateTimeFormat("en", { day: "numeric", month: "short", year: "numeric" });
+const days = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
 
 let limits = { max_bytes: Infinity, max_images: Infinity };
-const counts = { sent: 0, answered: 0, unknown: 0, unreadable: 0 };
+const counts = { sent: 0, answered: 0, unknown: 0, failed: 0 };
 let work = Promise.resolve(); // one request after another
 let round = 0; // grows when the list is cleared; what was sent before is no longer shown
 
@@ -28,7 +28,7 @@ function several(number, one, many = `${one}s`) {
 }
 
 function percent(share) {
-  return share < 1 && share >= 0.9995 ? `> ${percents.format(0.999)}` : percents.format(share);
+  return share < 1 && share >= 0.9995 ? `>${percents.format(0.999)}` : percents.format(share);
 }
 
 function gauge(share, where) {
@@ -71,7 +71,7 @@ function answer(made, said) {
   const heading = made.querySelector(".class");
   counts.answered += 1;
   if (said.error !== undefined) {
-    counts.unreadable += 1;
+    counts.failed += 1;
     made.classList.add("failed");
     heading.replaceChildren(element("span", said.error, "error"));
     return;
@@ -91,10 +91,10 @@ function answer(made, said) {
 }
 
 function tell() {
-  const { sent, answered, unknown, unreadable } = counts;
+  const { sent, answered, unknown, failed } = counts;
   const parts = [answered < sent ? `${numbers.format(answered)} of ${several(sent, "image")}` : several(sent, "image")];
   if (unknown) parts.push(`${numbers.format(unknown)} unknown`);
-  if (unreadable) parts.push(`${numbers.format(unreadable)} without an answer`);
+  if (failed) parts.push(`${numbers.format(failed)} failed`);
   find("tally").textContent = parts.join(" · ");
   find("bar").hidden = sent === 0;
 }
@@ -131,17 +131,20 @@ async function send(group, mine) {
   tell();
 }
 
-function classify(files) {
+async function classify(files) {
   if (!files.length) return;
+  const mine = round;
   const entries = files.map((file) => ({ file, made: row(file) }));
   find("results").prepend(...entries.map(({ made }) => made));
   counts.sent += files.length;
+  tell();
+  await introduced; // the limits are known from then on
+  if (mine !== round) return;
   const fits = ({ file }) => file.size <= limits.max_bytes - FORM;
   for (const { made } of entries.filter((entry) => !fits(entry))) {
     answer(made, { error: `larger than the ${megabytes(limits.max_bytes)} that a request may hold` });
   }
   tell();
-  const mine = round;
   for (const group of groups(entries.filter(fits))) work = work.then(() => send(group, mine));
 }
 
@@ -201,7 +204,7 @@ document.addEventListener("drop", async (event) => {
   event.preventDefault(); // the browser would open the image in place of this page
   dragging(0);
   try {
-    classify(await filesIn(event.dataTransfer));
+    await classify(await filesIn(event.dataTransfer));
   } catch (error) {
     complain(`The browser could not read what was dropped (${error.message}).`);
   }
@@ -254,7 +257,7 @@ function version(change) {
   made.querySelector(".what .quiet").textContent = facts.filter(Boolean).join(" · ");
   chips(made.querySelector(".chips"), change.classes);
   const accuracy = made.querySelector(".accuracy");
-  for (const [label, share] of [["accuracy then", change.accuracy], ["and now", change.accuracy_now]]) {
+  for (const [label, share] of [["accuracy then", change.accuracy], ["accuracy now", change.accuracy_now]]) {
     if (share !== null) accuracy.append(measured(label, share));
   }
   accuracy.hidden = !accuracy.children.length;
@@ -295,4 +298,5 @@ async function showHistory() {
   find("no-history").hidden = versions.length > 0;
 }
 
-for (const part of [introduce, showClasses, showHistory]) part().catch((error) => complain(error.message));
+const introduced = introduce().catch((error) => complain(error.message));
+for (const part of [showClasses, showHistory]) part().catch((error) => complain(error.message));
