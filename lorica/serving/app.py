@@ -123,7 +123,6 @@ def create_app(
     """
     limits = Limits(max_bytes, max_images)
     places = anyio.Semaphore(AT_ONCE)
-    threads = anyio.CapacityLimiter(AT_ONCE)
     app = FastAPI(title=title, version=package_version("lorica") or "unknown", docs_url=None, redoc_url=None)
     app.add_middleware(Guard, hosts=hosts)
 
@@ -149,7 +148,7 @@ def create_app(
                 return JSONResponse({"detail": f"the images did not arrive within {_PATIENCE:g} s"}, 408)
             except ClientDisconnect:
                 return Response(status_code=400)  # to nobody
-            return Predictions(images=await anyio.to_thread.run_sync(_classify, model, uploads, limiter=threads))
+            return Predictions(images=await anyio.to_thread.run_sync(_classify, model, uploads))
 
     @app.get("/classes")
     def classes() -> Classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import struct
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from colour_model import COLOURS, ColourModel, noise, picture
+from fastapi import FastAPI
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -194,6 +196,19 @@ def test_what_is_no_form_of_images(client: TestClient, kind: str, body: bytes, s
     said = client.post("/predict", content=body, headers={"Content-Type": kind})
     assert said.status_code == status
     assert words in said.json()["detail"]
+
+
+def test_a_client_that_goes_away_is_no_fault(app: FastAPI, model: ColourModel) -> None:
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": headers, "query_string": b""}
+    asyncio.run(app(scope, receive, send))
+    assert model.calls == []
 
 
 # ---- names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,9 +85,13 @@ def test_the_probability_is_drawn_and_written(tab: Tab, files: dict[str, Path]) 
 
 
 def test_a_drop_beside_the_field_counts_and_does_not_leave_the_page(tab: Tab, url: str, files: dict[str, Path]) -> None:
+    tab.evaluate("addEventListener('drop', event => document.body.dataset.prevented = event.defaultPrevented)")
     tab.drag([files["red"]], "h1")
     until_answered(tab, 1)
     assert tab.evaluate("location.href") == f"{url}/"
+    assert (
+        tab.evaluate("document.body.dataset.prevented") == "true"
+    )  # headless or not, a file would be opened otherwise
 
 
 def test_a_folder_that_is_dropped_is_gone_through(tab: Tab, tmp_path: Path) -> None:
@@ -126,6 +131,33 @@ def test_a_file_above_the_limit_is_not_sent(tab: Tab, tmp_path: Path, files: dic
     until_answered(tab, 2)
     assert rows(tab)[0] == "larger than the 3 MB that a request may hold large.png"
     assert rows(tab)[1].startswith("red red.png")
+
+
+def test_limits_that_arrive_late_still_hold(browser: Tab, tmp_path: Path, files: dict[str, Path]) -> None:
+    class Slow(ColourModel):
+        @property
+        def classes_(self) -> tuple[str, ...]:
+            if armed.is_set():
+                late.wait(timeout=30)
+            return ("red",)
+
+        @classes_.setter
+        def classes_(self, names: tuple[str, ...]) -> None:
+            pass
+
+    armed, late = threading.Event(), threading.Event()
+    model = Slow()
+    large = tmp_path / "large.png"
+    large.write_bytes(bytes(1_100_000))
+    with listening(model, max_bytes=10**6, max_images=5) as url:
+        armed.set()
+        browser.open(url)
+        browser.choose([large, files["red"]], "#choose")
+        browser.until("document.querySelectorAll('.result[aria-busy]').length === 2")
+        late.set()
+        until_answered(browser, 2)
+    assert rows(browser)[0].startswith("larger than the 1 MB")
+    assert rows(browser)[1].startswith("red red.png")
 
 
 def test_names_are_text(tab: Tab, tmp_path: Path) -> None:
