@@ -1,4 +1,5 @@
-"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | merge | theorem`, and `lorica.commands`."""
+"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | merge | theorem | serve`, and
+`lorica.commands`."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ from lorica.run import check as check_recipe
 from lorica.run import default_folder
 from lorica.run import evaluate as evaluate_run
 from lorica.run import run as run_recipe
+from lorica.serving import server as serving
 from lorica.terminal import Screen, open_streams, screenful
 from lorica.theorem import Setting, experiment
 
@@ -336,6 +338,45 @@ def theorem(
     write_json(out / "theorem.json", result.summary())
     console.print(theorem_figure.to_rich(result))
     console.print("theorem.pdf, theorem.png and theorem.json are in", console.strong(out))
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a model")],
+    host: Annotated[
+        str,
+        typer.Option(help="address to listen at; any but this machine's own lets others in, unasked for a password"),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = one that is free")] = 8000,
+    max_megabytes: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="of one request, all its images together")
+    ] = 64.0,
+    max_images: Annotated[int, typer.Option(min=1, help="in one request")] = 32,
+    device: Annotated[
+        str | None, typer.Option(help="where it computes: cpu, cuda, …; default: as its recipe says")
+    ] = None,
+) -> None:
+    """Answer images over HTTP, and show a page for them."""
+    serving.require_extra()
+    moved: dict[str, Any] = {"device": device} if device else {}
+    model = load(folder, **moved)
+    if not isinstance(model, Learner):
+        raise LoricaError(
+            f"{folder}: not a model that can be served; expected the folder of one that `lorica learn` made"
+        )
+    with serving.opened(host, port) as door:
+        server = serving.make_server(
+            model, door, title=folder.resolve().name, max_bytes=round(max_megabytes * 1e6), max_images=max_images
+        )
+        if door.is_public:
+            Screen(stderr=True).print(
+                f"warning: other machines reach {host}, and nobody is asked for a password: whoever finds this port can have images "
+                "classified, and read the names of the classes and the history",
+                style="yellow",
+                soft_wrap=True,
+            )
+        console.print("Open", console.strong(door.url), "in a browser, or POST images to /predict; Ctrl-C stops it.")
+        serving.run(server, door)
 
 
 def main() -> None:

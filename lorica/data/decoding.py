@@ -1,4 +1,4 @@
-"""One image file, or one picture in memory, as RGB pixels: upright, bounded, with nothing guessed about its range."""
+"""One image file, on disk or in memory, or one picture as RGB pixels: upright, bounded, with nothing guessed about its range."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
@@ -71,16 +72,17 @@ class Decoding:
                 f"data.background: expected a colour like white or '#f0f0f0', got {self.background!r}"
             ) from error
 
-    def read(self, path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-        """The first picture in a file, turned upright as its EXIF entry says. DataError when it cannot be read."""
+    def read(self, file: str | Path | BytesIO) -> UInt8[np.ndarray, "h w 3"]:
+        """The first picture in a file, by its path or its bytes, turned upright as its EXIF entry says. DataError when it cannot
+        be read."""
         try:
-            with _opened(path) as image:
+            with _opened(file) as image:
                 self._require_size(image, shrink=True)
                 stored = _stored_as(image)
                 ImageOps.exif_transpose(image, in_place=True)
                 return self._rgb(image, stored)
         except _FAULTS as error:
-            raise DataError(f"{shown(path)}: {_words(error)}") from error
+            raise DataError(f"{_called(file)}: {_words(error)}") from error
 
     def convert(self, image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
         """A picture in memory, which stays as it is. DataError when it cannot be used."""
@@ -149,6 +151,9 @@ DEFAULT = Decoding()
 DECODING = tuple(field.name for field in fields(Decoding))
 """The keys of the recipe's data section that a `Decoding` is made of."""
 
+IN_MEMORY = "a file in memory"
+"""What messages call a file that is given by its bytes."""
+
 _FEW_BITS = "of which the highest two are not used, so that its range is unknown;"
 
 
@@ -165,14 +170,19 @@ def _formats() -> tuple[str, ...]:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-    if not status.st_size:
+def _opened(file: str | Path | BytesIO) -> Iterator[Image.Image]:
+    if isinstance(file, BytesIO):
+        size = len(file.getbuffer())
+        file.seek(0)  # it may be read a second time
+    else:
+        status = os.stat(file)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        size = status.st_size
+    if not size:
         raise ValueError("zero bytes")
     with _UNWARNED:
-        opened = Image.open(path, formats=_formats())
+        opened = Image.open(file, formats=_formats())
     with opened as image:
         yield image
 
@@ -207,6 +217,10 @@ class _Unwarned:
 
 
 _UNWARNED = _Unwarned()
+
+
+def _called(file: str | Path | BytesIO) -> str:
+    return IN_MEMORY if isinstance(file, BytesIO) else shown(file)
 
 
 def _stored_as(image: Image.Image) -> str:

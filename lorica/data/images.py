@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,9 +121,9 @@ class Pictures(Images):
 
 
 def pixels_of(picture: Any, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a file, an image of Pillow, an array or a tensor: [h, w], [h, w, 1 or 3], a tensor also [1 or 3, h, w]; uint8,
-    or floats in [0, 1]. DataError for anything else, or what cannot be read."""
-    if isinstance(picture, str | Path):
+    """The pixels of a file or an `io.BytesIO` of its contents, an image of Pillow, an array or a tensor: [h, w], [h, w, 1 or 3], a
+    tensor also [1 or 3, h, w]; uint8, or floats in [0, 1]. DataError for anything else, or what cannot be read."""
+    if isinstance(picture, str | Path | BytesIO):
         return decoding.read(picture)
     if isinstance(picture, Image.Image):
         return decoding.convert(picture)
@@ -269,8 +270,7 @@ class ImageReader:
         return OpenedImages(ImageCache(samples, self._canvas, budget), self.image_size)
 
     def of(self, given: Sequence[Any]) -> Float[Tensor, "n 3 s s"]:
-        """From files, Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
-        floats in [0, 1]. DataError naming all that cannot be read."""
+        """From anything that `pixels_of` takes. DataError naming all that cannot be read."""
         squares, problems = [], []
 
         def square(picture: Any) -> UInt8[Tensor, "3 s s"] | DataError:

@@ -8,6 +8,7 @@ import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +230,25 @@ def test_a_filter_of_the_callers_for_that_warning_stays(tmp_path: Path) -> None:
         before = list(warnings.filters)
         Decoding().read(tmp_path / "image.png")
         assert list(warnings.filters) == before
+
+
+# ---- a file's bytes
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "gif", "tif", "jp2"])
+def test_a_file_in_memory_reads_as_the_same_file_on_disk(ending: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a.{ending}"
+    Image.radial_gradient("L").convert("RGB").save(file)
+    content = BytesIO(file.read_bytes())
+    content.seek(5)
+    for _ in range(2):
+        np.testing.assert_array_equal(Decoding().read(content), Decoding().read(file))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "zero bytes"), (b"hello", "not an image"), (b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image")],
+)
+def test_a_file_in_memory_that_is_no_image(content: bytes, words: str) -> None:
+    with pytest.raises(DataError, match=f"^a file in memory: {words}$"):
+        Decoding().read(BytesIO(content))
