@@ -205,6 +205,9 @@ class ImageReader:
     """Images for an encoder: decoded to squares of image_size / crop_pct pixels, rounded down as in timm, of which the centre
     `image_size` are used unless an augmentation crops. The other keys are those of `Decoding`, for what is to be predicted.
 
+    Attributes:
+        canvas: the side of the decoded squares.
+
     Raises:
         DataError: `crop_pct` is not above 0 and at most 1, or a background that is no colour.
     """
@@ -215,8 +218,9 @@ class ImageReader:
         if not 0 < crop_pct <= 1:
             raise DataError(f"data.crop_pct: expected more than 0 and at most 1, got {crop_pct}")
         self.image_size = image_size
+        self.crop_pct = crop_pct
         self.decoding = Decoding(**decoding)
-        self._canvas = math.floor(image_size / crop_pct)
+        self.canvas = math.floor(image_size / crop_pct)
 
     def open(self, samples: Samples, budget: int) -> OpenedImages:
         """See `lorica.data.reader.Reader`. DataError for samples that are no images."""
@@ -224,7 +228,7 @@ class ImageReader:
             raise DataError(
                 "data.source: its samples are no images, and the backbone reads images; choose another of the two"
             )
-        return OpenedImages(ImageCache(samples, self._canvas, budget), self.image_size)
+        return OpenedImages(ImageCache(samples, self.canvas, budget), self.image_size)
 
     def of(self, given: Sequence[Any]) -> Float[Tensor, "n 3 s s"]:
         """From files, Pillow's images, or arrays and tensors: [h, w], [h, w, 1 or 3], tensors also [1 or 3, h, w]; uint8, or
@@ -232,14 +236,15 @@ class ImageReader:
         squares, problems = [], []
         for picture in given:
             try:
-                squares.append(torch.from_numpy(fit_square(self._pixels(picture), self._canvas)))
+                squares.append(torch.from_numpy(fit_square(self.pixels(picture), self.canvas)))
             except DataError as error:
                 problems += error.problems
         if problems:
             raise DataError(problems)
         return centre_crop(torch.stack(squares).float() / 255, self.image_size)
 
-    def _pixels(self, picture: Any) -> UInt8[np.ndarray, "h w 3"]:
+    def pixels(self, picture: Any) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of one of those, RGB and upright, as many as it has. DataError where it cannot be read."""
         if isinstance(picture, str | Path):
             return self.decoding.read(picture)
         if isinstance(picture, Image.Image):
