@@ -252,7 +252,7 @@ def _readme(subject: Subject, target: Target, exported: Exported) -> str:
     what = "given images" if exported.real else "random images"
     return (
         f"# {subject.method.name} for {target.NAME}\n\n"
-        f"{len(subject.class_names)} classes, learned by lorica on {subject.encoder.tag}. FOLDER is where this folder is.\n\n"
+        f"{len(subject.class_names)} classes, learned by lorica on {subject.encoder.tag}. FOLDER is where this folder is. Images are read upright, in RGB.\n\n"
         f"{target.readme(subject)}\n"
         f"Loaded back and compared with the method on {exported.images} {what}: the largest difference of a logit is "
         f"{exported.difference:.2g}, {exported.share:.2g} of the largest.\n"

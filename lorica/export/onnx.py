@@ -161,20 +161,20 @@ def load(subject: Subject, folder: Path) -> Loaded:
 def readme(subject: Subject) -> str:
     """How to load it."""
     canvas, side = subject.reader.canvas, subject.reader.image_size
-    crop = f" (of {canvas} x {canvas}, the centre)" if canvas > side else ""
     return (
         "```python\n"
         "import json\n\n"
         "import numpy\n"
         "import onnxruntime\n"
-        "from PIL import Image, ImageOps\n\n"
+        "from PIL import Image\n\n"
         'session = onnxruntime.InferenceSession("FOLDER/model.onnx")\n'
-        f'image = ImageOps.fit(Image.open("unknown.png").convert("RGB"), ({side}, {side}), Image.Resampling.BICUBIC)\n'
+        'image = Image.open("unknown.png").convert("RGB")\n'
+        f"size = [int({canvas} * each / min(image.size)) for each in image.size]  # the short side has {canvas} pixels\n"
+        f"left, top = (round((each - {side}) / 2) for each in size)  # of them the centre, {side} x {side}\n"
+        f"image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + {side}, top + {side}))\n"
         "pixels = numpy.asarray(image).transpose(2, 0, 1)[None]  # bytes, [n, 3, height, width]\n"
         '(logits,) = session.run(["logits"], {"images": pixels})\n'
         'names = json.loads(session.get_modelmeta().custom_metadata_map["class_names"])\n'
         "print(names[logits[0].argmax()])\n"
-        "```\n\n"
-        f"An image becomes a square of {side} x {side} pixels{crop}: the short side resized, bicubic, and the centre cut out. `ImageOps.fit` "
-        "does so for sizes that need no rounding, and differs by less than a pixel for others.\n"
+        "```\n"
     )

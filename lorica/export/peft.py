@@ -165,7 +165,7 @@ def load(subject: Subject, folder: Path) -> Loaded:
         return model(normalised(squares, mean, std))
 
     ranks = sorted({down.shape[0] for _, down in adapters(subject).values()})
-    remark = f"adapters of {len(adapters(subject))} layers, rank {' to '.join(map(str, ranks[:1] + ranks[1:][-1:]))}"
+    remark = f"an adapter of {len(adapters(subject))} layers, rank {' to '.join(map(str, ranks[:1] + ranks[1:][-1:]))}"
     return Loaded(predict, None, subject.class_names, remark)
 
 
