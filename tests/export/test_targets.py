@@ -79,7 +79,7 @@ def test_transformers_load_model_names_and_preparation(
     learner = make_learner("sd_lora", rank=2, backbone=backbone, crop_pct=0.8)
     done = export(learner, tmp_path / "out", "hf", pictures)
     assert done.pixels is not None
-    assert done.pixels < 2  # transformers resize with torchvision, whose bicubic filter rounds otherwise
+    assert done.pixels < 1
     model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     assert type(model).__name__ == kind
     assert model.config.id2label == dict(enumerate(learner.class_names))
@@ -91,6 +91,14 @@ def test_transformers_load_model_names_and_preparation(
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out")
     given = processor(Image.fromarray(pictures[0]), return_tensors="pt")["pixel_values"]
     assert given.shape == (1, 3, 32, 32)
+
+
+def test_one_pixel_beside_the_centre_is_no_other_preparation(make_learner: MakeLearner, tmp_path: Path) -> None:
+    """Of 43 pixels 32 are used, before which transformers leave 5 and lorica 6: each pixel of noise is then another one."""
+    noise = np.random.RandomState(0).randint(0, 256, (32, 43, 3)).astype(np.uint8)
+    done = export(make_learner("linear_probe"), tmp_path / "out", "hf", [noise])
+    assert done.pixels is not None
+    assert 0.5 < done.pixels < 8  # pixel by pixel it would be 85, the mean difference of two bytes
 
 
 @pytest.mark.parametrize(
