@@ -1,4 +1,4 @@
-"""The command line: `lorica demo | run | check | list | table | evaluate | analyze | merge | theorem | serve`, and
+"""The command line: `lorica demo | run | check | list | table | evaluate | export | analyze | merge | theorem | serve`, and
 `lorica.commands`."""
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.text import Text
 from lorica import commands, merging
 from lorica.backbones import backbone_names
 from lorica.config import packaged_recipes, read_overrides, read_recipe
+from lorica.data.folders import Walk
 from lorica.data.sources import remarks, source_names
 from lorica.errors import LoricaError
 from lorica.examination import examine, names_of
@@ -88,6 +89,15 @@ class ReadBy(StrEnum):
     discriminant = "discriminant"
     ridge = "ridge"
     aligned = "aligned"
+
+
+class To(StrEnum):
+    """What `lorica export` can write; see `lorica.export`."""
+
+    timm = "timm"
+    hf = "hf"
+    peft = "peft"
+    onnx = "onnx"
 
 
 class Follow(StrEnum):
@@ -252,6 +262,52 @@ def evaluate(
         names = ", ".join(classes[:6]) + (" …" if len(classes) > 6 else "")
         shown.add_row(str(number), names, *(f"{100 * accuracy:.1f}" for accuracy in accuracies))
     console.print(shown)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a run")],
+    to: Annotated[To, typer.Option(help="the library that is to load it")],
+    out: Annotated[Path | None, typer.Option(help="folder of the export; default MODEL/export/TO")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="images to compare on, or folders of them; default: the model's own test data, if it is there"
+        ),
+    ] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="go back to the checkpoint after this many tasks")] = None,
+    method_file: MethodFile = None,
+    moved: Set = None,
+) -> None:
+    """Write what was learned for timm, Hugging Face, PEFT or ONNX, loaded back and compared before it is there."""
+    from lorica import export as exports
+
+    given = read_overrides(moved or [])
+    learner = load(
+        model, tasks=tasks, method_file=method_file, **{key: given[key] for key in given if key == "backbone.weights"}
+    )
+    if images:
+        compared_on = _image_files(images)
+    elif isinstance(learner, Learner):
+        compared_on = learner.set_aside()
+    else:
+        compared_on = exports.own_images(model, given, method_file=method_file)
+    with progress_bar() as reporter:
+        done = exports.export(learner, out or model / "export" / to.value, to.value, compared_on, reporter=reporter)
+    if done.remark:
+        console.print(f"It is {done.remark}.")
+    what = (
+        f"{done.images} images"
+        if done.real
+        else f"{done.images} random images (the model's data is not there; --images)"
+    )
+    console.print(
+        f"Loaded back and compared on {what}: the largest difference of a logit is {done.difference:.2g}, "
+        f"{done.share:.2g} of the largest logit; the same class comes first."
+    )
+    if done.pixels is not None:
+        console.print(f"Its own preparation of images differs by {done.pixels:.2g} of 255 on average.")
+    console.print("The export, and how to load it (README.md), are in", console.strong(done.folder))
 
 
 @app.command()
@@ -427,6 +483,23 @@ def _examine(
 def _naming(method_file: Path | None) -> list[str]:
     """The override that names a method's file."""
     return [f"method.name={method_file}"] if method_file else []
+
+
+def _image_files(given: list[Path]) -> list[Path]:
+    """Files that were named, and all images in folders that were.
+
+    Raises:
+        LoricaError: what is not there, or a folder without images.
+    """
+    found, problems = [], []
+    for path in given:
+        inside = Walk().images(path) if path.is_dir() else [path]
+        if not inside or not path.exists():
+            problems.append(f"--images: {path} {'has no images' if path.is_dir() else 'is not there'}")
+        found += inside
+    if problems:
+        raise LoricaError(problems)
+    return found
 
 
 def _figures():

@@ -294,6 +294,11 @@ class Learner:
             is_present=after == present,
         )
 
+    def set_aside(self) -> list[UInt8[np.ndarray, "s s 3"]]:
+        """The images that it has set aside, as small as its backbone reads them."""
+        images, _ = Album(self.checkpoints).kept()
+        return [] if images is None else list(images.permute(0, 2, 3, 1).numpy())
+
     # --- changes ---
 
     def learn(

@@ -7,6 +7,7 @@ A damaged file whose marks are gone counts as the user's; it is named, and stays
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ _KEYS = {
     "analysis.json": {"runs", "residuals", "straight_lines", "distances", "skipped"},
     "merging.json": {"run", "method", "readout", "scale", "rules", "own"},
     "model.json": {"format", "labels"},
+    "export.json": {"lorica", "target", "fingerprint", "files"},
     "theorem.json": {"setting", "exponents", "descents", "sd_lora"},
     "state.json": {"format", "method", "backbone", "seal"},
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},
@@ -81,6 +83,42 @@ def require_ours(paths: Iterable[Path]) -> None:
             ]
             + more
         )
+
+
+def require_export(folder: Path) -> None:
+    """LoricaError that names what a folder holds beside an export of lorica's; it may be empty, or not be there.
+
+    The export's own record, export.json, has a hash of each file: one that was altered since is the user's.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise LoricaError(f"{folder}: is in the way and no folder; move it away, or choose another one")
+    record, ours = folder / "export.json", {}
+    if wrote(record):
+        ours = {record: None} | {
+            folder / name: digest for name, digest in json.loads(record.read_bytes())["files"].items()
+        }
+    foreign = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_symlink() or not (path.is_dir() or (path in ours and ours[path] in (None, sha256(path))))
+    ]
+    if foreign:
+        more = [f"… and {len(foreign) - _SHOWN} more"] if len(foreign) > _SHOWN else []
+        raise LoricaError(
+            [
+                f"{path}: is in the way and not of an export of lorica's, or was altered since; move it away, or choose another folder"
+                for path in foreign[:_SHOWN]
+            ]
+            + more
+        )
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's contents, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _has_keys(path: Path, keys: set[str]) -> bool:

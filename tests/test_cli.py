@@ -54,7 +54,10 @@ def test_help(lorica: Lorica) -> None:
     assert code == 0
     assert all(
         command in out
-        for command in ("demo", "run", "check", "list", "table", "evaluate", "analyze", "merge", "serve", "--debug")
+        for command in (
+            *("demo", "run", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
+            *("learn", "predict", "history", "rollback", "forget", "join", "--debug"),
+        )
     )
 
 

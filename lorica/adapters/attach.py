@@ -60,3 +60,9 @@ def merged(root: Root) -> Root:
     """
     adapted = [module for module in root.modules() if isinstance(module, AdaptedLinear)]
     return view(root, {each: lambda _, each=each: each.merged() for each in adapted})
+
+
+def unadapted(encoder: Root) -> Root:
+    """A view of an encoder without what is attached to it: W0 to the bit."""
+    adapted = [module for module in encoder.modules() if isinstance(module, AdaptedLinear)]
+    return view(encoder, {each: lambda _, each=each: each.linear for each in adapted})

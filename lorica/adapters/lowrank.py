@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,15 @@ def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"
 
 
 Norm = Callable[[Tensor, Tensor], Tensor]
+
+
+@runtime_checkable
+class Factored(Protocol):
+    """A module whose output is a product of low rank, and which has its factors as well."""
+
+    def as_factors(self, *given: Any) -> tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]:
+        """U and D, of which `forward` gives U D when called with the same arguments."""
+        ...
 
 
 class LowRankSum(nn.Module):
@@ -165,6 +174,14 @@ class LowRankSum(nn.Module):
             return current
         per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
         return torch.addmm(current, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
+
+    def as_factors(
+        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, ""] | float
+    ) -> tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]:
+        """See `Factored`: what `forward` gives of these arguments, the coefficients in D's rows."""
+        per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
+        downs = [per_row.unsqueeze(1) * self.frozen_down, coefficient * self.down]
+        return torch.cat([self.frozen_up, self.up], dim=1), torch.cat(downs)
 
     @torch.no_grad()
     def gram(self) -> Float[Tensor, "directions directions"]:

@@ -157,4 +157,4 @@ def _scale_and_shift(scale: Tensor, shift: Tensor, own: Forward, x: Tensor) -> T
 
 
 def _replace_first(prompt: Tensor, own: Forward, tokens: Tensor) -> Tensor:
-    return own(torch.cat([prompt.to(tokens).expand(len(tokens), -1, -1), tokens[:, len(prompt) :]], dim=1))
+    return own(torch.cat([prompt.to(tokens).expand(tokens.shape[0], -1, -1), tokens[:, len(prompt) :]], dim=1))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 
 from lorica.backbones.encoder import Encoder, Site
-from lorica.backbones.timm_vit import load_timm_vit
+from lorica.backbones.timm_vit import TimmViT, load_timm_vit
 from lorica.backbones.tiny import NAME as TINY
 from lorica.backbones.tiny import load_tiny
+from lorica.backbones.tiny import timm_arguments as _of_tiny
 from lorica.errors import BackboneError
 
-__all__ = ["TINY", "Encoder", "Site", "backbone_names", "load_backbone"]
+__all__ = ["TINY", "Encoder", "Site", "backbone_names", "load_backbone", "timm_arguments"]
 
 
 def backbone_names() -> dict[str, str]:
@@ -43,3 +45,19 @@ def load_backbone(
     if weights is not None:
         raise BackboneError(f"backbone.weights: {TINY} ships with its weights; leave the key out")
     return load_tiny(image_size=image_size, normalisation=normalisation, pretrained=pretrained)
+
+
+def timm_arguments(encoder: Encoder) -> tuple[str, dict[str, Any]]:
+    """The name and the arguments with which `timm.create_model` builds an encoder's ViT, without its weights or a classifier.
+
+    Raises:
+        BackboneError: timm cannot build it.
+    """
+    if encoder.name == TINY:
+        return _of_tiny()
+    architecture = encoder.name.partition(".")[0]
+    if not (isinstance(encoder, TimmViT) and timm.is_model(architecture)):
+        raise BackboneError(
+            f"backbone.name: {encoder.name} is not one of timm's models, so that only lorica can build it"
+        )
+    return architecture, {"img_size": encoder.image_size}

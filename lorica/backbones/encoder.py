@@ -184,7 +184,7 @@ class Encoder(nn.Module, ABC):
     ) -> Iterator[Float[Tensor, "n tokens dim"]]:
         tokens = self.embed(inputs)
         if prompt is not None:
-            tokens = torch.cat([prompt.to(tokens).expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([prompt.to(tokens).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         blocks = list(self.blocks)
         for number, prefix in (prefixes or {}).items():
             blocks[number] = self.prefixed(number, prefix)

@@ -52,7 +52,9 @@ def attend(
 
     q, k, v = (heads(rows) for rows in own.qkv(x).chunk(3, dim=-1))
     q, k = own.q_norm(q), own.k_norm(k)
-    before_k, before_v = (heads(rows.to(k.dtype)).expand(len(x), -1, -1, -1) for rows in (prefix.keys, prefix.values))
+    before_k, before_v = (
+        heads(rows.to(k.dtype)).expand(x.shape[0], -1, -1, -1) for rows in (prefix.keys, prefix.values)
+    )
     dropout = own.attn_drop.p if own.training else 0.0
     mixed = F.scaled_dot_product_attention(
         q, torch.cat([before_k, k], dim=2), torch.cat([before_v, v], dim=2), dropout_p=dropout

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
@@ -16,6 +17,12 @@ from lorica.errors import BackboneError
 
 NAME = "lorica_tiny"
 _FILES = Path(__file__).parent
+
+
+def timm_arguments() -> tuple[str, dict[str, Any]]:
+    """A name of timm's, and all in which the embedded ViT differs from the model of that name."""
+    card = json.loads((_FILES / f"{NAME}.json").read_text(encoding="utf-8"))
+    return "vit_tiny_patch16_224", {key: value for key, value in card["architecture"].items() if key != "num_classes"}
 
 
 def load_tiny(*, image_size: int | None = None, normalisation: str = "backbone", pretrained: bool = True) -> TimmViT:

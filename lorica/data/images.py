@@ -248,6 +248,9 @@ class ImageReader:
     """Images for an encoder: decoded to squares of image_size / crop_pct pixels, rounded down as in timm, of which the centre
     `image_size` are used unless an augmentation crops. The other keys are those of `Decoding`, for what is to be predicted.
 
+    Attributes:
+        canvas: the side of the decoded squares.
+
     Raises:
         DataError: `crop_pct` is not above 0 and at most 1, or a background that is no colour.
     """
@@ -258,8 +261,9 @@ class ImageReader:
         if not 0 < crop_pct <= 1:
             raise DataError(f"data.crop_pct: expected more than 0 and at most 1, got {crop_pct}")
         self.image_size = image_size
+        self.crop_pct = crop_pct
         self.decoding = Decoding(**decoding)
-        self._canvas = math.floor(image_size / crop_pct)
+        self.canvas = math.floor(image_size / crop_pct)
 
     def open(self, samples: Samples, budget: int) -> OpenedImages:
         """See `lorica.data.reader.Reader`. DataError for samples that are no images."""
@@ -267,7 +271,7 @@ class ImageReader:
             raise DataError(
                 "data.source: its samples are no images, and the backbone reads images; choose another of the two"
             )
-        return OpenedImages(ImageCache(samples, self._canvas, budget), self.image_size)
+        return OpenedImages(ImageCache(samples, self.canvas, budget), self.image_size)
 
     def of(self, given: Sequence[Any]) -> Float[Tensor, "n 3 s s"]:
         """From anything that `pixels_of` takes. DataError naming all that cannot be read."""
@@ -275,7 +279,7 @@ class ImageReader:
 
         def square(picture: Any) -> UInt8[Tensor, "3 s s"] | DataError:
             try:
-                return torch.from_numpy(fit_square(pixels_of(picture, self.decoding), self._canvas))
+                return torch.from_numpy(fit_square(pixels_of(picture, self.decoding), self.canvas))
             except DataError as error:
                 return error
 

@@ -358,7 +358,8 @@ class CLLoRA(Method):
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         tokens, scores = self.trunk(self.encoder.embed(inputs)), []
-        together = max(1, ROWS_TOGETHER // max(1, len(tokens)))
+        # a graph that is exported takes any number of inputs, and so the tasks one after another
+        together = 1 if torch.compiler.is_exporting() else max(1, ROWS_TOGETHER // max(1, len(tokens)))
         for first in range(0, len(self.tasks), together):
             tasks = self.tasks[first : first + together]
             for task, features in zip(tasks, self.branches(tokens, first, first + len(tasks)), strict=True):

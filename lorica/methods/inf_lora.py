@@ -169,9 +169,14 @@ class SharedDown(nn.Module):
         first = self.frozen_up.shape[1]
         self.down[first : first + len(rows)] = rows.to(self.down)
 
-    def forward(self, kind: str) -> Float[Tensor, "out inp"]:
+    def as_factors(self, kind: str) -> tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]:
+        """U and D of k, or of v."""
         half = ("k", "v").index(kind)
-        return torch.cat([self.frozen_up.chunk(2)[half], self.up.chunk(2)[half]], dim=1) @ self.down
+        return torch.cat([self.frozen_up.chunk(2)[half], self.up.chunk(2)[half]], dim=1), self.down
+
+    def forward(self, kind: str) -> Float[Tensor, "out inp"]:
+        up, down = self.as_factors(kind)
+        return up @ down
 
 
 class InfLoRA(LinearHeadMethod):

@@ -61,5 +61,5 @@ def test_what_is_given_for_a_prediction_is_read_as_it_is_tested() -> None:
 
 def test_the_canvas_is_rounded_down_as_in_timm() -> None:
     reader = ImageReader(13, crop_pct=0.9)  # 14.4; and 9 / 0.8 = 11.25, 7 / 0.8 = 8.75
-    assert reader._canvas == 14
-    assert ImageReader(7, crop_pct=0.8)._canvas == 8
+    assert reader.canvas == 14
+    assert ImageReader(7, crop_pct=0.8).canvas == 8

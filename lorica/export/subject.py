@@ -1,0 +1,138 @@
+"""What is exported: a method with what it has learned, how it reads images, and the names of its classes."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lorica.adapters.attach import merged, unadapted
+from lorica.backbones import timm_arguments
+from lorica.backbones.encoder import Classifier, Encoder
+from lorica.backbones.timm_vit import TimmViT
+from lorica.data.images import ImageReader
+from lorica.errors import LoricaError
+from lorica.learner import Learner
+from lorica.methods import Method, Readout
+from lorica.predictor import Predictor
+from lorica.types import seen_classes
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A learner as the targets see it.
+
+    Attributes:
+        method: with all that it has learned.
+        reader: of its images.
+        class_names: in the order of its logits.
+        encoder: of the method.
+    """
+
+    method: Method
+    reader: ImageReader
+    class_names: tuple[str, ...]
+    encoder: TimmViT
+
+    @classmethod
+    def of(cls, learner: Learner | Predictor) -> Subject:
+        """LoricaError: nothing has been learned, or classes have been forgotten since, or what reads something else than images."""
+        method, reader = learner.method, learner.reader
+        if len(learner.class_names) != seen_classes(method.tasks):
+            raise LoricaError(
+                f"{method.name}: has forgotten classes, whose logits an export would still have; go back to before that (rollback)"
+            )
+        if not learner.class_names:
+            raise LoricaError(f"{method.name}: has learned nothing yet, so that there is nothing to export")
+        if not (isinstance(method.encoder, TimmViT) and isinstance(reader, ImageReader)):
+            raise LoricaError(
+                f"{method.name}: {method.encoder.name} reads {method.encoder.modality}; only what reads images can be exported"
+            )
+        return cls(method, reader, tuple(learner.class_names), method.encoder)
+
+    @property
+    def called(self) -> str:
+        """The method's name, and how it is read if not by its own predictions."""
+        return (
+            f"{self.method.name}, read by {self.method.kind}," if isinstance(self.method, Readout) else self.method.name
+        )
+
+    @property
+    def normalisation(self) -> tuple[list[float], list[float]]:
+        """Mean and deviation of each channel, in units of [0, 1] images."""
+        return self.encoder.mean.flatten().tolist(), self.encoder.std.flatten().tolist()
+
+    def classifier(self, target: str) -> Classifier:
+        """The linear map from the backbone's own features to the logits.
+
+        Raises:
+            LoricaError: there is none, which a `target` that is a plain backbone with a classifier would need.
+        """
+        found = self.method.classifier()
+        if found is None:
+            raise LoricaError(
+                f"{self.called} does not classify by one linear layer on the backbone's features, which is all that {target} has; "
+                "export to onnx, which takes the whole of it"
+            )
+        classifier = Classifier(*found)
+        if classifier.layers is not None:
+            raise LoricaError(
+                f"{self.called} reads what leaves {classifier.layers} blocks, and a model of {target} reads the last one alone; "
+                "export to onnx, which takes the whole of it"
+            )
+        return classifier
+
+    @torch.no_grad()
+    def plain_model(self, target: str) -> nn.Module:
+        """A ViT of timm's with every update in its weights and the head as its classifier; LoricaError: as `classifier`."""
+        classifier = self.classifier(target)
+        return merged(self.encoder).with_classifier(classifier).eval().cpu()
+
+    def architecture(self, target: str) -> tuple[str, dict[str, Any]]:
+        """See `lorica.backbones.timm_arguments`."""
+        try:
+            return timm_arguments(self.encoder)
+        except LoricaError as error:
+            raise LoricaError(f"{error}; {target} cannot. Export to onnx, which needs no timm") from None
+
+    @torch.no_grad()
+    def fingerprint(self) -> str:
+        """A short hash of the backbone, of what the method has learned for predictions, and of the class names."""
+        digest = hashlib.sha256(repr((self.encoder.fingerprint, self.method.name, self.class_names)).encode())
+        sums = set(self.method.needed_to_learn_on())
+        for name, tensor in sorted(self.method.own_state().items()):
+            if name not in sums:
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+@torch.no_grad()
+def without_updates(encoder: Encoder) -> dict[str, Tensor]:
+    """The weights of an encoder's ViT as it was before anything was attached, in timm's names."""
+    return {name: tensor.cpu() for name, tensor in unadapted(encoder).get_submodule("vit").state_dict().items()}
+
+
+def normalised(
+    squares: Float[Tensor, "n 3 s s"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "n 3 s s"]:
+    """Images in [0, 1] less the mean of each channel, over its deviation."""
+    centre, spread = (torch.tensor(list(each)).view(1, -1, 1, 1) for each in (mean, std))
+    return (squares - centre) / spread
+
+
+def extra(module: str, name: str) -> ModuleType:
+    """A package that lorica does not need otherwise; LoricaError: it is not installed, with the word that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise LoricaError(
+            f"{error.name or module} is not installed, which this export needs; pip install 'lorica[{name}]'"
+        ) from error
