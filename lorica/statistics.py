@@ -107,7 +107,7 @@ class ClassMeans(nn.Module):
 
     def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
         """Takes classes out: no other class's mean has anything of theirs. No parts are needed."""
-        gone = list(classes)
+        gone = [label for label in classes if label < len(self.counts)]  # a method may have means that it does not use
         self.prototypes[gone] = 0
         self.counts[gone] = 0
 
