@@ -67,6 +67,7 @@ from lorica.progress import Reporter, Silent, progress_bar
 from lorica.reading import WIDER, misfits, read_json
 from lorica.recipe_text import parse
 from lorica.session import Session
+from lorica.types import Task
 
 KEEP = 5
 """Images of a class that are set aside, unless somebody asks for another number; never more than a fifth of them."""
