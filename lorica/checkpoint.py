@@ -253,7 +253,7 @@ class Checkpoints:
         self._add(line, keep)
         self._known = known
 
-    def roll_back(self, number: int, change: Change, *, keep: Keep = "all", history: int = 0) -> None:
+    def roll_back(self, number: int, change: Change, *, keep: Keep = "all") -> None:
         """Adds a line after which all is as it was after that one, which there is.
 
         The caller loads it before anything is saved again.
@@ -267,7 +267,7 @@ class Checkpoints:
             "whole": [],
             "extended": {},
         }
-        nothing |= {"removed": [], "sums": None, "entry": empty, "history": history}
+        nothing |= {"removed": [], "sums": None, "entry": empty, "history": self.history}
         self._add(Line(**nothing, change=change, restores=number), keep)
 
     def _add(self, line: Line, keep: Keep) -> None:

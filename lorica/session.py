@@ -93,7 +93,7 @@ class Session:
             self.folder.snapshot.unlink(missing_ok=True)
         if self.learned:
             self.checkpoints.load(self.method, to_learn=True, into_method=not self._resumed)
-        cut(self.folder.history, self._resumed.history if self._resumed else self.checkpoints.history)
+        self._cut_history(self._resumed.history if self._resumed else self.checkpoints.history)
 
     @property
     def resumes(self) -> bool:
@@ -151,7 +151,7 @@ class Session:
         """Leaves history and snapshot as they were before the task under way. False: none has begun."""
         if self._under_way:
             self.folder.snapshot.unlink(missing_ok=True)
-            cut(self.folder.history, self.checkpoints.history)
+            self._cut_history(self.checkpoints.history)
         return self._under_way
 
     def move(self, folder: RunFolder) -> None:
@@ -161,6 +161,12 @@ class Session:
 
     def _write_row(self, row: dict[str, Any]) -> None:
         append_line(self.folder.history, json.dumps(_finite(row), allow_nan=False), durable=False)
+
+    def _cut_history(self, size: int) -> None:
+        if size:
+            cut(self.folder.history, size)
+        else:  # an empty file would not show that it is lorica's
+            self.folder.history.unlink(missing_ok=True)
 
     def _history_size(self) -> int:
         return self.folder.history.stat().st_size if self.folder.history.exists() else 0

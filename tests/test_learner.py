@@ -221,7 +221,7 @@ def test_images_learned_already_are_passed_over(recipe: Values, tmp_path: Path) 
     written(folder, 0, 2, images=4, seed=1)
     change = learner.learn(folder, progress=said)
     assert change is not None
-    assert (change.number, change.classes, change.images + change.set_aside) == (2, ("blue", "red"), 8)
+    assert (change.number, change.classes, change.images + change.set_aside) == (2, ("red", "blue"), 8)
     assert Learner(tmp_path / "m").learn(folder) is None
     assert len(learner.history()) == 2
 
@@ -294,11 +294,11 @@ def test_what_is_set_aside_is_never_trained_on(recipe: Values, tmp_path: Path, m
     Learner(tmp_path, recipe=recipe, keep=2).learn((given, labels))
     kept, kept_labels = kept_in(tmp_path)
     assert kept.dtype == torch.uint8
-    assert kept_labels.tolist() == [0, 0, 1, 1]
+    assert kept_labels.tolist() == [1, 1, 0, 0]
     by_bytes = {image.tobytes(): label for image, label in zip(given, labels, strict=True)}
     held = [image.permute(1, 2, 0).contiguous().numpy().tobytes() for image in kept]
     # as the encoder reads them: these images have its size already
-    assert [by_bytes[image] for image in held] == ["green", "green", "red", "red"]
+    assert [by_bytes[image] for image in held] == ["red", "red", "green", "green"]
     shown = {(255 * image).round().byte().permute(1, 2, 0).numpy().tobytes() for image in torch.cat(trained)}
     assert len(shown) == 20
     assert shown.isdisjoint(held)
@@ -400,7 +400,7 @@ def test_bounds_need_something_to_judge_by(recipe: Values, tmp_path: Path, monke
 def test_a_first_change_that_fails_leaves_nothing(forgetful: Values, tmp_path: Path) -> None:
     hopeless = forgetful | {"fit": {"epochs": 2, "learning_rate": 1e30, "optimizer": "sgd"}}
     learner = Learner(tmp_path, recipe=hopeless)
-    with pytest.raises(LoricaError, match=r"not finite|not a number"):
+    with pytest.raises(LoricaError, match=r"the loss became nan"):
         learner.learn(of_classes(0, 1))
     assert files_of(tmp_path) == {}
     assert Learner(tmp_path, recipe=forgetful).learn(of_classes(0, 1)) is not None
@@ -464,6 +464,10 @@ def test_a_branch_is_what_it_would_have_been_without_the_other(method: str, reci
     assert branched.history()[-1].number == 4
     one, other = branched.history()[-1], straight.history()[-1]
     assert replace(one, number=2, date="") == replace(other, date="")
+    rows = (tmp_path / "straight/history.jsonl").read_bytes().splitlines()
+    assert {*rows} <= {
+        *(tmp_path / "branched/history.jsonl").read_bytes().splitlines()
+    }  # nothing is lost by going back
     # what was learned on the other branch alone is not known on this one
     change = branched.learn(of_classes(2, 5))
     assert change is not None
@@ -579,7 +583,6 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
     for given, words in (
         ({"keep": -1}, "keep: expected a number of images from 0 on, got -1"),
         ({"keep": True}, "keep: expected a number"),
-        ({"precision": "fp8"}, "precision: expected fp32 or bf16, got 'fp8'"),
         ({"nonsense": 1}, "nonsense: unknown key"),
         ({"method": {"name": "joint"}}, "method.name: joint learns all classes at once"),
     ):
@@ -637,14 +640,14 @@ def test_partial_fit_with_numbers(recipe: Values, tmp_path: Path) -> None:
     assert learner.partial_fit(images, np.repeat([7, -3], 12), classes=[7, -3, 11]) is learner
     learner.partial_fit(coloured(2), [11] * 12)
     assert learner.classes_.dtype == np.int64
-    assert learner.classes_.tolist() == [-3, 7, 11]
+    assert learner.classes_.tolist() == [7, -3, 11]
     assert learner.predict(PROBE[:6]).tolist() == [7, 7, -3, -3, 11, 11]
     assert learner.predict(PROBE[:6]).dtype == np.int64
     assert learner.predict([]).dtype.kind in "iU"
     assert learner.score(PROBE[:6], np.repeat([7, -3, 11], 2)) == 1.0
-    assert load(tmp_path).classes_.tolist() == [-3, 7, 11]
+    assert load(tmp_path).classes_.tolist() == [7, -3, 11]
     learner.partial_fit(coloured(3), ["yellow"] * 12)  # names among them: all are
-    assert learner.classes_.tolist() == ["-3", "7", "11", "yellow"]
+    assert learner.classes_.tolist() == ["7", "-3", "11", "yellow"]
 
 
 def test_partial_fit_with_names_that_are_digits(recipe: Values) -> None:
@@ -1003,7 +1006,7 @@ def test_other_data_begins_anew(
         for place in (stopped, tmp_path / "whole"):
             learner = Learner(place, keep=2)
             snapshot = {file: file.read_bytes() for file in place.glob("snapshot-*")}
-            learner.learn(of_classes(4))
+            learner.learn(of_classes(4, 5))
             learner.rollback(1)
             for file, content in snapshot.items():
                 file.write_bytes(content)
