@@ -154,7 +154,7 @@ def test_a_model_that_is_killed_while_it_learns(model: tuple[Path, Path], tmp_pa
 
 @pytest.mark.slow
 def test_fifty_kills_of_a_model_that_learns(model: tuple[Path, Path], tmp_path: Path) -> None:
-    found = killed_while_learning(*model, tmp_path / "out", 60)
+    found = killed_while_learning(*model, tmp_path / "out", 56)
     kills = [each for each in found if each["killed"]]
     assert len(kills) >= 50
     assert any(each["snapshot"] for each in kills)
