@@ -797,15 +797,15 @@ def _without_classes(folder: Path) -> Path:
         (lambda folder: (coloured(0), [0.5] * 12), "y: expected integers or strings, got float64"),
         (lambda folder: (coloured(0), ["a\x1b"] * 12), "control characters"),
         (lambda folder: coloured(0), "expected a folder of class folders, or a pair of images and labels, got a ndarray"),
-        (lambda folder: None, "expected a folder of class folders"),
+        (lambda folder: 7, "expected a folder of class folders, or a pair of images and labels, got a int"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_learned(given: Callable[[Path], Any], words: str, model: Path, tmp_path: Path) -> None:
-    learner, before = Learner(model), files_of(model)
+    learner, before, source = Learner(model), files_of(model), given(tmp_path)
     with pytest.raises(DataError, match=words):
-        learner.learn(given(tmp_path))
+        learner.learn(source)
     with pytest.raises(DataError, match=words):
-        learner.learn(of_classes(0, seed=1), test=given(tmp_path) if words != "note.png" else tmp_path / "photos")
+        learner.learn(of_classes(0, seed=1), test=source)
     assert files_of(model) == before
 
 
