@@ -100,6 +100,11 @@ class Checkpoints:
         return list(self._lines)
 
     @property
+    def of_model(self) -> bool:
+        """Whether they are of a model that goes on learning, and not of a run."""
+        return any(line.change for line in self._lines)
+
+    @property
     def seal(self) -> str:
         """Of the newest line: what tells a journal from any other."""
         return self._seals[-1] if self._seals else ""
@@ -138,11 +143,12 @@ class Checkpoints:
         if not self._lines:
             return [number + 1 for number in sorted(_format_2(self.folder))]
         exists = {path.name for path in self.folder.glob("task_*.safetensors")}
-        return [
-            number
-            for number in range(1, len(self._lines) + 1)
-            if all(line.saved is None or line.saved.file in exists for _, line in self._parts(number))
-        ]
+        whole: list[bool] = []
+        for line in self._lines:  # each is what its own file makes of an earlier one
+            earlier = line.restores or (0 if line.base else len(whole))
+            own = line.saved is None or line.saved.file in exists
+            whole.append(own and (not earlier or whole[earlier - 1]))
+        return [number for number, there in enumerate(whole, start=1) if there]
 
     def files(self, tasks: int) -> list[Path]:
         """The files of tensors that the checkpoint after that many tasks consists of, without the sums."""
@@ -256,7 +262,7 @@ class Checkpoints:
         self._add(line, keep)
         self._known = known
 
-    def roll_back(self, number: int, change: Change, *, keep: Keep = "all", history: int = 0) -> None:
+    def roll_back(self, number: int, change: Change, *, keep: Keep = "all") -> None:
         """Adds a line after which all is as it was after that one, which there is.
 
         The caller loads it before anything is saved again.
@@ -270,7 +276,7 @@ class Checkpoints:
             "whole": [],
             "extended": {},
         }
-        nothing |= {"removed": [], "sums": None, "entry": empty, "history": history}
+        nothing |= {"removed": [], "sums": None, "entry": empty, "history": self.history}
         self._add(Line(**nothing, change=change, restores=number), keep)
 
     def _add(self, line: Line, keep: Keep) -> None:
@@ -295,12 +301,13 @@ class Checkpoints:
         number = len(self._lines)
         lines = [line for _, line in self._parts(number)] if keep == "newest" else self._lines
         files = {saved.file for line in lines for end, saved in line.files().items() if saved and end != "-sums"}
-        sums = (
-            [line.sums for line in lines]
-            if keep == "everything"
-            else [self._sums(each) for each in range(max(1, number + 1 - self.undoable), number + 1)]
-        )
-        return files | {saved.file for saved in sums if saved}
+        if keep == "everything":
+            learned_on = lines
+        else:  # the newest, and those that the present one comes of: one that was left can be gone back to, and learns on
+            path = [self._lines[each - 1] for each in line_of_descent(self._lines, number)]
+            newest = [line for line in self._lines if line.restores is None]
+            learned_on = [*path[-self.undoable :], *newest[-self.undoable :]]
+        return files | {line.sums.file for line in learned_on if line.sums}
 
     def _append(self, values: dict[str, Any]) -> None:
         seal = sealed(self.seal, values)
@@ -315,6 +322,9 @@ class Checkpoints:
             CheckpointError: the journal is damaged.
         """
         self._require_whole()
+        if self._head and not self._lines:  # the process that wrote it may have had other settings
+            self.journal.unlink()
+            self._head, self._seals = None, []
         cut(self.journal, sum(len(line) + 1 for line in complete_lines(self.journal)))
         named = self._wanted(keep)
         for path in self.folder.glob("task_*.safetensors"):

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lorica.adapters.attach import merged
@@ -155,13 +154,22 @@ def _prediction(method: Method) -> tuple[int, float]:
         blocks = [block for each in encoders for block in each.blocks]
         hooks = [block.register_forward_pre_hook(count, with_kwargs=True) for block in blocks]
         try:
-            # FlopCounterMode has no formula for the CPU's fused attention kernel; the plain one is made of products
-            with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=_fused_attention()) as counter:
                 plain.predict(encoder.example(1))
         finally:
             for hook in hooks:
                 hook.remove()
     return counter.get_total_flops(), rows / len(encoder.blocks)
+
+
+def _fused_attention() -> dict[Any, Any]:
+    """Formulas for kernels that FlopCounterMode does not know. To choose a kernel that it knows would choose for all threads."""
+
+    def products(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
+        return 2 * query[:-1].numel() * key[-2] * (query[-1] + value[-1])
+
+    names = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math_for_mps")
+    return {getattr(torch.ops.aten, name): products for name in names if hasattr(torch.ops.aten, name)}
 
 
 @contextmanager

@@ -17,9 +17,12 @@ them before a change counts; probabilities and what is unknown are fitted to the
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -32,6 +35,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe
@@ -39,7 +43,7 @@ from lorica.backbones import load_backbone
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
-from lorica.config import IN_MEMORY, Recipe, read_recipe
+from lorica.config import FREE, IN_MEMORY, Recipe, read_recipe
 from lorica.data.decoding import DECODING, Decoding
 from lorica.data.reader import Opened, Reader
 from lorica.data.samples import Samples
@@ -56,12 +60,15 @@ from lorica.isolation import isolated
 from lorica.journal import Change, Line, line_of_descent
 from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
 from lorica.methods import Method, build_method
+from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.parts import Parts
 from lorica.predictor import Answer, Predictor
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.reading import read_json
+from lorica.reading import WIDER, misfits, read_json
+from lorica.recipe_text import parse
 from lorica.session import Session
+from lorica.types import Task
 
 KEEP = 5
 """Images of a class that are set aside, unless somebody asks for another number; never more than a fifth of them."""
@@ -71,6 +78,7 @@ UNDOABLE = 2
 
 _PRECISIONS = ("fp32", "bf16")
 _NOT_OF_A_RECIPE = ("folder", "recipe", "precision", "keep", "forgettable")
+_NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,23 @@ class Version:
     remarks: tuple[str, ...]
     restores: int | None
     is_present: bool
+
+
+class _Settings(BaseModel):
+    """The contents of model.json.
+
+    Attributes:
+        labels: what the first labels were.
+        recipe: hash of what recipe.yaml says, but for keys that may change: what tells that one of the two has been altered.
+        forgettable: see `Learner`.
+    """
+
+    model_config = WIDER
+
+    format: Literal[1]
+    labels: Literal["names", "numbers"]
+    recipe: str
+    forgettable: bool
 
 
 @dataclass(frozen=True)
@@ -159,8 +184,10 @@ class Learner:
             "forgettable": forgettable,
         }
         self._given |= settings
-        self._temporary = tempfile.TemporaryDirectory(prefix="lorica-") if folder is None else None
-        self.folder = RunFolder(self._temporary.name if self._temporary else folder or "")
+        self._temporary = tempfile.mkdtemp(prefix="lorica-") if folder is None else None
+        if self._temporary:
+            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        self.folder = RunFolder(self._temporary or folder or "")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
             raise LoricaError(f"keep: expected a number of images from 0 on, got {keep!r}")
         self._keep = keep
@@ -168,7 +195,9 @@ class Learner:
         self._predictor: Predictor | None = None
         self._learning = threading.Lock()
         self._recipe = self._read_recipe()
-        if self.checkpoints.tasks:
+        checkpoints = self.checkpoints
+        _ = checkpoints.entries  # it is whole
+        if checkpoints.tasks:
             self._predictor = self._load(None)
 
     # --- predictions ---
@@ -246,8 +275,7 @@ class Learner:
             LoricaError: the journal is damaged.
         """
         checkpoints = self.checkpoints
-        if checkpoints.tasks:
-            _ = checkpoints.entries  # it is whole
+        _ = checkpoints.entries  # it is whole
         return self._history(checkpoints)
 
     def predictor_of(self, version: int) -> Predictor:
@@ -338,7 +366,11 @@ class Learner:
             for remark in arrivals[0].remarks:
                 reporter.say(remark)
             session = self._session(reporter, interruptions)
-            return self._learned(session, arrivals[0], judges, frozen, allowed, reporter)
+            try:
+                return self._learned(session, arrivals[0], judges, frozen, allowed, reporter)
+            except LoricaError:
+                self._give_up(session)
+                raise
 
     def partial_fit(self, images: Any, labels: Any, classes: Any = None) -> Learner:
         """Learns these images, of classes seen before or never; `classes` is taken for scikit-learn's sake and not needed."""
@@ -528,6 +560,17 @@ class Learner:
     def __sklearn_is_fitted__(self) -> bool:
         return self._predictor is not None
 
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # slow to import
+
+        images = InputTags(two_d_array=False, three_d_array=True, string=True)
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=images,
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise LoricaError(
             "a Learner is not pickled, since unpickling runs what is in a file; use save, and lorica.load"
@@ -542,7 +585,7 @@ class Learner:
         return "a model in memory" if self._temporary else str(self.folder.path)
 
     def _labels(self, names: Sequence[str]) -> np.ndarray:
-        numbers = self._settings().get("labels") == "numbers" and all(name.lstrip("-").isdecimal() for name in names)
+        numbers = bool(names) and self._settings().labels == "numbers" and all(map(_NUMBER.fullmatch, names))
         return np.array(names, dtype=np.int64 if numbers else (str if names else "<U1"))
 
     def _policy(self) -> Literal["all", "everything"]:
@@ -557,28 +600,38 @@ class Learner:
         path = self.folder.path
         with refusals(path):
             self.folder.tidy()
-            if self.checkpoints.tasks or self.folder.metrics.exists():
-                if not wrote(self.folder.model):
+            checkpoints = self.checkpoints
+            if checkpoints.tasks or self.folder.metrics.exists():
+                if not (wrote(self.folder.model) or checkpoints.of_model):
                     raise LoricaError(f"{path}: holds a run, and no model that goes on learning; choose another folder")
-                stored = bool(self._settings().get("forgettable"))
-                if self._given["forgettable"] not in (None, stored):
+                settings = self._settings()
+                saved = saved_recipe(self.folder, given)
+                if settings.recipe != _digest_of(self.folder.recipe):
                     raise LoricaError(
-                        f"{path}: forgettable is {stored} of this model, and was decided when it was made"
+                        f"{self.folder.recipe}: is not what {self.folder.model.name} says of it; one of the two has been altered: "
+                        "restore the file"
                     )
-                self._forgettable = stored
-                return saved_recipe(self.folder, given)
+                if self._given["forgettable"] not in (None, settings.forgettable):
+                    raise LoricaError(
+                        f"{path}: forgettable is {settings.forgettable} of this model, and was decided when it was made"
+                    )
+                self._forgettable = settings.forgettable
+                return saved
         recipe = read_recipe(self._given["recipe"], given)
         return read_recipe(recipe, {"data.source": IN_MEMORY, "data.root": None})
 
-    def _settings(self) -> dict[str, Any]:
-        return read_json(self.folder.model) if self.folder.model.exists() else {}
+    def _settings(self) -> _Settings:
+        try:
+            return _Settings.model_validate(read_json(self.folder.model))
+        except ValidationError as error:
+            raise LoricaError([f"{self.folder.model}: {line}; restore the file" for line in misfits(error)]) from error
 
     def _load(self, version: int | None) -> Predictor:
         """What predicts as the model did after that version, or does now."""
         checkpoints = self.checkpoints
-        if not checkpoints.tasks:
-            _ = checkpoints.entries
-        number = version or checkpoints.tasks
+        if version is None or not checkpoints.tasks:
+            _ = checkpoints.entries  # it is whole, and its last line the present version's
+        number = checkpoints.tasks if version is None else version
         _, method = build_model(self._recipe)
         checkpoints.load(method, number)
         return self._predictor_of(method, checkpoints, number)
@@ -671,8 +724,10 @@ class Learner:
         method, checkpoints = session.method, session.checkpoints
         _ = checkpoints.entries  # the journal is whole
         album = Album(checkpoints)
+        arriving = {likeness(arrival.names[each]) for each in np.unique(arrival.samples.labels)}
         for judge in judges:
-            if unknown := [name for name in judge.names if name not in arrival.names and album.number_of(name) is None]:
+            there = [judge.names[each] for each in np.unique(judge.samples.labels)]
+            if unknown := [name for name in there if likeness(name) not in arriving and album.number_of(name) is None]:
                 raise DataError(f"test images: of classes that nobody has learned: {some(unknown)}")
         numbers = [album.number_of(name) for name in arrival.names]
         fresh, digests, elsewhere = album.unseen(arrival.samples, numbers, reporter)
@@ -703,13 +758,12 @@ class Learner:
                 "max_drop, max_flips: no image of the classes so far is there to judge by; give test images, or keep some of each class"
             )
 
-        trained = digests[~aside]
-        session.folder.snapshot = self._snapshot_for(trained)
         self._describe(session, arrival)
+        session.folder.snapshot = self._snapshot_for(checkpoints, task, labels[~aside], digests[~aside])
         session.restore()
         before = None
         if old:
-            plain = self._predictor_of(method, checkpoints, checkpoints.tasks).plain
+            plain = self._load(None).plain if session.resumes else plain_form(method)
             before = [jury.logits(plain) for jury in juries]
         split = Split(opened, fresh[~aside], labels[~aside])
         session.learn(task, split, frozen=frozen, notes_parts=self._forgettable)
@@ -747,6 +801,12 @@ class Learner:
         self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
         return self._history(checkpoints)[-1]
 
+    def _give_up(self, session: Session) -> None:
+        """Leaves the folder as it was before a change that is not to be."""
+        if session.abandon() and not session.checkpoints.tasks:
+            self.folder.clear()
+            self.folder.model.unlink(missing_ok=True)
+
     def _fitted(
         self, logits: Sequence[Tensor], labels: Int[Tensor, " n"], live: Sequence[int], classes: int
     ) -> dict[str, Any]:
@@ -764,9 +824,13 @@ class Learner:
             "calibration": calibration.model_dump(mode="json"),
         }
 
-    def _snapshot_for(self, digests: UInt8[Tensor, "n 16"]) -> Path:
-        """Where the snapshot of a task with these images is; those of others are gone."""
-        name = hashlib.sha256(digests.numpy().tobytes()).hexdigest()[:16]
+    def _snapshot_for(
+        self, checkpoints: Checkpoints, task: Task, labels: Int[Tensor, " n"], digests: UInt8[Tensor, "n 16"]
+    ) -> Path:
+        """Where the snapshot is of this task with these images, learned after these checkpoints as the recipe says; those of
+        others are gone."""
+        settings = [checkpoints.seal, self._recipe.resolved(), task.classes, task.class_names, labels.tolist()]
+        name = hashlib.sha256(json.dumps(settings).encode() + digests.numpy().tobytes()).hexdigest()[:16]
         own = self.folder.path / f"snapshot-{name}.safetensors"
         for other in self.folder.path.glob("snapshot-*.safetensors"):
             if other != own and wrote(other):
@@ -774,16 +838,24 @@ class Learner:
         return own
 
     def _describe(self, session: Session, arrival: _Arrival) -> None:
-        """Writes what is known before anything is learned."""
-        if session.checkpoints.tasks:
+        """Writes what is known before anything is learned. LoricaError: files are in the way that are not lorica's."""
+        began = bool(session.checkpoints.tasks)
+        require_ours([*self.folder.held(anew=not began), self.folder.model])
+        if began:
             return
-        require_ours(file for file in (self.folder.recipe, self.folder.environment, self.folder.model) if file.exists())
         write_json(
             self.folder.environment, environment() | machine_facts(session.accelerator.device, session.method.encoder)
         )
         write_text(self.folder.recipe, recipe_text(self._recipe.resolved()))
         labels = "numbers" if arrival.numbered else "names"
-        write_json(self.folder.model, {"format": 1, "labels": labels, "forgettable": self._forgettable})
+        made = {"format": 1, "labels": labels, "recipe": _digest_of(self.folder.recipe)}
+        write_json(self.folder.model, made | {"forgettable": self._forgettable})
+
+
+def _digest_of(recipe: Path) -> str:
+    """Of what a model's recipe says, but for keys that may change."""
+    values = {key: value for key, value in flatten(parse(recipe.read_text(encoding="utf-8"))) if key not in FREE}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _jury(judge: _Arrival, by_likeness: Mapping[str, int], reader: Reader) -> Jury:
@@ -846,7 +918,7 @@ def load(
     """
     where = RunFolder(folder)
     where.require()
-    if wrote(where.model):
+    if wrote(where.model) or Checkpoints(where.checkpoints).of_model:
         learner = Learner(folder, device=device, precision=precision, **moved)
         return learner if version is None else learner.predictor_of(version)
     return _load_run(where, tasks, method_file, device or "cpu", precision or "fp32", moved)

@@ -358,7 +358,7 @@ def _place(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) 
     Raises:
         LoricaError: files that are not lorica's; a run that is neither to be resumed nor overwritten, or of another recipe.
     """
-    if wrote(folder.model):
+    if wrote(folder.model) or Checkpoints(folder.checkpoints).of_model:
         raise LoricaError(
             f"{folder.path}: holds a model that goes on learning (`lorica learn`); choose another folder with --out"
         )

@@ -71,6 +71,7 @@ class Session:
         self._trained: dict[str, torch.Size] = {}
         self._train_seconds = 0.0
         self._snapshot_at = 0.0
+        self._under_way = False
 
     @property
     def learned(self) -> int:
@@ -92,7 +93,12 @@ class Session:
             self.folder.snapshot.unlink(missing_ok=True)
         if self.learned:
             self.checkpoints.load(self.method, to_learn=True, into_method=not self._resumed)
-        cut(self.folder.history, self._resumed.history if self._resumed else self.checkpoints.history)
+        self._cut_history(self._resumed.history if self._resumed else self.checkpoints.history)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether what was restored is within a task: the method is empty until it learns on."""
+        return self._resumed is not None
 
     def learn(self, task: Task, data: Data, *, frozen: bool = False, notes_parts: bool = False) -> None:
         """Lets the method learn a task, from where its snapshot stands if there is one; `frozen` and `notes_parts` as in
@@ -104,6 +110,7 @@ class Session:
             CheckpointError: the snapshot does not fit the data.
         """
         started = self._snapshot_at = time.monotonic()
+        self._under_way = True
         found, self._resumed = self._resumed, None
         if found and found.facts.descent.steps != data.number_of_batches(self.fit.batch_size):
             raise CheckpointError(
@@ -141,7 +148,15 @@ class Session:
         )
         self.checkpoints.save(self.method, entry, keep=self.keep, history=self._history_size(), **of_model)
         self.record.entries.append(entry)
+        self._under_way = False
         self.folder.snapshot.unlink(missing_ok=True)
+
+    def abandon(self) -> bool:
+        """Leaves history and snapshot as they were before the task under way. False: none has begun."""
+        if self._under_way:
+            self.folder.snapshot.unlink(missing_ok=True)
+            self._cut_history(self.checkpoints.history)
+        return self._under_way
 
     def move(self, folder: RunFolder) -> None:
         """Goes on in another folder, into which the files have been moved."""
@@ -150,6 +165,12 @@ class Session:
 
     def _write_row(self, row: dict[str, Any]) -> None:
         append_line(self.folder.history, json.dumps(_finite(row), allow_nan=False), durable=False)
+
+    def _cut_history(self, size: int) -> None:
+        if size:
+            cut(self.folder.history, size)
+        else:  # an empty file would not show that it is lorica's
+            self.folder.history.unlink(missing_ok=True)
 
     def _history_size(self) -> int:
         return self.folder.history.stat().st_size if self.folder.history.exists() else 0

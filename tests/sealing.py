@@ -33,7 +33,7 @@ def seal_journal(journal: Path, lines: list[Any]) -> None:
     """Writes these lines; each has the hashes of its files as they are, and is sealed with those before it."""
     seal, written = "", []
     for line in lines:
-        for key in ("saved", "sums"):
+        for key in ("saved", "sums", "images", "parts"):
             saved = line.get(key) if isinstance(line, dict) else None
             if isinstance(saved, dict) and isinstance(saved.get("file"), str) and "sha256" in saved:
                 file = journal.with_name(saved["file"].replace("/", "_").replace("\0", "_")[:200] or "none")

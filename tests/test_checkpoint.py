@@ -17,6 +17,7 @@ from sealing import edit_journal, journal_lines, read_tensors, seal_journal, sea
 from lorica.backbones.timm_vit import TimmViT
 from lorica.checkpoint import Checkpoints
 from lorica.errors import CheckpointError, TrainingError
+from lorica.journal import Change, line_of_descent
 from lorica.methods import Method, find_method, method_names
 from lorica.results import Entry
 from lorica.types import Task
@@ -358,6 +359,172 @@ def test_a_sealed_line_that_cannot_be_is_refused(
         Checkpoints(saved).open()
     if number > 2:
         Checkpoints(saved).load(method(tiny_encoder()), number - 2)
+
+
+# ---- changes of a model
+
+
+SAVED = {"file": "task_0003-images.safetensors", "sha256": "0" * 64}
+BACK = {"kind": "rolled back", "date": "2026-01-01"}
+
+
+@pytest.fixture
+def changed(folder: Path, tiny_encoder: MakeEncoder) -> Path:
+    """Two tasks learned, the second class forgotten, the third task learned after going back to the second line."""
+    folder.parent.mkdir()
+    made, store = method(tiny_encoder(), "prototypes"), Checkpoints(folder)
+    empty = Entry(rows=[], train_seconds=0.0)
+    known = {"digests": torch.zeros(2, 16, dtype=torch.uint8), "digest_labels": torch.zeros(2, dtype=torch.long)}
+    for task in TASKS[:2]:
+        learn(made, task)
+        store.save(made.eval(), empty, change=Change(kind="learned", date="2026-01-01"), images=known)
+    store.save(made, empty, change=Change(kind="forgot", date="2026-01-02"), forgotten=[1])
+    store.roll_back(2, Change(kind="rolled back", date="2026-01-03"))
+    return folder
+
+
+def test_lines_of_a_model_come_back(changed: Path, tiny_encoder: MakeEncoder) -> None:
+    store = Checkpoints(changed)
+    assert store.tasks == 4
+    assert store.of_model
+    assert [line.change.kind for line in store.lines if line.change] == ["learned", "learned", "forgot", "rolled back"]
+    assert [line.restores for line in store.lines] == [None, None, None, 2]
+    assert [line.forgotten for line in store.lines] == [[], [], [1], []]
+    assert [line_of_descent(store.lines, number) for number in (1, 2, 3, 4)] == [[1], [1, 2], [1, 2, 3], [1, 2]]
+    assert store.there() == [1, 2, 3, 4]
+    assert store.learned_tasks == list(TASKS[:2])
+    made = method(tiny_encoder(), "prototypes")
+    store.open()
+    store.load(made, to_learn=True)
+    learn(made, TASKS[2])
+    store.save(made.eval(), Entry(rows=[], train_seconds=0.0), change=Change(kind="learned", date="2026-01-04"))
+    assert [line_of_descent(store.lines, 5), Checkpoints(changed).learned_tasks] == [[1, 2, 5], list(TASKS)]
+    (changed / "task_0001.safetensors").unlink()
+    assert Checkpoints(changed).there() == [1]
+
+
+def test_the_lines_of_a_run_have_nothing_of_a_model(saved: Path) -> None:
+    """So that their seals are what they were before there were models."""
+    keys = {"change", "joined", "forgotten", "restores", "images", "parts"}
+    assert all(keys.isdisjoint(line) for line in journal_lines(saved / "journal.jsonl"))
+    assert not Checkpoints(saved).of_model
+
+
+@pytest.mark.parametrize(
+    ("number", "values", "problem"),
+    [
+        (5, {"restores": 4}, "restores is 4, and there are 3 lines before it"),
+        (5, {"restores": 0}, "restores is 0, expected greater than or equal to 1"),
+        (5, {"change": None}, "restores is given, expected in a line whose change is 'rolled back' alone"),
+        (5, {"change": BACK | {"kind": "learned"}}, "restores is given, expected in a line whose change is 'rolled back'"),
+        (5, {"task": {"index": 2, "classes": [3], "new_classes": [3], "class_names": ["a"]}}, "task is given, expected nothing: the line goes back"),
+        (5, {"joined": [{"index": 2, "classes": [3], "new_classes": [3], "class_names": ["a"]}]}, "joined is given, expected nothing"),
+        (5, {"forgotten": [0]}, "forgotten is given, expected nothing"),
+        (5, {"structure": {"kept": 1}}, "structure is given, expected nothing"),
+        (5, {"whole": ["means.counts"]}, "whole is given, expected nothing"),
+        (5, {"extended": {"means.counts": 0}}, "extended is given, expected nothing"),
+        (5, {"removed": ["means.counts"]}, "removed is given, expected nothing"),
+        (5, {"entry": {"rows": [[0.5]], "train_seconds": 0.0}}, "entry.rows is given, expected nothing"),
+        (5, {"saved": SAVED}, "file is given, expected nothing"),
+        (5, {"images": SAVED}, "file-images is given, expected nothing"),
+        (5, {"parts": SAVED}, "file-parts is given, expected nothing"),
+        (5, {"sums": SAVED}, "file-sums is given, expected nothing"),
+        (4, {"restores": 2, "forgotten": []}, "restores is given, expected in a line whose change is 'rolled back' alone"),
+        (4, {"forgotten": []}, "forgotten is missing, in a line that says forgot"),
+        (4, {"forgotten": [3]}, "forgotten has 3, expected the number of a class that is known"),
+        (4, {"forgotten": [-1]}, "forgotten[0] is -1, expected greater than or equal to 0"),
+        (4, {"change": BACK | {"kind": "learned"}}, "task is missing, in a line that says learned"),
+        (4, {"change": BACK | {"kind": "joined"}}, "joined is missing, in a line that says joined"),
+        (4, {"change": BACK | {"kind": "sold"}}, "change.kind is 'sold', expected 'learned', 'rolled back', 'forgot' or 'joined'"),
+        (4, {"change": {"kind": "forgot"}}, "change.date is missing"),
+        (4, {"change": None}, "task is missing, in a line that says learned"),
+        (4, {"change": BACK}, "forgotten is given, in a line that says rolled back"),
+        (3, {"forgotten": [0]}, "forgotten is given, in a line that says learned"),
+        (3, {"change": BACK}, "task is given, in a line that says rolled back"),
+        (3, {"change": None}, "images or parts are given, expected in a line with a change alone"),
+        (3, {"entry": {"rows": [[0.5, 0.5]], "train_seconds": 0.0}}, "entry.rows has rows of [2] numbers, expected []"),
+        (3, {"images": SAVED}, "images.file is 'task_0003-images.safetensors', expected 'task_0001-images.safetensors'"),
+        (3, {"parts": SAVED}, "parts.file is 'task_0003-images.safetensors', expected 'task_0001-parts.safetensors'"),
+        (3, {"joined": [{"index": 2, "classes": [3], "new_classes": [3], "class_names": ["a"]}]}, "joined is given, in a line that says learned"),
+    ],
+)  # fmt: skip
+def test_a_sealed_change_that_cannot_be_is_refused(
+    number: int, values: dict[str, Any], problem: str, changed: Path, tiny_encoder: MakeEncoder
+) -> None:
+    edit_journal(changed / "journal.jsonl", lambda lines: lines[number - 1].update(values))
+    found = refused(changed, method(tiny_encoder(), "prototypes"))
+    beginning = f"{changed / 'journal.jsonl'}: line {number}: "
+    assert any(each.startswith(beginning + problem) for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("joined", "problem"),
+    [
+        ([(3, [3], ["a"])], "task.index is 3, expected 2"),
+        ([(2, [3], ["a"]), (2, [4], ["b"])], "task.index is 2, expected 3"),
+        ([(2, [4], ["a"])], "task.new_classes is [4], expected [3]: those after earlier tasks'"),
+        ([(2, [3], ["wren"])], "task.class_names has 'wren' for class 3, another than in earlier tasks"),
+        ([(2, [3], ["a"]), (3, [4], ["a"])], "task.class_names has 'a' for class 4, another than in earlier tasks"),
+    ],
+)
+def test_joined_tasks_that_cannot_be_are_refused(
+    joined: list[tuple[int, list[int], list[str]]], problem: str, changed: Path, tiny_encoder: MakeEncoder
+) -> None:
+    def edit(lines: list[dict[str, Any]]) -> None:
+        tasks = [{"index": i, "classes": c, "new_classes": c, "class_names": n} for i, c, n in joined]
+        lines[3] |= {"change": BACK | {"kind": "joined"}, "joined": tasks}
+        del lines[3]["forgotten"]
+
+    edit_journal(changed / "journal.jsonl", edit)
+    found = refused(changed, method(tiny_encoder(), "prototypes"))
+    assert any(each.startswith(f"{changed / 'journal.jsonl'}: line 4: {problem}") for each in found), found
+
+
+def test_a_class_that_is_forgotten_twice_and_one_that_is_learned_again(changed: Path) -> None:
+    lines = journal_lines(changed / "journal.jsonl")
+    again = lines[3] | {"change": BACK | {"kind": "forgot"}}
+    seal_journal(changed / "journal.jsonl", [*lines[:4], again])
+    with pytest.raises(CheckpointError, match=r"line 5: forgotten has 1, expected the number of a class that is known"):
+        Checkpoints(changed).open()
+    known = {"index": 2, "classes": [1], "new_classes": [], "class_names": ["lark"]}
+    learned = lines[3] | {"change": BACK | {"kind": "learned"}, "task": known, "forgotten": []}
+    seal_journal(changed / "journal.jsonl", [*lines[:4], learned, again])
+    Checkpoints(changed).open()
+    # and in the line after going back it had not been forgotten
+    seal_journal(changed / "journal.jsonl", [*lines[:5], again])
+    Checkpoints(changed).open()
+
+
+def test_sums_of_versions_that_are_gone_back_from_stay(folder: Path, tiny_encoder: MakeEncoder) -> None:
+    folder.parent.mkdir()
+    made, store = method(tiny_encoder(), "ran_pac", width=32), Checkpoints(folder, undoable=2)
+    empty, change = Entry(rows=[], train_seconds=0.0), Change(kind="learned", date="2026-01-01")
+    for task in TASKS:
+        learn(made, task)
+        store.save(made.eval(), empty, change=change)
+    for number in (1, 2, 1, 2):
+        store.roll_back(number, Change(kind="rolled back", date="2026-01-02"))
+    assert sorted(file.name for file in folder.glob("*-sums.*")) == [
+        "task_0001-sums.safetensors",
+        "task_0002-sums.safetensors",
+    ]
+    assert [number for number in range(1, 8) if store.can_learn_on_from(number)] == [2, 3, 5, 7]
+    made = method(tiny_encoder(), "ran_pac", width=32)
+    store.load(made, to_learn=True)
+    learn(made, TASKS[2], seed=2)
+    store.save(made.eval(), empty, change=change)
+    assert [number for number in range(1, 9) if store.can_learn_on_from(number)] == [2, 3, 5, 7, 8]
+
+
+def test_a_first_line_alone_is_begun_anew(saved: Path, tiny_encoder: MakeEncoder) -> None:
+    journal = saved / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    store, made = Checkpoints(saved), method(tiny_encoder(), rank=4)
+    store.open()
+    assert not journal.exists()
+    learn(made, TASKS[0])
+    store.save(made.eval(), entry(0))
+    Checkpoints(saved).load(method(tiny_encoder(), rank=4))
 
 
 def _half(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Runs whose process is killed at random moments, in an epoch, between stages, while a file is written, while testing: they end
-with the same bits as an uninterrupted one. And what SIGTERM, SIGHUP and Ctrl-C leave."""
+with the same bits as an uninterrupted one. Models that are learning then: they are the old one or the new one. And what SIGTERM,
+SIGHUP and Ctrl-C leave."""
 
 from __future__ import annotations
 
@@ -15,8 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+
+from lorica.data.images import ImageArrays
+from lorica.data.sources import Source
+from lorica.learner import Learner
 
 METHODS: dict[str, dict[str, Any]] = {
     "sd_lora": {},
@@ -27,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "joint": {},
 }
 DRIVER = Path(__file__).with_name("kill_driver.py")
+MODEL_DRIVER = Path(__file__).with_name("model_kill_driver.py")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -74,6 +81,7 @@ def bits(folder: Path) -> dict[str, Any]:
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             for line in lines[1:]:
                 del line["entry"]["train_seconds"], line["seal"]
+                line.get("change", {}).pop("date", None)
             left[name] = lines
         elif name in ("metrics.json", "cost.json"):
             left[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "train_seconds"}
@@ -110,6 +118,48 @@ def test_forty_kills_of_each_method(recipe: Path, tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / f"killed-{rounds}")
         rounds += 1
     print(f"{recipe.parent.name}: {kills} kills in {rounds} runs")  # noqa: T201
+
+
+@pytest.fixture
+def model(small_recipe: dict[str, Any], six_classes: Source, tmp_path: Path) -> tuple[Path, Path]:
+    """One of two classes, whose changes are trained in many steps with snapshots; and what it is to learn."""
+    train = six_classes.train
+    assert isinstance(train, ImageArrays)
+    fit = {"epochs": 12, "batch_size": 6, "augment": "shift", "learning_rate": 0.01}
+    learner = Learner(tmp_path / "model", recipe=small_recipe, fit=fit, snapshot_seconds=0.05, keep=1)
+    first = train.labels < 2
+    learner.learn((train.images[first], train.labels[first]))
+    data = tmp_path / "data.npz"
+    np.savez(data, images=train.images[~first], labels=train.labels[~first])
+    return tmp_path / "model", data
+
+
+def killed_while_learning(model: Path, data: Path, out: Path, rounds: int) -> list[dict[str, Any]]:
+    """What was found in each round, all of which then ended with the bits of a learning that nobody disturbed."""
+    out.mkdir()
+    command = [sys.executable, str(MODEL_DRIVER), str(model), str(data), str(out), str(rounds), "0"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = bits(out / "whole")
+    assert len(expected["checkpoints/journal.jsonl"]) == 3
+    for number in range(rounds):
+        assert bits(out / f"{number}") == expected
+    return json.loads(done.stdout)
+
+
+def test_a_model_that_is_killed_while_it_learns(model: tuple[Path, Path], tmp_path: Path) -> None:
+    found = killed_while_learning(*model, tmp_path / "out", 4)
+    assert any(each["killed"] for each in found)
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_a_model_that_learns(model: tuple[Path, Path], tmp_path: Path) -> None:
+    found = killed_while_learning(*model, tmp_path / "out", 56)
+    kills = [each for each in found if each["killed"]]
+    assert len(kills) >= 50
+    assert any(each["snapshot"] for each in kills)
+    new, within = sum(each["there"] for each in kills), sum(each["snapshot"] for each in kills)
+    print(f"{len(kills)} kills: {new} left the new model; {within} found a snapshot")  # noqa: T201
 
 
 @pytest.mark.parametrize("recipe", ["sd_lora"], indirect=True)

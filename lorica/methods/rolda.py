@@ -110,9 +110,11 @@ class RoLDAConfig(LowRankConfig):
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> RoLDAConfig:
-        if not self.passes and (
-            idle := {"adapt", "rank", "projections", "rotations", "enough"} & self.model_fields_set
-        ):
+        idle = {"adapt", "rank", "projections", "rotations", "enough"} & self.model_fields_set
+        idle = {
+            key for key in idle if getattr(self, key) != type(self).model_fields[key].default
+        }  # a saved recipe has all
+        if idle and not self.passes:
             raise ValueError(
                 f"{', '.join(sorted(idle))}: without effect where passes is 0, since nothing is trained; leave out"
             )

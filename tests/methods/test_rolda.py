@@ -158,6 +158,8 @@ def test_a_single_class_is_adapted_to_by_its_rotations_alone(tiny_encoder, growi
 def test_settings_of_an_adaptation_that_never_happens_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rank, rotations: without effect where passes is 0"):
         RoLDAConfig(name="rolda", passes=0, rank=3, rotations="always")
+    saved = RoLDAConfig(name="rolda", passes=0)  # with every key, as a run saves it
+    assert RoLDAConfig.model_validate(saved.model_dump(mode="json")) == saved
 
 
 @pytest.mark.parametrize("rotations", ["auto", "never"])
