@@ -759,7 +759,7 @@ class Learner:
             )
 
         self._describe(session, arrival)
-        session.folder.snapshot = self._snapshot_for(checkpoints, task, labels[~aside], digests[~aside])
+        session.folder.snapshot = self._snapshot_for(checkpoints, task, labels[~aside], digests[~aside], frozen)
         session.restore()
         before = None
         if old:
@@ -825,11 +825,16 @@ class Learner:
         }
 
     def _snapshot_for(
-        self, checkpoints: Checkpoints, task: Task, labels: Int[Tensor, " n"], digests: UInt8[Tensor, "n 16"]
+        self,
+        checkpoints: Checkpoints,
+        task: Task,
+        labels: Int[Tensor, " n"],
+        digests: UInt8[Tensor, "n 16"],
+        frozen: bool,
     ) -> Path:
         """Where the snapshot is of this task with these images, learned after these checkpoints as the recipe says; those of
         others are gone."""
-        settings = [checkpoints.seal, self._recipe.resolved(), task.classes, task.class_names, labels.tolist()]
+        settings = [checkpoints.seal, frozen, self._recipe.resolved(), task.classes, task.class_names, labels.tolist()]
         name = hashlib.sha256(json.dumps(settings).encode() + digests.numpy().tobytes()).hexdigest()[:16]
         own = self.folder.path / f"snapshot-{name}.safetensors"
         for other in self.folder.path.glob("snapshot-*.safetensors"):
