@@ -1,0 +1,82 @@
+"""The commands of docs/models.md, as they are printed there, on small images and the embedded backbone."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_cli import Lorica
+
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
+SMALL = ["backbone.name=lorica_tiny", "fit.epochs=1", "method.passes=1", "method.rank=2", "fit.augment=none"]
+KINDS = {
+    "may": ("wren", "kite"),
+    "june": ("crow", "kite"),
+    "july": ("heron",),
+    "august": ("finch",),
+    "september": ("owl",),
+}
+MARKS = ("wren", "kite", "crow", "heron", "finch", "owl")
+
+
+@pytest.fixture
+def lorica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lorica:
+    monkeypatch.setenv("COLUMNS", "200")
+    return Lorica(monkeypatch, capsys)
+
+
+def draw(kind: str, generator: np.random.Generator) -> Image.Image:
+    """A bright bar whose place is the class's, on noise."""
+    pixels = generator.integers(0, 60, (32, 32, 3), dtype=np.uint8)
+    place = 5 * MARKS.index(kind)
+    pixels[place : place + 5] = 220
+    return Image.fromarray(pixels)
+
+
+def test_the_page(lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    folders = KINDS | {"test": ("wren", "kite", "crow")}
+    for folder, kinds in folders.items():
+        for kind in kinds:
+            (tmp_path / folder / kind).mkdir(parents=True)
+            for number in range(30):
+                draw(kind, generator).save(tmp_path / folder / kind / f"{folder}-{number:03}.png")
+    (tmp_path / "unsorted").mkdir()
+    draw("wren", generator).save(tmp_path / "unsorted" / "a.png")
+    (tmp_path / "who.jpg").write_bytes((tmp_path / "test" / "kite" / "test-000.png").read_bytes())
+
+    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    commands = [line for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 13
+    known: list[str] = []
+    for command in commands:
+        if "onnx" in command:
+            continue  # tests/export does it, in minutes
+        program, *arguments = shlex.split(command)
+        if program == "cp":
+            shutil.copytree(tmp_path / arguments[-2], tmp_path / arguments[-1])
+            continue
+        assert program == "lorica"
+        if arguments[0] == "learn" and arguments[1] not in known and not (tmp_path / arguments[1]).exists():
+            known.append(arguments[1])
+            arguments = [each for each in arguments if not each.startswith("backbone.name")] + SMALL
+        if command == "lorica evaluate birds --data test --figures figures":
+            assert lorica("rollback", "birds", "--to", "2")[0] == 0  # the page has gone back to version 1
+        code, out, err = lorica(*arguments)
+        assert code == 0, (command, out, err)
+    assert (tmp_path / "figures" / "confusion.png").exists()
+    code, out, _ = lorica("history", "birds")
+    assert "joined finch" in out
+    python = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert python
+    there: dict[str, object] = {}
+    exec(python[1], there)
+    [answer] = there["answers"]  # type: ignore[misc]
+    assert answer.class_name == "kite"
