@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, COLOURS
 from damage import damaged
 from PIL import Image
 from safetensors.torch import load_file
@@ -42,6 +41,7 @@ from lorica.learner import Learner, load
 from lorica.results import Result
 from lorica.run import run
 from lorica.session import Session
+from tests.conftest import CLASS_NAMES, COLOURS
 
 Values = dict[str, Any]
 METHODS: dict[str, Values] = {
