@@ -284,10 +284,10 @@ def test_what_is_set_aside_is_never_trained_on(recipe: Values, tmp_path: Path, m
     trained: list[torch.Tensor] = []
     learn = Session.learn
 
-    def watched(session: Session, task: Any, data: Any) -> None:
+    def watched(session: Session, task: Any, data: Any, **options: Any) -> None:
         assert isinstance(data, Split)
         trained.extend(batch.inputs for batch in data.batches(5, device=torch.device("cpu")))
-        learn(session, task, data)
+        learn(session, task, data, **options)
 
     monkeypatch.setattr(Session, "learn", watched)
     given, labels = of_classes(0, 1)
@@ -409,7 +409,7 @@ def test_a_first_change_that_fails_leaves_nothing(forgetful: Values, tmp_path: P
 def test_a_training_that_fails_leaves_the_model_as_it_was(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     learner, before = Learner(model), files_of(model)
 
-    def failing(session: Session, task: Any, data: Any) -> None:
+    def failing(session: Session, task: Any, data: Any, **options: Any) -> None:
         session._under_way = True
         session._write_row({"task": 3})
         session.folder.snapshot.write_bytes(b"half")
@@ -698,6 +698,7 @@ def test_parameters_and_clones(recipe: Values, tmp_path: Path) -> None:
         "device": None,
         "precision": None,
         "keep": 3,
+        "forgettable": None,
         "method.layers": 2,
     }
     assert learner.set_params(keep=1).get_params()["keep"] == 1
