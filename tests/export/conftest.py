@@ -13,18 +13,18 @@ from timm.models.vision_transformer import VisionTransformer
 from lorica.backbones import load_backbone
 from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageReader
-from lorica.learner import Learner
 from lorica.methods import find_method
+from lorica.predictor import Predictor
 from lorica.types import Task
 
-MakeLearner = Callable[..., Learner]
+MakeLearner = Callable[..., Predictor]
 
 
 @pytest.fixture(scope="session")
 def make_learner() -> MakeLearner:
     """`make_learner("sd_lora", rank=2)`, with backbone="tiny" for a ViT that timm does not know: three tasks of two classes; all that would start at zero has numbers."""
 
-    def make(name: str, *, backbone: str = "test_vit", crop_pct: float = 1.0, **options: Any) -> Learner:
+    def make(name: str, *, backbone: str = "test_vit", crop_pct: float = 1.0, **options: Any) -> Predictor:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             size = None if backbone == "lorica_tiny" else 32
@@ -42,7 +42,7 @@ def make_learner() -> MakeLearner:
                     for value in learned.own_state().values():
                         if value.is_floating_point() and not value.any():
                             value.normal_(std=0.5)
-        return Learner(learned.eval(), reader=ImageReader(32, crop_pct=crop_pct))
+        return Predictor(learned.eval(), reader=ImageReader(32, crop_pct=crop_pct))
 
     return make
 

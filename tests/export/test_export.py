@@ -18,13 +18,13 @@ import torch
 from lorica.errors import LoricaError
 from lorica.export import export, staging
 from lorica.export import timm as target
-from lorica.learner import Learner
+from lorica.predictor import Predictor
 
-MakeLearner = Callable[..., Learner]
+MakeLearner = Callable[..., Predictor]
 
 
 @pytest.fixture(scope="module")
-def learner(make_learner: MakeLearner) -> Learner:
+def learner(make_learner: MakeLearner) -> Predictor:
     return make_learner("linear_probe")
 
 
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_record_says_what_it_is_and_how_far_apart(learner: Learner, tmp_path: Path) -> None:
+def test_the_record_says_what_it_is_and_how_far_apart(learner: Predictor, tmp_path: Path) -> None:
     done = export(learner, tmp_path / "out", "timm")
     record = json.loads((tmp_path / "out/export.json").read_text())
     assert (record["target"], record["method"]) == ("timm", "linear_probe")
@@ -48,7 +48,7 @@ def test_the_record_says_what_it_is_and_how_far_apart(learner: Learner, tmp_path
     assert json.loads((tmp_path / "out/export.json").read_text())["fingerprint"] != record["fingerprint"]
 
 
-def test_a_name_that_is_none_and_an_image_that_is_none(learner: Learner, tmp_path: Path) -> None:
+def test_a_name_that_is_none_and_an_image_that_is_none(learner: Predictor, tmp_path: Path) -> None:
     with pytest.raises(LoricaError, match="'onx': no target of that name; did you mean onnx"):
         export(learner, tmp_path / "out", "onx")
     with pytest.raises(LoricaError, match=r"absent.png"):
@@ -56,7 +56,7 @@ def test_a_name_that_is_none_and_an_image_that_is_none(learner: Learner, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_of_many_images_some_from_everywhere_are_compared(learner: Learner, tmp_path: Path) -> None:
+def test_of_many_images_some_from_everywhere_are_compared(learner: Predictor, tmp_path: Path) -> None:
     done = export(learner, tmp_path / "out", "timm", [np.full((32, 32), n % 256, np.uint8) for n in range(300)])
     assert (done.real, done.images) == (True, 64)
 
@@ -95,7 +95,9 @@ def test_a_missing_package_is_named_with_the_extra(
         ("export.json", "is in the way"),
     ],
 )
-def test_a_folder_with_anything_else_is_refused_by_name(file: str, said: str, learner: Learner, tmp_path: Path) -> None:
+def test_a_folder_with_anything_else_is_refused_by_name(
+    file: str, said: str, learner: Predictor, tmp_path: Path
+) -> None:
     folder = tmp_path / "out"
     (folder / file).parent.mkdir(parents=True)
     (folder / file).write_text("{}")
@@ -105,7 +107,7 @@ def test_a_folder_with_anything_else_is_refused_by_name(file: str, said: str, le
     assert contents(folder) == {file: b"{}"}
 
 
-def test_a_file_of_an_export_that_was_altered_is_the_users(learner: Learner, tmp_path: Path) -> None:
+def test_a_file_of_an_export_that_was_altered_is_the_users(learner: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     export(learner, folder, "timm")
     readme = folder / "README.md"
@@ -119,7 +121,7 @@ def test_a_file_of_an_export_that_was_altered_is_the_users(learner: Learner, tmp
         export(learner, tmp_path / "file", "timm")
 
 
-def test_an_export_gives_way_to_another_of_any_kind(learner: Learner, tmp_path: Path) -> None:
+def test_an_export_gives_way_to_another_of_any_kind(learner: Predictor, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()
     export(learner, folder, "timm")
@@ -137,7 +139,7 @@ def test_an_export_gives_way_to_another_of_any_kind(learner: Learner, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["other logits", "other names", "other pixels"])
 def test_what_is_wrong_never_arrives(
-    kind: str, learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    kind: str, learner: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder, real = tmp_path / "out", target.config
     export(learner, folder, "timm")
@@ -188,7 +190,7 @@ def leave(*_: object, **__: object) -> None:
 @pytest.mark.parametrize("exchanges", [True, False])
 @pytest.mark.parametrize("moment", ["begun", "half written", "before the place", "in between", "after"])
 def test_a_kill_leaves_the_earlier_export_or_the_new_one(
-    moment: str, exchanges: bool, learner: Learner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    moment: str, exchanges: bool, learner: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folder = tmp_path / "out"
     with staging.arriving(folder, record("old")) as new:

@@ -21,10 +21,10 @@ from safetensors.torch import load_file, save_file
 from lorica.backbones import load_backbone
 from lorica.errors import LoricaError
 from lorica.export import export
-from lorica.learner import Learner
 from lorica.methods import Readout, find_method
+from lorica.predictor import Predictor
 
-MakeLearner = Callable[..., Learner]
+MakeLearner = Callable[..., Predictor]
 Pictures = list[np.ndarray]
 
 
@@ -84,7 +84,7 @@ def test_transformers_load_model_names_and_preparation(
     assert type(model).__name__ == kind
     assert model.config.id2label == dict(enumerate(learner.class_names))
     assert model.config.label2id == {name: number for number, name in enumerate(learner.class_names)}
-    squares = learner._reader.of(pictures)
+    squares = learner.reader.of(pictures)
     with torch.no_grad():
         found = model(pixel_values=(squares - learner.method.encoder.mean) / learner.method.encoder.std).logits
     assert close(found, learner.logits(pictures))
@@ -125,7 +125,7 @@ def test_peft_loads_an_exact_adapter(
             for _, adapter, _ in learner.method.parts():  # type: ignore[union-attr]
                 adapter.down.normal_(std=0.1)
     export(learner, tmp_path / "out", "peft", pictures)
-    base, squares = plain_base(), learner._reader.of(pictures)
+    base, squares = plain_base(), learner.reader.of(pictures)
     weights = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     model = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     encoder = learner.method.encoder
@@ -224,7 +224,7 @@ def test_a_read_out_is_exported_in_place_of_the_head(
                 for value in method.own_state().values():
                     if value.is_floating_point() and not value.any():
                         value.normal_()
-    learner = Learner(method.eval(), reader=head._reader)
+    learner = Predictor(method.eval(), reader=head.reader)
     export(learner, tmp_path / "out", "timm", pictures)
     weight = load_file(tmp_path / "out/model.safetensors")["head.weight"]
     assert torch.equal(weight, method.statistics.weight)
@@ -253,7 +253,7 @@ def test_the_words_for_peft_run_as_they_are_written(
     exec(code, names)
     encoder = learner.method.encoder
     with torch.no_grad():
-        found = names["model"]((learner._reader.of(pictures) - encoder.mean) / encoder.std)
+        found = names["model"]((learner.reader.of(pictures) - encoder.mean) / encoder.std)
     assert close(found, learner.logits(pictures))
 
 

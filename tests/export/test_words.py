@@ -16,11 +16,11 @@ import lorica
 from lorica import cli
 from lorica.backbones import tiny
 from lorica.export import export
-from lorica.learner import Learner
+from lorica.predictor import Predictor
 from lorica.results import Result
 
 PAGE = Path(__file__).parents[2] / "docs/export.md"
-MakeLearner = Callable[..., Learner]
+MakeLearner = Callable[..., Predictor]
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_the_lines_of_the_page_give_the_learners_class(
     exec(code, names)
     if to == "peft":
         encoder = learner.method.encoder
-        squares = learner._reader.of(pictures)
+        squares = learner.reader.of(pictures)
         found = names["model"]((squares - encoder.mean) / encoder.std).argmax(dim=1)
         assert found.tolist() == learner.logits(pictures).argmax(dim=1).tolist()
     else:
