@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import stat
 import subprocess
@@ -1155,3 +1156,118 @@ def test_tensors_of_the_newest_version_that_are_damaged(model: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match=r"task_0002.safetensors: missing, truncated or altered; restore it"):
         load(model)
+
+
+# --- frozen changes, forgetting, joining ---
+
+
+def middle(logits: torch.Tensor) -> torch.Tensor:
+    """Less the mean of each image's: a discriminant leaves that open."""
+    return logits - logits.mean(dim=1, keepdim=True)
+
+
+def test_a_class_that_is_forgotten_was_never_there(recipe: Values, tmp_path: Path) -> None:
+    whole = Learner(tmp_path / "whole", recipe=recipe, keep=2, forgettable=True)
+    without = Learner(tmp_path / "without", recipe=recipe, keep=2)
+    for numbers in ((0, 1), (2, 3)):
+        whole.learn(of_classes(*numbers))
+    whole.learn(of_classes(1, seed=1))  # more of it
+    for numbers in ((0,), (2, 3)):
+        without.learn(of_classes(*numbers))
+    version = whole.forget(CLASS_NAMES[1])
+    assert version.classes == (CLASS_NAMES[1],)
+    assert version.remarks == ()
+    assert whole.class_names == without.class_names
+    images, _ = of_classes(0, 1, 2, 3, seed=5)
+    expected = middle(without.logits(images))
+    assert (middle(whole.logits(images)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert CLASS_NAMES[1] not in whole.predict(images)
+    assert whole.predict_proba(images).shape == (48, 3)
+    assert load(tmp_path / "whole").class_names == whole.class_names
+
+    before = load(tmp_path / "whole", version=3)
+    assert CLASS_NAMES[1] in before.class_names
+    learned = whole.learn(of_classes(1))  # the very same images, which are new to it again
+    assert learned is not None
+    assert learned.images + learned.set_aside == 12
+    assert set(whole.class_names) == {CLASS_NAMES[number] for number in range(4)}
+    whole.forget([CLASS_NAMES[1], CLASS_NAMES[3]])
+    assert set(whole.class_names) == {CLASS_NAMES[0], CLASS_NAMES[2]}
+    whole.rollback(3)
+    assert np.array_equal(whole.predict_proba(images), before.predict_proba(images))
+
+
+def test_what_cannot_be_forgotten(model: Path, recipe: Values, tmp_path: Path) -> None:
+    learner, before = Learner(model), files_of(model)
+    for names, words in (
+        ([CLASS_NAMES[0]], r"cannot be taken out of discriminant.*hide predicts them no more"),
+        (["nobody"], r"does not know nobody; it knows"),
+        (list(CLASS_NAMES[:6]), "at least one class has to stay"),
+    ):
+        with pytest.raises(LoricaError, match=re.compile(words, re.DOTALL)):
+            learner.forget(names)
+        assert files_of(model) == before
+    hidden = learner.forget(CLASS_NAMES[0], hide=True)
+    assert hidden.remarks == ("their statistics are still in the model, which only predicts them no more",)
+    assert CLASS_NAMES[0] not in learner.predict(coloured(0))
+    with pytest.raises(LoricaError, match="forgettable is False of this model"):
+        Learner(model, forgettable=True)
+    trained = recipe | {"method": METHODS["rolda"]}
+    seen = Learner(tmp_path / "seen", recipe=trained, forgettable=True)
+    seen.learn(of_classes(0, 1))
+    assert "the trunk was trained on images of" in seen.forget(CLASS_NAMES[0]).remarks[0]
+
+
+@pytest.mark.parametrize("name", ["rolda", "prototypes"])
+def test_frozen_scores_keep_their_bits(name: str, recipe: Values, tmp_path: Path) -> None:
+    learner = Learner(tmp_path, recipe=recipe | {"method": METHODS[name]})
+    learner.learn(of_classes(0, 1))
+    images, _ = of_classes(0, 1, 2, seed=3)
+    before = learner.logits(images)
+    learner.learn(of_classes(2, 3), frozen=True)
+    assert torch.equal(learner.logits(images)[:, :2], before)
+    with pytest.raises(LoricaError, match="learned already"):
+        learner.learn(of_classes(0, 4, seed=1), frozen=True)
+
+
+def test_a_method_that_trains_on_every_task_promises_nothing(recipe: Values, tmp_path: Path) -> None:
+    learner = Learner(tmp_path, recipe=recipe | {"method": METHODS["sd_lora"]})
+    learner.learn(of_classes(0, 1))
+    before = files_of(tmp_path)
+    with pytest.raises(LoricaError, match="cannot be learned frozen: sd_lora trains on every task"):
+        learner.learn(of_classes(2, 3), frozen=True)
+    assert files_of(tmp_path) == before
+
+
+def test_copies_that_went_on_are_joined(recipe: Values, tmp_path: Path) -> None:
+    everything = {"checkpoints": "everything"}
+    one = Learner(tmp_path / "one", recipe=recipe, keep=2, **everything)
+    one.learn(of_classes(0, 1))
+    one.save(tmp_path / "other")
+    other = Learner(tmp_path / "other", keep=2)
+    one.learn(of_classes(2))
+    other.learn(of_classes(3, 4))
+    version = one.join(other)
+    assert version.kind == "joined"
+    assert set(version.classes) == {CLASS_NAMES[3], CLASS_NAMES[4]}
+    whole = Learner(tmp_path / "whole", recipe=recipe, keep=2)
+    for numbers in ((0, 1), (2,), (3, 4)):
+        whole.learn(of_classes(*numbers))
+    images, _ = of_classes(0, 1, 2, 3, 4, seed=5)
+    expected = middle(whole.logits(images))
+    assert one.class_names == whole.class_names
+    assert (middle(one.logits(images)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert torch.equal(load(tmp_path / "one").logits(images), one.logits(images))
+    assert one.learn(of_classes(3, 4)) is None  # their images came along
+
+
+def test_what_cannot_be_joined(model: Path, recipe: Values, tmp_path: Path) -> None:
+    stranger = Learner(tmp_path / "stranger", recipe=recipe)
+    stranger.learn(of_classes(5))
+    learner, before = Learner(model), files_of(model)
+    with pytest.raises(LoricaError, match="has no version in common with"):
+        learner.join(stranger)
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    with pytest.raises(LoricaError, match="has nothing that this model does not have"):
+        learner.join(copy)
+    assert files_of(model) == before
