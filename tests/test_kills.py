@@ -184,7 +184,7 @@ def test_a_signal_leaves_a_snapshot_and_says_so(number: signal.Signals, recipe: 
     assert process.returncode == 128 + number
     assert "Traceback" not in said
     said = re.sub(r"\s+", " ", said)
-    assert "finished tasks are kept, and of the one under way its last snapshot; --resume continues" in said
+    assert "what was finished is kept, and of a task under way its last snapshot; the same command continues" in said
     if number != signal.SIGINT:
         assert number.name in said
         assert (out / "snapshot.safetensors").exists()
