@@ -1,8 +1,9 @@
-"""Lets a model learn in a process that is killed, round after round: `python model_kill_driver.py MODEL DATA OUT ROUNDS SEED`.
+"""Lets a model learn in a process that is killed, round after round: `python model_kill_driver.py MODEL DATA OUT KILLS SEED`.
 
 Each round begins with a copy of MODEL, OUT/N; its process learns DATA, and is sent SIGKILL at a random moment of the time that a
 learning takes. A second process tells what model is there, a third one learns the data again. All are forked from this one, which
-imports everything once and computes nothing. Prints, for each round, whether it was killed and what was there.
+imports everything once and computes nothing. There are as many rounds as it takes. Prints, for each, whether it was killed and
+what was there.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lorica.learner import Learner, load
 torch.set_num_threads(1)
 
 
-def main(model: Path, data: Path, out: Path, rounds: int, seed: int) -> None:
+def main(model: Path, data: Path, out: Path, kills: int, seed: int) -> None:
     stored = np.load(data)
     chance, found = random.Random(seed), []
 
@@ -51,8 +52,8 @@ def main(model: Path, data: Path, out: Path, rounds: int, seed: int) -> None:
     finish(begun(learn, whole))
     span = time.monotonic() - started
     expected = [said_of(model), said_of(whole)]
-    for number in range(rounds):
-        folder = Path(shutil.copytree(model, out / f"{number}"))
+    while sum(each["killed"] for each in found) < kills:
+        folder = Path(shutil.copytree(model, out / f"{len(found)}"))
         process = begun(learn, folder)
         time.sleep(chance.uniform(0, span))
         os.kill(process, signal.SIGKILL)
