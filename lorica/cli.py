@@ -34,6 +34,7 @@ from lorica.run import default_folder
 from lorica.run import evaluate as evaluate_run
 from lorica.run import run as run_recipe
 from lorica.serving import server as serving
+from lorica.serving.model import Model
 from lorica.terminal import Screen, open_streams, screenful
 from lorica.theorem import Setting, experiment
 
@@ -415,8 +416,8 @@ def serve(
     """Answer images over HTTP, and show a page for them."""
     serving.require_extra()
     moved: dict[str, Any] = {"device": device} if device else {}
-    model = load(folder, **moved)
-    if not isinstance(model, Learner):
+    model: Any = load(folder, **moved)
+    if not isinstance(model, Model):
         raise LoricaError(
             f"{folder}: not a model that can be served; expected the folder of one that `lorica learn` made"
         )
