@@ -31,6 +31,9 @@ def tab(browser: Tab, url: str) -> Iterator[Tab]:
     browser.addresses.clear()
     browser.complaints.clear()
     browser.open(url)
+    # The page asks for the model, its classes and its history at once, and any may come last.
+    browser.until("document.querySelector('h1').innerText === 'colours'")
+    browser.until("document.querySelectorAll('#classes li').length === 3")
     browser.until("document.querySelectorAll('.version').length === 3")
     yield browser
     assert browser.complaints == []
