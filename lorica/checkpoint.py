@@ -49,6 +49,7 @@ from lorica.journal import (
     Line,
     Saved,
     TaskLearned,
+    last_purged,
     line_of_descent,
     sealed,
 )
@@ -134,6 +135,11 @@ class Checkpoints:
         return [task.task for each in line_of_descent(self._lines, number) for task in self._lines[each - 1].tasks]
 
     @property
+    def purged(self) -> int:
+        """How many of the first versions of a model were removed for good."""
+        return last_purged(self._lines)
+
+    @property
     def history(self) -> int:
         """Size of the run's history when the latest task had been learned, in bytes."""
         return self._lines[-1].history if self._lines else 0
@@ -207,7 +213,8 @@ class Checkpoints:
         is safe.
 
         Args:
-            change: made to a model; of its kind are `joined`, the number of tasks it has taken up, and `forgotten` classes.
+            change: made to a model; of its kind are `joined`, the number of tasks it has taken up, and `forgotten` classes. One that
+                purges makes a checkpoint for which no earlier one is needed, and they go.
             images, parts: what goes into files of these names.
 
         Raises:
@@ -226,7 +233,8 @@ class Checkpoints:
             self._append(_head_of(method).model_dump())
             self._head = _head_of(method)
         sums = {name: state.pop(name) for name in method.needed_to_learn_on()}
-        base = keep == "newest" or not self._lines
+        purges = change is not None and change.kind == "purged"
+        base = keep == "newest" or purges or not self._lines
         before = {} if base else self._known
         known, new, extended = {}, {}, {}
         for name, tensor in state.items():
@@ -298,14 +306,14 @@ class Checkpoints:
         """Names of the files that stay, of those that lines name."""
         if not self._lines:
             return set()
-        number = len(self._lines)
-        lines = [line for _, line in self._parts(number)] if keep == "newest" else self._lines
+        number, gone = len(self._lines), last_purged(self._lines)
+        lines = [line for _, line in self._parts(number)] if keep == "newest" else self._lines[gone:]
         files = {saved.file for line in lines for end, saved in line.files().items() if saved and end != "-sums"}
         if keep == "everything":
             learned_on = lines
         else:  # the newest, and those that the present one comes of: one that was left can be gone back to, and learns on
-            path = [self._lines[each - 1] for each in line_of_descent(self._lines, number)]
-            newest = [line for line in self._lines if line.restores is None]
+            path = [self._lines[each - 1] for each in line_of_descent(self._lines, number) if each > gone]
+            newest = [line for line in self._lines[gone:] if line.restores is None]
             learned_on = [*path[-self.undoable :], *newest[-self.undoable :]]
         return files | {line.sums.file for line in learned_on if line.sums}
 

@@ -1,4 +1,4 @@
-"""The commands for a model that goes on learning: `lorica learn | predict | history | rollback | forget | join`."""
+"""The commands for a model that goes on learning: `lorica learn | predict | history | rollback | forget | purge | join`."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def history(model: Model, moved: Moved = None) -> None:
     )
     for version in versions:
         shown.add_row(
-            f"{version.number}{' *' if version.is_present else ''}",
+            f"{version.number}{' *' if version.is_present else '' if version.is_there else ' †'}",
             version.date[:16].replace("T", " "),
             _what(version),
             f"{version.images} + {version.set_aside}" if version.images else "",
@@ -150,7 +150,7 @@ def history(model: Model, moved: Moved = None) -> None:
         )
     console.print(shown)
     console.print(
-        "* the model now. Images: learned + set aside; accuracy is on those set aside; lost/won: of those of older classes, how many "
+        "* the model now; † gone for good. Images: learned + set aside; accuracy is on those set aside; lost/won: of those of older classes, how many "
         "became wrong, and right."
     )
 
@@ -178,12 +178,21 @@ def forget(
     ] = False,
     moved: Moved = None,
 ) -> None:
-    """Take classes out of a model, and say what stays of them; earlier versions still have them."""
+    """Take classes out of a model, and say what stays of them; earlier versions have them until they are purged."""
     version = _learner(model, moved).forget(classes, hide=hide)
     console.print(f"Version {version.number}: forgot {_names(version.classes)}", soft_wrap=True)
     for line in version.remarks or ("it is the model that never had an image of theirs",):
         console.print(line, soft_wrap=True)
     for line in _judgement(version):
+        console.print(line, soft_wrap=True)
+
+
+@models.command()
+def purge(model: Model, moved: Moved = None) -> None:
+    """Remove all earlier versions of a model for good, and with them what only they have of classes that were forgotten."""
+    version = _learner(model, moved).purge()
+    console.print(f"Version {version.number}: the versions before it are gone", soft_wrap=True)
+    for line in version.remarks:
         console.print(line, soft_wrap=True)
 
 

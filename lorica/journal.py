@@ -91,7 +91,7 @@ class Change(BaseModel):
 
     model_config = WRITTEN
 
-    kind: Literal["learned", "rolled back", "forgot", "joined"]
+    kind: Literal["learned", "rolled back", "forgot", "joined", "purged"]
     date: str
     note: Plain = {}
 
@@ -166,6 +166,12 @@ def line_of_descent(lines: Sequence[Line], number: int) -> list[int]:
     return path[::-1]
 
 
+def last_purged(lines: Sequence[Line]) -> int:
+    """How many lines there are before the latest that purged them, whose files are gone; 0 where none did."""
+    kinds = [line.change.kind if line.change else "" for line in lines]
+    return max((place for place, kind in enumerate(kinds) if kind == "purged"), default=0)
+
+
 @dataclass
 class Account:
     """What the lines of a journal say together, so far.
@@ -216,6 +222,8 @@ class Account:
         assert line.restores is not None
         if line.restores > len(self.lines):
             yield f"restores is {line.restores}, and there are {len(self.lines)} lines before it"
+        if line.restores <= last_purged(self.lines):
+            yield f"restores is {line.restores}, which has been purged"
         if line.change is None or line.change.kind != "rolled back":
             yield "restores is given, expected in a line whose change is 'rolled back' alone"
         filled = {"task": line.task, "joined": line.joined, "forgotten": line.forgotten, "structure": line.structure}
@@ -235,6 +243,8 @@ class Account:
         expected = {"learned": "task", "joined": "joined", "forgot": "forgotten"}.get(kind)
         if wrong := [key for key, given in there.items() if given != (key == expected)]:
             yield f"{wrong[0]} is {'given' if there[wrong[0]] else 'missing'}, in a line that says {kind}"
+        if kind == "purged" and not line.base:
+            yield "base is false, expected true: what was purged is gone"
         if line.change is None and (line.images or line.parts):
             yield "images or parts are given, expected in a line with a change alone"
 

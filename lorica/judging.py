@@ -25,7 +25,7 @@ from lorica.errors import DataError, LoricaError, RegressionError
 from lorica.evaluation import require_numbers
 from lorica.journal import line_of_descent
 from lorica.methods.base import Method
-from lorica.parts import without
+from lorica.parts import packed, unpacked, without
 from lorica.progress import Reporter, Silent
 from lorica.types import Inputs, Task
 
@@ -41,13 +41,17 @@ class Album:
     Attributes:
         names: of the classes, by their numbers.
         forgotten: numbers of those that are not predicted any more.
+        traces: what the model still has of classes that were forgotten.
     """
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints, self._lines = checkpoints, checkpoints.lines
-        self._path = line_of_descent(self._lines, len(self._lines))
+        path = line_of_descent(self._lines, len(self._lines))
+        self._path = [number for number in path if number > checkpoints.purged]  # of which there are files
         self.names = [name for task in checkpoints.learned_tasks for name in task.new_names]
         self.forgotten = forgotten_after(checkpoints, len(self._lines))
+        took = [line for number in path if self.forgotten & set((line := self._lines[number - 1]).forgotten)]
+        self.traces = [trace for line in took if line.change for trace in line.change.note.get("remarks", ())]
         self._numbers = {likeness(name): number for number, name in enumerate(self.names)}
         self._forgotten_by: dict[
             int, set[int]
@@ -87,8 +91,18 @@ class Album:
         for number in self._path:
             saved = self._lines[number - 1].parts
             if saved is not None:
-                kept.append(without(self._checkpoints.tensors(saved), self._forgotten_by.get(number, set())))
+                gone = self._forgotten_by.get(number, set())
+                kept += [without(each, gone) for each in unpacked(self._checkpoints.tensors(saved))]
         return kept
+
+    def remains(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """All that is known of the images, and all that was kept to forget by, as one version would have it."""
+        images, labels = self.kept()
+        known: dict[str, Tensor] = {} if images is None else {"kept": images, "kept_labels": labels}
+        if self._known:
+            digests = np.frombuffer(b"".join(self._known), np.uint8).reshape(-1, DIGEST).copy()
+            known |= {"digests": torch.from_numpy(digests), "digest_labels": torch.tensor(list(self._known.values()))}
+        return known, packed(self.parts())
 
     def since(self, number: int, numbers: Mapping[str, int]) -> dict[str, Tensor]:
         """What is known of the images of the versions after that one, for another album.

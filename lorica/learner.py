@@ -87,7 +87,7 @@ class Version:
 
     Attributes:
         number: of the version, from 1.
-        kind: learned, rolled back, forgot, joined.
+        kind: learned, rolled back, forgot, joined, purged.
         date: when, ISO 8601.
         classes: what it was about; of a way back, none.
         images: how many were learned, without those set aside.
@@ -99,6 +99,7 @@ class Version:
         remarks: what is still there of classes that were forgotten.
         restores: the version that is gone back to.
         is_present: the model is now as it was after this one.
+        is_there: it can be gone back to; it was not purged.
     """
 
     number: int
@@ -115,6 +116,7 @@ class Version:
     remarks: tuple[str, ...]
     restores: int | None
     is_present: bool
+    is_there: bool
 
 
 class _Settings(BaseModel):
@@ -289,7 +291,11 @@ class Learner:
         now = _judged(lines[present - 1]) if present else {}
         names = [name for task in checkpoints.learned_tasks for name in task.new_names]
         numbers = {name: number for number, name in enumerate(names)}
-        return [self._version(number, line, lines, numbers, now, present) for number, line in enumerate(lines, start=1)]
+        gone = checkpoints.purged
+        return [
+            self._version(number, line, lines, numbers, now, present, number > gone)
+            for number, line in enumerate(lines, start=1)
+        ]
 
     def _version(
         self,
@@ -299,6 +305,7 @@ class Learner:
         numbers: Mapping[str, int],
         now: Mapping[int, tuple[int, int]],
         present: int,
+        there: bool,
     ) -> Version:
         change = line.change or Change(kind="learned", date="")  # a run that was made a model
         note = change.note
@@ -320,6 +327,7 @@ class Learner:
             remarks=tuple(note.get("remarks", ())),
             restores=line.restores,
             is_present=after == present,
+            is_there=there,
         )
 
     def set_aside(self) -> list[UInt8[np.ndarray, "s s 3"]]:
@@ -403,9 +411,7 @@ class Learner:
             checkpoints = self.checkpoints
             checkpoints.open(self._policy())
             number = checkpoints.tasks
-            if not 1 <= to <= number:
-                there = f"1 to {number}" if number else "none yet"
-                raise LoricaError(f"{self._where()}: has no version {to}; there are {there}")
+            self._require_version(checkpoints, to)
             if line_of_descent(checkpoints.lines, to) == line_of_descent(checkpoints.lines, number):
                 raise LoricaError(f"{self._where()}: is what it was after version {to}; nothing to do")
             predictor = self._load(to)
@@ -418,7 +424,7 @@ class Learner:
 
         Where nothing was trained on their images and the model is `forgettable`, or remembers no sums over classes, it is then a
         model that never saw them (`lorica.methods.base.Method.forget`). What stays of them otherwise is in the version's remarks.
-        Earlier versions, which can be gone back to, still have them.
+        Earlier versions, which can be gone back to, still have them until `purge`.
 
         Args:
             hide: only predict them no more; their statistics stay.
@@ -445,7 +451,8 @@ class Learner:
             staying = torch.isin(labels, torch.tensor(left))
             jury = Jury.of_kept(None if images is None else images[staying], labels[staying])
             was = right(jury.logits(plain_form(method)), jury.labels, album.live)
-            traces = ["their statistics are still in the model, which only predicts them no more"]
+            named = [album.names[number] for number in gone]
+            traces = [f"the statistics of {some(named)} are still in the model, which only predicts them no more"]
             if not hide:
                 parts = Parts(album.parts())
                 if why := list(method.cannot_forget(gone, parts)):
@@ -458,12 +465,34 @@ class Learner:
             logits = jury.logits(plain_form(method))
             moved = Moved.between(jury.labels, was, right(logits, jury.labels, left))
             note = {
-                "classes": [album.names[number] for number in gone],
+                "classes": named,
                 "remarks": traces,
                 **_moved_note(moved, album.names),
                 **self._fitted([logits] if len(logits) else [], jury.labels, left, len(album.names)),
             }
             session.close([], change=Change(kind="forgot", date=_now(), note=note), forgotten=gone)
+            self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            return self._history(checkpoints)[-1]
+
+    def purge(self) -> Version:
+        """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors, images
+        set aside and their digests. History still lists them, with the names of classes.
+
+        Raises:
+            LoricaError: nothing has been learned yet.
+        """
+        with self._changing(False) as (reporter, interruptions):
+            _ = self.predictor
+            session = self._session(reporter, interruptions)
+            method, checkpoints = session.method, session.checkpoints
+            session.restore()
+            album = Album(checkpoints)
+            images, parts = album.remains()
+            said = self._note_of(checkpoints, checkpoints.tasks)
+            note = {key: said[key] for key in ("judged", "calibration") if key in said}
+            note["remarks"] = album.traces
+            session.close([], change=Change(kind="purged", date=_now(), note=note), images=images, parts=parts)
+            self._drop_snapshots()
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
             return self._history(checkpoints)[-1]
 
@@ -632,13 +661,13 @@ class Learner:
         if version is None or not checkpoints.tasks:
             _ = checkpoints.entries  # it is whole, and its last line the present version's
         number = checkpoints.tasks if version is None else version
+        self._require_version(checkpoints, number)
         _, method = build_model(self._recipe)
         checkpoints.load(method, number)
         return self._predictor_of(method, checkpoints, number)
 
     def _predictor_of(self, method: Method, checkpoints: Checkpoints, number: int) -> Predictor:
-        newest = checkpoints.lines[line_of_descent(checkpoints.lines, number)[-1] - 1]
-        note = newest.change.note if newest.change else {}
+        note = self._note_of(checkpoints, number)
         return Predictor(
             method,
             reader=build_reader(self._recipe, method.encoder),
@@ -646,6 +675,20 @@ class Learner:
             calibration=Calibration.model_validate(note["calibration"]) if note.get("calibration") else None,
             precision=self._given["precision"] or self._recipe.precision,
         )
+
+    def _note_of(self, checkpoints: Checkpoints, number: int) -> Mapping[str, Any]:
+        """What is noted of the model as it was after that version."""
+        newest = checkpoints.lines[line_of_descent(checkpoints.lines, number)[-1] - 1]
+        return newest.change.note if newest.change else {}
+
+    def _require_version(self, checkpoints: Checkpoints, number: int) -> None:
+        if 0 < number <= checkpoints.purged:
+            raise LoricaError(
+                f"{self._where()}: version {number} was purged and is gone for good; there are those from {checkpoints.purged + 1} on"
+            )
+        if not 1 <= number <= checkpoints.tasks:
+            there = f"{checkpoints.purged + 1} to {checkpoints.tasks}" if checkpoints.tasks else "none yet"
+            raise LoricaError(f"{self._where()}: has no version {number}; there are {there}")
 
     @contextmanager
     def _changing(self, progress: bool | Reporter) -> Iterator[tuple[Reporter, Interruptions]]:
@@ -837,10 +880,13 @@ class Learner:
         settings = [checkpoints.seal, frozen, self._recipe.resolved(), task.classes, task.class_names, labels.tolist()]
         name = hashlib.sha256(json.dumps(settings).encode() + digests.numpy().tobytes()).hexdigest()[:16]
         own = self.folder.path / f"snapshot-{name}.safetensors"
-        for other in self.folder.path.glob("snapshot-*.safetensors"):
-            if other != own and wrote(other):
-                other.unlink()
+        self._drop_snapshots(but=own)
         return own
+
+    def _drop_snapshots(self, but: Path | None = None) -> None:
+        for each in self.folder.path.glob("snapshot-*.safetensors"):
+            if each != but and wrote(each):
+                each.unlink()
 
     def _describe(self, session: Session, arrival: _Arrival) -> None:
         """Writes what is known before anything is learned. LoricaError: files are in the way that are not lorica's."""

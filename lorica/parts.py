@@ -119,6 +119,20 @@ def moved_by(weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " wid
     return dict(zip(MOVED, (weight.cpu(), bias.cpu()), strict=True))
 
 
+def packed(additions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """All of them as one mapping."""
+    return {f"{place}/{name}": tensor for place, each in enumerate(additions) for name, tensor in each.items()}
+
+
+def unpacked(kept: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The additions that were packed; of what is one addition, that."""
+    additions: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in kept.items():
+        place, _, own = name.rpartition("/")
+        additions.setdefault(int(place or 0), {})[own] = tensor
+    return [additions[place] for place in sorted(additions)]
+
+
 def without(addition: Mapping[str, Tensor], classes: Collection[int]) -> dict[str, Tensor]:
     """What is recorded of an addition but for these classes, in whatever module: what is to be kept once they are forgotten."""
     gone = {str(label) for label in classes}

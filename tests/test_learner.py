@@ -526,7 +526,7 @@ def test_an_earlier_version_by_load(model: Path) -> None:
     assert first.logits(PROBE).shape == (12, 2)
     assert isinstance(load(model), Learner)
     for none in (0, 4, -1):
-        with pytest.raises(CheckpointError, match=rf"no checkpoint after task {none}; there are those after 1, 2, 3"):
+        with pytest.raises(LoricaError, match=rf"has no version {none}; there are 1 to 3"):
             load(model, version=none)
 
 
@@ -1208,7 +1208,9 @@ def test_what_cannot_be_forgotten(model: Path, recipe: Values, tmp_path: Path) -
             learner.forget(names)
         assert files_of(model) == before
     hidden = learner.forget(CLASS_NAMES[0], hide=True)
-    assert hidden.remarks == ("their statistics are still in the model, which only predicts them no more",)
+    assert hidden.remarks == (
+        f"the statistics of {CLASS_NAMES[0]} are still in the model, which only predicts them no more",
+    )
     assert CLASS_NAMES[0] not in learner.predict(coloured(0))
     with pytest.raises(LoricaError, match="forgettable is False of this model"):
         Learner(model, forgettable=True)
@@ -1216,6 +1218,64 @@ def test_what_cannot_be_forgotten(model: Path, recipe: Values, tmp_path: Path) -
     seen = Learner(tmp_path / "seen", recipe=trained, forgettable=True)
     seen.learn(of_classes(0, 1))
     assert "the trunk was trained on images of" in seen.forget(CLASS_NAMES[0]).remarks[0]
+
+
+def test_what_is_purged_is_nowhere_in_the_folder(recipe: Values, tmp_path: Path) -> None:
+    purged, twin = (Learner(tmp_path / name, recipe=recipe, keep=2, forgettable=True) for name in ("purged", "twin"))
+    for learner in (purged, twin):
+        for numbers in ((0, 1), (2, 3)):
+            learner.learn(of_classes(*numbers))
+        staying = set(range(4)) - {learner.class_names.index(CLASS_NAMES[1])}
+        learner.forget(CLASS_NAMES[1])
+    images, _ = of_classes(0, 1, 2, 3, seed=5)
+    before = purged.logits(images)
+    version = purged.purge()
+    assert (version.number, version.kind, version.remarks) == (4, "purged", ())
+    assert torch.equal(load(tmp_path / "purged").logits(images), before)
+    assert [each.is_there for each in purged.history()] == [False, False, False, True]
+    assert [each.classes for each in purged.history()[:3]] == [each.classes for each in twin.history()]
+    assert sorted(path.name for path in (tmp_path / "purged" / "checkpoints").iterdir()) == [
+        "journal.jsonl",
+        *(f"task_0003{end}.safetensors" for end in ("-images", "-parts", "-sums", "")),
+    ]
+    found = load_file(tmp_path / "purged" / "checkpoints" / "task_0003-images.safetensors")
+    assert {name: set(found[name].tolist()) for name in ("kept_labels", "digest_labels")} == {
+        "kept_labels": staying,
+        "digest_labels": staying,
+    }
+    parts = load_file(tmp_path / "purged" / "checkpoints" / "task_0003-parts.safetensors")
+    assert {int(name.split(".")[-2]) for name in parts} == staying
+    for gone in (1, 3):
+        with pytest.raises(
+            LoricaError, match=f"version {gone} was purged and is gone for good; there are those from 4 on"
+        ):
+            purged.rollback(gone)
+        with pytest.raises(LoricaError, match=f"version {gone} was purged"):
+            load(tmp_path / "purged", version=gone)
+
+    for learner in (purged, twin):  # it goes on as if nothing had been purged
+        assert learner.learn(of_classes(0, 2)) is None
+        learner.learn(of_classes(1, 4))
+        learner.forget(CLASS_NAMES[2])
+    assert purged.class_names == twin.class_names
+    assert torch.equal(purged.logits(images), twin.logits(images))
+    purged.rollback(4)
+    assert torch.equal(purged.logits(images), before)
+    with pytest.raises(LoricaError, match="predicts, but does not learn on"):
+        purged.purge()
+    purged.rollback(5)
+    assert purged.purge().number == 9
+    assert [each.is_there for each in purged.history()] == [False] * 8 + [True]
+
+
+def test_purging_says_what_the_model_itself_still_has(model: Path, tmp_path: Path) -> None:
+    learner = Learner(model)
+    remarks = learner.forget(CLASS_NAMES[0], hide=True).remarks
+    assert learner.purge().remarks == remarks
+    learner.learn(of_classes(0, seed=7))
+    assert learner.purge().remarks == ()
+    with pytest.raises(LoricaError, match="has learned nothing yet"):
+        Learner(tmp_path / "new").purge()
 
 
 @pytest.mark.parametrize("name", ["rolda", "prototypes"])

@@ -32,7 +32,7 @@ class Version(Protocol):
     Attributes:
         number: of the version, from 1.
         date: when, ISO 8601.
-        kind: learned, rolled back, forgot or joined.
+        kind: learned, rolled back, forgot, joined or purged.
         classes: what it was about.
         images: how many were learned.
         accuracy: on these classes when it was made, a fraction; None where it was not measured.

@@ -218,7 +218,7 @@ find("clear").addEventListener("click", clear);
 
 // ---- what the model is
 
-const KINDS = { learned: "Learned", "rolled back": "Rolled back", forgot: "Forgot", joined: "Joined" };
+const KINDS = { learned: "Learned", "rolled back": "Rolled back", forgot: "Forgot", joined: "Joined", purged: "Purged" };
 
 function chips(list, names) {
   const some = names.length > SHOWN + 1 ? names.slice(0, SHOWN) : names;
