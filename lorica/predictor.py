@@ -45,6 +45,9 @@ class Predictor:
         forgotten: numbers of classes that it does not predict any more.
         calibration: what turns its logits into probabilities; absent = their softmax.
         precision: bf16 computes the backbone in bfloat16.
+
+    Attributes:
+        columns: of the method's logits, those of classes that it predicts; None = all.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Predictor:
         every = [name for task in method.tasks for name in task.new_names]
         live = [number for number in range(len(every)) if number not in set(forgotten)]
         self.class_names = tuple(every[number] for number in live)
-        self._columns = None if len(live) == len(every) else torch.tensor(live, device=method.device)
+        self.columns = None if len(live) == len(every) else torch.tensor(live, device=method.device)
         self._plain: Method | None = None
         self._merging = threading.Lock()
 
@@ -95,7 +98,7 @@ class Predictor:
         device = self.method.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = require_numbers(self.plain.predict(inputs.to(device)), self.method)
-        return (logits if self._columns is None else logits[:, self._columns]).float().cpu()
+        return (logits if self.columns is None else logits[:, self.columns]).float().cpu()
 
     def predict(self, images: Any, *, batch_size: int = 256) -> list[str]:
         """The class name of each image; images as in `logits`."""
@@ -123,6 +126,14 @@ class Predictor:
             for index, probability, none in zip(best.indices.tolist(), best.values.tolist(), unknown, strict=True)
         ]
 
+    def classifier(self) -> Classifier | None:
+        """See `Method.classifier`; of the classes that it predicts."""
+        found = self.method.classifier()
+        if found is None or self.columns is None:
+            return found
+        weight, bias, layers = Classifier(*found)
+        return Classifier(weight[self.columns], None if bias is None else bias[self.columns], layers)
+
     @isolated()
     def merged_model(self) -> nn.Module:
         """A plain timm model with every update in its weights and the learned head as its classifier; or, of a classifier that
@@ -134,20 +145,16 @@ class Predictor:
         Raises:
             LoricaError: a method that does not classify with one linear head, or whose logits are not that head's.
         """
-        classifier = self.method.classifier()
+        classifier = self.classifier()
         if classifier is None:
             raise LoricaError(f"{called(self.method)} has no linear classifier to export; use predict")
         with torch.no_grad():
             encoder = merged(self.method.encoder)
-            weight, bias, layers = Classifier(*classifier)
-            if self._columns is not None:
-                weight, bias = weight[self._columns], None if bias is None else bias[self._columns]
-            kept = Classifier(weight, bias, layers)
-            model = encoder.with_classifier(kept)
+            model = encoder.with_classifier(classifier)
             probe = encoder.probe(8)
             expected, found = self.method.predict(probe), model(encoder.normalised(probe))
-            if self._columns is not None:
-                expected = expected[:, self._columns]
+            if self.columns is not None:
+                expected = expected[:, self.columns]
         difference = apart(found, expected)
         if not difference <= LOGITS_AGREE:
             raise LoricaError(

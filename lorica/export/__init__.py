@@ -205,7 +205,7 @@ def _compare(subject: Subject, loaded: Loaded, squares: Float[Tensor, "n 3 s s"]
     Raises:
         LoricaError: it is larger than rounding, another class comes first, or the names are others.
     """
-    method = subject.method
+    method, columns = subject.method, subject.predictor.columns
     if tuple(loaded.class_names) != subject.class_names:
         raise LoricaError(
             f"{subject.called}: nothing is exported, since {name} reads other class names from it; this is a defect of lorica's"
@@ -214,7 +214,8 @@ def _compare(subject: Subject, loaded: Loaded, squares: Float[Tensor, "n 3 s s"]
     while first < len(squares) or turn < len(BATCHES):
         size = BATCHES[turn % len(BATCHES)]
         batch = squares[torch.arange(first, first + size) % len(squares)]
-        expected.append(require_numbers(method.predict(batch.to(method.device)), method).cpu())
+        logits = require_numbers(method.predict(batch.to(method.device)), method).cpu()
+        expected.append(logits if columns is None else logits[:, columns.cpu()])
         found.append(loaded.predict(batch).cpu().clone())
         first, turn = first + size, turn + 1
     theirs, ours = torch.cat(found).float(), torch.cat(expected).float()

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lorica.errors import LoricaError
@@ -38,14 +38,15 @@ ONE_FILE = 2**30
 
 
 class Whole(nn.Module):
-    """Bytes in, logits out."""
+    """Bytes in, logits out: all, or some `columns` of them."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, columns: Int[Tensor, " classes"] | None) -> None:
         super().__init__()
-        self.method = method
+        self.method, self.columns = method, columns
 
     def forward(self, images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
-        return self.method.predict(images.to(torch.float32) / 255)
+        logits = self.method.predict(images.to(torch.float32) / 255)
+        return logits if self.columns is None else logits[:, self.columns]
 
 
 def require(subject: Subject) -> None:
@@ -66,7 +67,7 @@ def write(subject: Subject, folder: Path) -> None:
         LoricaError: a method that does something which torch cannot put into a graph.
     """
     side = subject.reader.image_size
-    whole = Whole(plain_form(subject.method)).eval()
+    whole = Whole(plain_form(subject.method), subject.predictor.columns).eval()
     example = torch.zeros(3, 3, side, side, dtype=torch.uint8, device=subject.method.device)
     try:
         with torch.no_grad(), _quiet():

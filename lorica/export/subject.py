@@ -22,7 +22,6 @@ from lorica.errors import LoricaError
 from lorica.learner import Learner
 from lorica.methods import Method, Readout
 from lorica.predictor import Predictor
-from lorica.types import seen_classes
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,14 @@ class Subject:
     """A learner as the targets see it.
 
     Attributes:
+        predictor: what is exported.
         method: with all that it has learned.
         reader: of its images.
-        class_names: in the order of its logits.
+        class_names: in the order of the predictor's logits.
         encoder: of the method.
     """
 
+    predictor: Predictor
     method: Method
     reader: ImageReader
     class_names: tuple[str, ...]
@@ -43,19 +44,16 @@ class Subject:
 
     @classmethod
     def of(cls, learner: Learner | Predictor) -> Subject:
-        """LoricaError: nothing has been learned, or classes have been forgotten since, or what reads something else than images."""
-        method, reader = learner.method, learner.reader
-        if len(learner.class_names) != seen_classes(method.tasks):
-            raise LoricaError(
-                f"{method.name}: has forgotten classes, whose logits an export would still have; go back to before that (rollback)"
-            )
-        if not learner.class_names:
+        """LoricaError: nothing has been learned, or what reads something else than images."""
+        predictor = learner.predictor if isinstance(learner, Learner) else learner
+        method, reader = predictor.method, predictor.reader
+        if not predictor.class_names:
             raise LoricaError(f"{method.name}: has learned nothing yet, so that there is nothing to export")
         if not (isinstance(method.encoder, TimmViT) and isinstance(reader, ImageReader)):
             raise LoricaError(
                 f"{method.name}: {method.encoder.name} reads {method.encoder.modality}; only what reads images can be exported"
             )
-        return cls(method, reader, tuple(learner.class_names), method.encoder)
+        return cls(predictor, method, reader, predictor.class_names, method.encoder)
 
     @property
     def called(self) -> str:
@@ -75,7 +73,7 @@ class Subject:
         Raises:
             LoricaError: there is none, which a `target` that is a plain backbone with a classifier would need.
         """
-        found = self.method.classifier()
+        found = self.predictor.classifier()
         if found is None:
             raise LoricaError(
                 f"{self.called} does not classify by one linear layer on the backbone's features, which is all that {target} has; "

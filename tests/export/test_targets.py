@@ -59,6 +59,24 @@ def test_timm_loads_model_names_and_preparation(
     assert model.pretrained_cfg["label_names"] == list(learner.class_names)
 
 
+@pytest.mark.parametrize("target", ["timm", "hf", "peft", "onnx"])
+def test_classes_that_were_forgotten_are_not_exported(
+    target: str, make_learner: MakeLearner, pictures: Pictures, tmp_path: Path
+) -> None:
+    whole = make_learner("sd_lora", rank=2)
+    learner = Predictor(whole.method, reader=whole.reader, forgotten=[1, 4])
+    export(learner, tmp_path / "out", target, pictures)  # compares the logits of what it loads back
+    assert json.loads((tmp_path / "out/export.json").read_text())["class_names"] == [
+        f"class {number}" for number in (0, 2, 3, 5)
+    ]
+    if target == "timm":
+        model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+        transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+        with torch.no_grad():
+            found = model(prepared(transform, pictures))
+        assert close(found, whole.logits(pictures)[:, [0, 2, 3, 5]])
+
+
 def test_timm_crops_as_the_reader_does(make_learner: MakeLearner, pictures: Pictures, tmp_path: Path) -> None:
     learner = make_learner("linear_probe", crop_pct=0.8)
     done = export(learner, tmp_path / "out", "timm", pictures)
