@@ -134,15 +134,22 @@ def model(small_recipe: dict[str, Any], six_classes: Source, tmp_path: Path) -> 
     return tmp_path / "model", data
 
 
+def killed_rounds(what: str, model: Path, data: Path, out: Path, kills: int) -> list[dict[str, Any]]:
+    """What was found in each round; after each, the same work came to its end."""
+    command = [sys.executable, str(MODEL_DRIVER), what, str(model), str(data), str(out), str(kills), "0"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {each["again"] for each in found} == {1}
+    return found
+
+
 def killed_while_learning(model: Path, data: Path, out: Path, kills: int) -> list[dict[str, Any]]:
     """What was found in each round, all of which then ended with the bits of a learning that nobody disturbed."""
     out.mkdir()
-    command = [sys.executable, str(MODEL_DRIVER), str(model), str(data), str(out), str(kills), "0"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    found = killed_rounds("learn", model, data, out, kills)
     expected = bits(out / "whole")
     assert len(expected["checkpoints/journal.jsonl"]) == 3
-    found = json.loads(done.stdout)
     for number in range(len(found)):
         assert bits(out / f"{number}") == expected
     return found
@@ -161,6 +168,31 @@ def test_fifty_kills_of_a_model_that_learns(model: tuple[Path, Path], tmp_path: 
     assert any(each["snapshot"] for each in kills)
     new, within = sum(each["there"] for each in kills), sum(each["snapshot"] for each in kills)
     print(f"{len(kills)} kills: {new} left the new model; {within} found a snapshot")  # noqa: T201
+
+
+def killed_while_exporting(model: Path, data: Path, out: Path, kills: int) -> list[dict[str, Any]]:
+    """What was found in each round. The model keeps its bits, and nothing is left beside the exports."""
+    stored = np.load(data)
+    Learner(model, keep=1).learn((stored["images"], stored["labels"]))
+    before = bits(model)
+    out.mkdir()
+    found = killed_rounds("export", model, data, out, kills)
+    assert bits(model) == before
+    assert not list(out.glob(".*"))
+    return found
+
+
+def test_an_export_that_is_killed(model: tuple[Path, Path], tmp_path: Path) -> None:
+    found = killed_while_exporting(*model, tmp_path / "out", 3)
+    assert sum(each["killed"] for each in found) == 3
+
+
+@pytest.mark.slow
+def test_fifty_kills_of_an_export(model: tuple[Path, Path], tmp_path: Path) -> None:
+    found = killed_while_exporting(*model, tmp_path / "out", 50)
+    kills = [each for each in found if each["killed"]]
+    assert len(kills) == 50
+    print(f"{len(kills)} kills: {sum(each['there'] for each in kills)} left the new export")  # noqa: T201
 
 
 @pytest.mark.parametrize("recipe", ["sd_lora"], indirect=True)
