@@ -476,11 +476,17 @@ class Checkpoints:
             for number, line in enumerate(self._lines, start=1)
             if name in {saved.file for saved in (line.saved, line.sums) if saved}
         ]
-        return self._back_to(uses[0] - 1 if uses else 0)
+        return self._before(uses[0] - 1 if uses else 0)
 
     def _restored(self, tasks: int) -> str:
         """What to do where a line, or its file, is whole and no good."""
-        return f"restore the files, or {self._back_to(tasks)}"
+        return f"restore the files, or {self._before(tasks)}"
+
+    def _before(self, tasks: int) -> str:
+        """How to go on from that one, where later ones cannot be used."""
+        if self.of_model and tasks > self.purged:
+            return f"go back to version {tasks} (rollback)"
+        return self._back_to(tasks)
 
     def _back_to(self, tasks: int) -> str:
         if tasks < 1:

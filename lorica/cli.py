@@ -16,6 +16,7 @@ from rich.text import Text
 
 from lorica import commands, merging
 from lorica.backbones import backbone_names
+from lorica.commands import MethodFile
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.folders import Walk
 from lorica.data.sources import remarks, source_names
@@ -50,9 +51,6 @@ console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
 
-MethodFile = Annotated[
-    Path | None, typer.Option(help="the .py file that defines the method; no file is executed that is not named")
-]
 Moved = Annotated[
     list[str] | None,
     typer.Argument(metavar="[key.sub=value]…", help="data.root and backbone.weights, where they have moved; device"),
@@ -412,11 +410,11 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="where it computes: cpu, cuda, …; default: as its recipe says")
     ] = None,
+    method_file: MethodFile = None,
 ) -> None:
     """Answer images over HTTP, and show a page for them."""
     serving.require_extra()
-    moved: dict[str, Any] = {"device": device} if device else {}
-    model: Any = load(folder, **moved)
+    model: Any = load(folder, device=device, method_file=method_file)
     if not isinstance(model, Model):
         raise LoricaError(
             f"{folder}: not a model that can be served; expected the folder of one that `lorica learn` made"

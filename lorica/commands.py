@@ -18,7 +18,8 @@ from lorica.config import read_overrides
 from lorica.data.folders import Walk
 from lorica.errors import DataError, LoricaError
 from lorica.examination import Examination
-from lorica.learner import KEEP, Learner, Version, load
+from lorica.files import RunFolder
+from lorica.learner import KEEP, Learner, Version, holds_model, load
 from lorica.predictor import Answer, Predictor
 from lorica.progress import progress_bar
 from lorica.terminal import Screen, visible
@@ -40,6 +41,10 @@ Settings = Annotated[
 Moved = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="backbone.weights, where they have moved; device"),
+]
+
+MethodFile = Annotated[
+    Path | None, typer.Option(help="the .py file that defines the method; no file is executed that is not named")
 ]
 
 
@@ -76,10 +81,16 @@ def learn(
             "--forgettable", help="of a new model: keep what taking single classes out of it needs; see `forget`"
         ),
     ] = False,
+    method_file: MethodFile = None,
 ) -> None:
     """Learn what a folder holds: makes the model the first time, and adds to it from then on."""
     learner = Learner(
-        model, recipe=recipe, keep=keep, forgettable=forgettable or None, **read_overrides(settings or [])
+        model,
+        recipe=recipe,
+        keep=keep,
+        forgettable=forgettable or None,
+        method_file=method_file,
+        **read_overrides(settings or []),
     )
     version = learner.learn(data, test=test, frozen=frozen, max_drop=max_drop, max_flips=max_flips, progress=True)
     if version is None:
@@ -100,13 +111,13 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated, with a line of headings")] = False,
     version: Annotated[int | None, typer.Option(min=1, help="as the model was after that version")] = None,
+    method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
     """Say of which class images are, how probably, and which are of none that the model knows."""
     if as_json and as_csv:
         raise LoricaError("--json, --csv: give one of them")
-    given = read_overrides(moved or [])
-    found = load(model, version=version, **given)
+    found = load(model, version=version, method_file=method_file, **read_overrides(moved or []))
     predictor = found.predictor if isinstance(found, Learner) else found
     walk, files = Walk(), list[Path]()
     for path in images:
@@ -132,9 +143,9 @@ def predict(
 
 
 @models.command()
-def history(model: Model, moved: Moved = None) -> None:
+def history(model: Model, method_file: MethodFile = None, moved: Moved = None) -> None:
     """List every change of a model: when, what, and how well its classes are told apart, then and now."""
-    versions = _learner(model, moved).history()
+    versions = _learner(model, method_file, moved).history()
     shown = Table(
         "", "date", "change", "images", "accuracy % then", "now", "lost/won", title=str(model), title_justify="left"
     )
@@ -159,10 +170,11 @@ def history(model: Model, moved: Moved = None) -> None:
 def rollback(
     model: Model,
     to: Annotated[int, typer.Option(min=1, help="the version to go back to, or forward")] = ...,  # type: ignore[assignment]
+    method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
     """Make a model what it was after a version; nothing is lost, and going forward again works."""
-    learner = _learner(model, moved)
+    learner = _learner(model, method_file, moved)
     version = learner.rollback(to)
     console.print(
         f"Version {version.number}: the model is as it was after version {to}, and knows {_names(learner.class_names)}"
@@ -176,10 +188,11 @@ def forget(
     hide: Annotated[
         bool, typer.Option("--hide", help="only predict them no more; what is remembered of them stays")
     ] = False,
+    method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
     """Take classes out of a model, and say what stays of them; earlier versions have them until they are purged."""
-    version = _learner(model, moved).forget(classes, hide=hide)
+    version = _learner(model, method_file, moved).forget(classes, hide=hide)
     console.print(f"Version {version.number}: forgot {_names(version.classes)}", soft_wrap=True)
     for line in version.remarks or ("it is the model that never had an image of theirs",):
         console.print(line, soft_wrap=True)
@@ -188,9 +201,9 @@ def forget(
 
 
 @models.command()
-def purge(model: Model, moved: Moved = None) -> None:
+def purge(model: Model, method_file: MethodFile = None, moved: Moved = None) -> None:
     """Remove all earlier versions of a model for good, and with them what only they have of classes that were forgotten."""
-    version = _learner(model, moved).purge()
+    version = _learner(model, method_file, moved).purge()
     console.print(f"Version {version.number}: the versions before it are gone", soft_wrap=True)
     for line in version.remarks:
         console.print(line, soft_wrap=True)
@@ -200,10 +213,11 @@ def purge(model: Model, moved: Moved = None) -> None:
 def join(
     model: Model,
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of another model, once a copy of this one")],
+    method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
     """Take up what another model has learned since it was a copy of this one: exactly, and without an image."""
-    version = _learner(model, moved).join(_learner(other, moved))
+    version = _learner(model, method_file, moved).join(_learner(other, method_file, moved))
     console.print(f"Version {version.number}: took up {_names(version.classes)} from {other}", soft_wrap=True)
 
 
@@ -225,11 +239,13 @@ def examined(model: Path, done: Examination) -> Table:
     return shown
 
 
-def _learner(model: Path, moved: list[str] | None) -> Learner:
-    found = load(model, **read_overrides(moved or []))
-    if not isinstance(found, Learner):
+def _learner(model: Path, method_file: Path | None, moved: list[str] | None) -> Learner:
+    """The model in a folder; files of its present version may be damaged, and it may still be gone back."""
+    folder = RunFolder(model)
+    folder.require()
+    if not holds_model(folder):
         raise LoricaError(f"{model}: holds a run, and no model that goes on learning; `lorica learn` makes one")
-    return found
+    return Learner(model, method_file=method_file, **read_overrides(moved or []))
 
 
 def _answers(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[Path, Answer | DataError]]:

@@ -77,7 +77,7 @@ UNDOABLE = 2
 """Versions from which the model can learn on, if `checkpoints` is not "everything": the newest, and the one before."""
 
 _PRECISIONS = ("fp32", "bf16")
-_NOT_OF_A_RECIPE = ("folder", "recipe", "precision", "keep", "forgettable")
+_NOT_OF_A_RECIPE = ("folder", "recipe", "precision", "keep", "forgettable", "method_file")
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
 
 
@@ -157,6 +157,7 @@ class Learner:
         keep: images of each class to set aside, see `KEEP`; 0 keeps none.
         forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to 8 bytes a
             feature for each image, which say almost what the images' features do. Absent = no.
+        method_file: the `.py` file of the method, where it has one; no file is executed that is not named here.
         settings: keys that replace the recipe's, as for `lorica.run`: `backbone="vit_small_patch16_224"`, `method={"rank": 4}`,
             `**{"fit.epochs": 3}`. A model that is there keeps its own; of it, only where its weights are may be given.
 
@@ -173,6 +174,7 @@ class Learner:
         precision: Literal["fp32", "bf16"] | None = None,
         keep: int = KEEP,
         forgettable: bool | None = None,
+        method_file: str | Path | None = None,
         **settings: Any,
     ) -> None:
         if precision not in (None, *_PRECISIONS):
@@ -184,6 +186,7 @@ class Learner:
             "precision": precision,
             "keep": keep,
             "forgettable": forgettable,
+            "method_file": method_file,
         }
         self._given |= settings
         self._temporary = tempfile.mkdtemp(prefix="lorica-") if folder is None else None
@@ -195,30 +198,32 @@ class Learner:
         self._keep = keep
         self._forgettable = bool(forgettable)
         self._predictor: Predictor | None = None
-        self._learning = threading.Lock()
+        self._learning, self._loading = threading.Lock(), threading.Lock()
         self._recipe = self._read_recipe()
-        checkpoints = self.checkpoints
-        _ = checkpoints.entries  # it is whole
-        if checkpoints.tasks:
-            self._predictor = self._load(None)
+        _ = self.checkpoints.entries  # it is whole
 
     # --- predictions ---
 
     @property
     def predictor(self) -> Predictor:
-        """What predicts now; one that was asked for earlier goes on as it was.
+        """What predicts now, loaded when it is asked for first; one that was asked for earlier goes on as it was.
 
         Raises:
-            LoricaError: nothing has been learned yet.
+            LoricaError: nothing has been learned yet, or files of the present version are damaged.
         """
-        if self._predictor is None:
-            raise LoricaError(f"{self._where()}: has learned nothing yet; give it images with their classes: learn")
-        return self._predictor
+        with self._loading:
+            if self._predictor is None:
+                if not self.checkpoints.tasks:
+                    raise LoricaError(
+                        f"{self._where()}: has learned nothing yet; give it images with their classes: learn"
+                    )
+                self._predictor = self._load(None)
+            return self._predictor
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The classes that it predicts, in the order of its logits; none before it has learned."""
-        return self._predictor.class_names if self._predictor else ()
+        return self.predictor.class_names if self.checkpoints.tasks else ()
 
     @property
     def classes_(self) -> np.ndarray:
@@ -587,7 +592,7 @@ class Learner:
         return Learner(**given)
 
     def __sklearn_is_fitted__(self) -> bool:
-        return self._predictor is not None
+        return self.checkpoints.tasks > 0
 
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # slow to import
@@ -631,10 +636,10 @@ class Learner:
             self.folder.tidy()
             checkpoints = self.checkpoints
             if checkpoints.tasks or self.folder.metrics.exists():
-                if not (wrote(self.folder.model) or checkpoints.of_model):
+                if not holds_model(self.folder):
                     raise LoricaError(f"{path}: holds a run, and no model that goes on learning; choose another folder")
                 settings = self._settings()
-                saved = saved_recipe(self.folder, given)
+                saved = saved_recipe(self.folder, given, method_file=self._given["method_file"])
                 if settings.recipe != _digest_of(self.folder.recipe):
                     raise LoricaError(
                         f"{self.folder.recipe}: is not what {self.folder.model.name} says of it; one of the two has been altered: "
@@ -646,6 +651,8 @@ class Learner:
                     )
                 self._forgettable = settings.forgettable
                 return saved
+        if self._given["method_file"]:
+            given["method.name"] = str(self._given["method_file"])
         recipe = read_recipe(self._given["recipe"], given)
         return read_recipe(recipe, {"data.source": IN_MEMORY, "data.root": None})
 
@@ -960,7 +967,7 @@ def load(
     Args:
         tasks: of a run, as it was after that many; absent = after its last one.
         version: of a model, a predictor of it as it was then; absent = the model.
-        method_file: the `.py` file of the run's method, where it has one; no file is executed that is not named here.
+        method_file: the `.py` file of the method, where it has one; no file is executed that is not named here.
         device, precision: where and how it computes; absent = on the CPU in fp32, a model as its recipe says.
         moved: where its weights are now, if they were moved: `**{"backbone.weights": …}`. Their contents decide.
 
@@ -969,10 +976,18 @@ def load(
     """
     where = RunFolder(folder)
     where.require()
-    if wrote(where.model) or Checkpoints(where.checkpoints).of_model:
-        learner = Learner(folder, device=device, precision=precision, **moved)
-        return learner if version is None else learner.predictor_of(version)
+    if holds_model(where):
+        learner = Learner(folder, device=device, precision=precision, method_file=method_file, **moved)
+        if version is not None:
+            return learner.predictor_of(version)
+        _ = learner.predictor  # what is damaged is said now
+        return learner
     return _load_run(where, tasks, method_file, device or "cpu", precision or "fp32", moved)
+
+
+def holds_model(folder: RunFolder) -> bool:
+    """Whether it is one that goes on learning."""
+    return wrote(folder.model) or Checkpoints(folder.checkpoints).of_model
 
 
 @isolated()

@@ -700,6 +700,7 @@ def test_parameters_and_clones(recipe: Values, tmp_path: Path) -> None:
         "precision": None,
         "keep": 3,
         "forgettable": None,
+        "method_file": None,
         "method.layers": 2,
     }
     assert learner.set_params(keep=1).get_params()["keep"] == 1
@@ -1154,8 +1155,38 @@ def test_a_device_may_change_by_hand(model: Path) -> None:
 def test_tensors_of_the_newest_version_that_are_damaged(model: Path) -> None:
     file = RunFolder(model).checkpoints / "task_0002.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(CheckpointError, match=r"task_0002.safetensors: missing, truncated or altered; restore it"):
-        load(model)
+    damaged = r"task_0002.safetensors: missing, truncated or altered; restore it, or go back to version 2 \(rollback\)"
+    for ask in (
+        load,
+        lambda folder: Learner(folder).predict(PROBE),
+        lambda folder: Learner(folder).learn(of_classes(0, seed=2)),
+    ):
+        with pytest.raises(CheckpointError, match=damaged):
+            ask(model)
+    learner, expected = Learner(model), logits(model, version=2)
+    assert len(learner.history()) == 3
+    learner.rollback(2)
+    assert torch.equal(load(model).logits(PROBE), expected)
+    assert learner.learn(of_classes(5, seed=2)) is not None
+
+
+def test_a_method_from_a_file(recipe: Values, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from lorica.methods.prototypes import Prototypes\n\n\nclass Mine(Prototypes):\n    name = 'mine'\n"
+    )
+    learner = Learner(tmp_path / "m", recipe=recipe | {"method": {}}, method_file=file)
+    learner.learn(of_classes(0, 1))
+    for ask in (load, Learner):
+        with pytest.raises(LoricaError, match="--method-file FILE, or in Python method_file=FILE"):
+            ask(tmp_path / "m")
+        again = ask(tmp_path / "m", method_file=file)
+        assert torch.equal(again.logits(PROBE), learner.logits(PROBE))
+    Learner(tmp_path / "m", method_file=file).learn(of_classes(2))
+    assert len(load(tmp_path / "m", method_file=file).class_names) == 3
+    file.write_text(file.read_text() + "# altered\n")
+    with pytest.raises(LoricaError, match=r"mine\.py"):
+        load(tmp_path / "m", method_file=file)
 
 
 # --- frozen changes, forgetting, joining ---

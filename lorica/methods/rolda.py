@@ -185,7 +185,9 @@ class RoLDA(Method):
                 _log.warning("rolda: task %d is adapted to", self.task.index + 1)
             self._start(self.task.index)
             return
-        _log.warning(
+        again = self.task.index and self.config.adapt == "first"  # a model that gains a class now and then has heard it
+        _log.log(
+            logging.INFO if again else logging.WARNING,
             "rolda: task %d is not adapted to, and read on features as they are: %s; a later task will be, if it can",
             self.task.index + 1,
             missing,
