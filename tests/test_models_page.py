@@ -39,7 +39,8 @@ def draw(kind: str, generator: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_the_page(lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exports", [False, pytest.param(True, marks=pytest.mark.slow)])  # which takes most of the time
+def test_the_page(exports: bool, lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     folders = KINDS | {"test": ("wren", "kite", "crow")}
@@ -57,8 +58,8 @@ def test_the_page(lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(commands) >= 13
     known: list[str] = []
     for command in commands:
-        if "onnx" in command:
-            continue  # tests/export does it, in minutes
+        if "onnx" in command and not exports:
+            continue
         program, *arguments = shlex.split(command)
         if program == "cp":
             shutil.copytree(tmp_path / arguments[-2], tmp_path / arguments[-1])
@@ -72,6 +73,7 @@ def test_the_page(lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         code, out, err = lorica(*arguments)
         assert code == 0, (command, out, err)
     assert (tmp_path / "figures" / "confusion.png").exists()
+    assert bool(list(tmp_path.rglob("model.onnx"))) == exports
     code, out, _ = lorica("history", "birds")
     assert "joined finch" in out
     python = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
