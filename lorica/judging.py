@@ -25,7 +25,7 @@ from lorica.errors import DataError, LoricaError, RegressionError
 from lorica.evaluation import require_numbers
 from lorica.journal import line_of_descent
 from lorica.methods.base import Method
-from lorica.parts import without
+from lorica.parts import additions_in, without
 from lorica.progress import Reporter, Silent
 from lorica.types import Inputs, Task
 
@@ -81,33 +81,51 @@ class Album:
         """Of a class that is known by this name, or by one that looks the same."""
         return self._numbers.get(likeness(name))
 
-    def parts(self) -> list[Mapping[str, Tensor]]:
-        """What was kept to forget by of each task, without classes that were forgotten since."""
+    def parts(self, since: int = 0) -> list[Mapping[str, Tensor]]:
+        """What was kept to forget by of each task after that version, without classes that were forgotten since."""
         kept = []
         for number in self._path:
             saved = self._lines[number - 1].parts
-            if saved is not None:
-                kept.append(without(self._checkpoints.tensors(saved), self._forgotten_by.get(number, set())))
+            if saved is not None and number > since:
+                found = without(self._checkpoints.tensors(saved), self._forgotten_by.get(number, set()))
+                kept += additions_in(found)
         return kept
 
-    def since(self, number: int, numbers: Mapping[str, int]) -> dict[str, Tensor]:
+    def version_in_common(self, other: Album) -> int:
+        """The last one that both present versions come of; 0 where there is none."""
+        same = self._checkpoints.lines_in_common(other._checkpoints)
+        pairs = zip(self._path, other._path, strict=False)
+        return max((one for one, another in pairs if one == another <= same), default=0)
+
+    def has_forgotten(self, since: int) -> bool:
+        """Whether classes are not predicted any more, or sums that came from that version have lost samples."""
+        return bool(self.forgotten) or any(
+            self._lines[number - 1].forgotten for number in self._path if number > since > 0
+        )
+
+    def since(self, number: int, places: Sequence[int]) -> dict[str, Tensor]:
         """What is known of the images of the versions after that one, for another album.
 
         Args:
-            numbers: of the classes there, by the likeness of their names.
+            places: the number there of each class.
         """
-        there = torch.tensor([numbers[likeness(name)] for name in self.names])
-        files = [
-            self._checkpoints.tensors(saved)
-            for each in self._path
-            if each > number and (saved := self._lines[each - 1].images) is not None
-        ]
-        found = {}
-        for name in ("digests", "digest_labels", "kept", "kept_labels"):
-            pieces = [there[each[name]] if name.endswith("labels") else each[name] for each in files if name in each]
-            if pieces:
-                found[name] = torch.cat(pieces)
-        return found
+        pieces: dict[str, list[Tensor]] = {}
+        for each in self._path:
+            saved = self._lines[each - 1].images
+            if each <= number or saved is None:
+                continue
+            found, gone = self._checkpoints.tensors(saved), torch.tensor(sorted(self._forgotten_by.get(each, ())))
+            for name, labels in (("digests", "digest_labels"), ("kept", "kept_labels")):
+                if name in found:
+                    stay = ~torch.isin(found[labels], gone)
+                    pieces.setdefault(name, []).append(found[name][stay])
+                    pieces.setdefault(labels, []).append(torch.tensor(places)[found[labels][stay]])
+        return {name: torch.cat(several) for name, several in pieces.items()}
+
+    def known_already(self, known: Mapping[str, Tensor]) -> int:
+        """How many images of another album (`since`) are known here as of the same class."""
+        pairs = zip(map(bytes, known["digests"].numpy()), known["digest_labels"].tolist(), strict=True)
+        return sum(self._known.get(digest) == label for digest, label in pairs)
 
     def task_of(self, names: Sequence[str], index: int) -> Task:
         """Classes of these names as the next task; those that are not known get the next numbers, in their order."""

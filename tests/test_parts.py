@@ -422,7 +422,7 @@ def test_a_joined_discriminant_knows_what_its_scatter_is_of() -> None:
     one.add_frozen(*frozen)
     other.grow(1)
     other.add(*theirs)
-    one.join(other, common)
+    one.join(other, common, [0, 1, 3])
     assert one.counts.tolist() == [9, 11, 7, 6]
     assert one.freedom.tolist() == [8, 10, 0, 5]
     expected, _ = learned("discriminant", [first, theirs], 3)
@@ -433,7 +433,7 @@ def test_a_joined_discriminant_knows_what_its_scatter_is_of() -> None:
     left, right = copy.deepcopy(common), copy.deepcopy(common)
     left.add(*drawn({1: 4}, 4, 5))
     right.add(*drawn({1: 3}, 4, 6))
-    left.join(right, common)
+    left.join(right, common, [0, 1])
     assert left.freedom.tolist() == [8, 6]
 
 

@@ -494,7 +494,7 @@ def test_joined_discriminants_are_that_of_all_their_samples() -> None:
     one.add(features[ours], labels[ours])
     other.grow(2)
     other.add(features[theirs], torch.where(labels[theirs] > 2, labels[theirs] - 1, labels[theirs]))
-    one.join(other, common)
+    one.join(other, common, [0, 1, 3, 4])
     one.solve(0.2)
     expected = discriminant(features, labels)
     assert one.counts.tolist() == [12] * 5
