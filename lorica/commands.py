@@ -190,10 +190,10 @@ def forget(
 @models.command()
 def join(
     model: Model,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of another model, once a copy of this one")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of another model on the same backbone")],
     moved: Moved = None,
 ) -> None:
-    """Take up what another model has learned since it was a copy of this one: exactly, and without an image."""
+    """Take up what another model has learned, where sums can say it: exactly, and without an image."""
     version = _learner(model, moved).join(_learner(other, moved))
     console.print(f"Version {version.number}: took up {_names(version.classes)} from {other}", soft_wrap=True)
 

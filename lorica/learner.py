@@ -499,25 +499,25 @@ class Learner:
             names = [*album.names, *(name for name in its_album.names if album.number_of(name) is None)]
             numbers = {likeness(name): number for number, name in enumerate(names)}
             places = [numbers[likeness(name)] for name in its_album.names]
-            known = its_album.since(common, places)
-            if known and (twice := album.known_already(known)):
-                raise LoricaError(
-                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this model "
-                    "learn the others' images themselves, of which it passes over those that it knows"
-                )
             session.restore()
             recipe = its._recipe.model_copy(update={"device": self._recipe.device})
             theirs, shared = self._standing(recipe, there, there.tasks), None
             if common:
                 kept = checkpoints if checkpoints.can_learn_on_from(common) else there
                 shared = self._standing(recipe if kept is there else self._recipe, kept, common)
+            before = len(method.tasks)
+            Predictor(method, reader=build_reader(self._recipe, method.encoder)).join(theirs, shared, places)
+            known = its_album.since(common, places)
+            if known and (twice := album.known_already(known)):
+                raise LoricaError(
+                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this model "
+                    "learn its images themselves, of which it passes over those that it knows"
+                )
             if self._forgettable and list(theirs.method.cannot_forget(range(len(places)), Parts(its_album.parts()))):
                 raise LoricaError(
                     f"{its._where()}: is not forgettable, and its classes could not be taken out of this model, which is; let it take up "
                     "this one instead"
                 )
-            before = len(method.tasks)
-            Predictor(method, reader=build_reader(self._recipe, method.encoder)).join(theirs, shared, places)
             new, parts = method.tasks[before:], Parts(its_album.parts(common) if self._forgettable else ())
             taken: dict[str, Tensor] = {}
             for place in method.summed():

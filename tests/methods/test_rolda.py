@@ -435,13 +435,14 @@ def test_models_that_did_not_go_on_from_one_are_not_joined(tiny_encoder, stream)
     before = {name: value.clone() for name, value in one.state_dict().items()}
     with pytest.raises(LoricaError, match=r"both models have learned \w+, \w+ since the common one"):
         one.join(other, common)
-    with pytest.raises(
-        LoricaError, match=r"the other model has a trunk of its own, trained on other images"
-    ):
+    with pytest.raises(LoricaError, match=r"the other model has a trunk of its own, trained on other images"):
         one.join(learn(rolda(tiny_encoder(), passes=1), stream, tasks=2), common)
     with pytest.raises(LoricaError, match=r"the other model has not begun with the 2 tasks of the common one"):
         one.join(common, one)
-    with pytest.raises(LoricaError, match=r"this model has another backbone; its statistics mean something else than those of the common"):
+    with pytest.raises(
+        LoricaError,
+        match=r"this model has another backbone; its statistics mean something else than those of the common",
+    ):
         learn(rolda(tiny_encoder(1)), stream, tasks=2).join(other, common)
     with pytest.raises(LoricaError, match=r"expected two other models of rolda"):
         one.join(Prototypes(MethodConfig(name="prototypes"), tiny_encoder()), common)
