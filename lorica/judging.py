@@ -114,7 +114,8 @@ class Album:
             saved = self._lines[each - 1].images
             if each <= number or saved is None:
                 continue
-            found, gone = self._checkpoints.tensors(saved), torch.tensor(sorted(self._forgotten_by.get(each, ())))
+            found = self._checkpoints.tensors(saved)
+            gone = torch.tensor(sorted(self._forgotten_by.get(each, ())), dtype=torch.long)
             for name, labels in (("digests", "digest_labels"), ("kept", "kept_labels")):
                 if name in found:
                     stay = ~torch.isin(found[labels], gone)

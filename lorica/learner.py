@@ -510,8 +510,8 @@ class Learner:
             known = its_album.since(common, places)
             if known and (twice := album.known_already(known)):
                 raise LoricaError(
-                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this model "
-                    "learn its images themselves, of which it passes over those that it knows"
+                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this "
+                    "model learn from images, of which it passes over those that it knows"
                 )
             if self._forgettable and list(theirs.method.cannot_forget(range(len(places)), Parts(its_album.parts()))):
                 raise LoricaError(

@@ -137,21 +137,17 @@ class ClassMeans(nn.Module):
         """Takes up what another one has added: the means are those of all samples, but for rounding; args as those of
         `Discriminant.join`."""
         self.grow(max(0, 1 + max(places) - len(self.counts)))
+        shared = 0 if common is None else len(common.counts)
         for theirs, own in enumerate(places):
-            both = common is not None and theirs < len(common.counts)
-            ours, added, before = (
-                int(one.counts[label]) if one is not None else 0
-                for one, label in ((self, own), (other, theirs), (common if both else None, theirs))
-            )
-            if ours == before:  # the other's, to the bit
-                self.prototypes[own] = other.prototypes[theirs].to(self.prototypes)
-            elif added != before:
-                total = ours * double(self.prototypes[own]) + added * double(
-                    other.prototypes[theirs].to(self.prototypes)
-                )
-                if common is not None and both:
+            before = int(common.counts[theirs]) if common is not None and theirs < shared else 0
+            ours, added = int(self.counts[own]), int(other.counts[theirs])
+            mean = other.prototypes[theirs].to(self.prototypes)
+            if ours != before:  # else the other's is that of all samples, to the bit
+                total = ours * double(self.prototypes[own]) + added * double(mean)
+                if common is not None and before:
                     total -= before * double(common.prototypes[theirs].to(self.prototypes))
-                self.prototypes[own] = (total / (ours + added - before)).to(self.prototypes)
+                mean = total / (ours + added - before)
+            self.prototypes[own] = mean.to(self.prototypes)
             self.counts[own] = ours + added - before
 
     def forward(
