@@ -62,7 +62,7 @@ from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require
 from lorica.methods import Method, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
-from lorica.parts import Parts
+from lorica.parts import Parts, taken_up
 from lorica.predictor import Answer, Predictor
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.reading import WIDER, misfits, read_json
@@ -502,58 +502,83 @@ class Learner:
             return self._history(checkpoints)[-1]
 
     def join(self, other: str | Path | Learner) -> Version:
-        """Takes up the classes of another model that went on from the same one, a copy of its folder, with classes of its own.
+        """Takes up what another model has learned, where what they remember are sums over images in features that are the same in both.
 
-        It is then as if it had learned all of them, but for rounding (`lorica.methods.rolda.RoLDA.join`). The version after which
-        the two went different ways has to be one from which can be learned on: `checkpoints=everything` keeps all.
+        Such are models that went on from copies of one folder, and models made apart on the same backbone whose trunk nobody trained.
+        It is then as if it had learned all of it, but for rounding (`lorica.methods.base.Method.join`); of a class that both know the
+        images add up. The version after which two copies went different ways has to be one from which can be learned on:
+        `checkpoints=everything` keeps all. A `forgettable` model can forget what it took up.
 
         Raises:
-            LoricaError: a method that cannot be joined, models that do not have a beginning in common, or that learned the same
-                class since.
+            LoricaError: a method that cannot be joined, features that differ, an image that would count twice, or classes that have been
+                forgotten; the model is what it was.
         """
-        its = other if isinstance(other, Learner) else load(other)
+        its = other if isinstance(other, Learner) else load(other, method_file=self._given["method_file"])
         if not isinstance(its, Learner):
             raise LoricaError(f"{other}: holds a run, and no model that goes on learning")
+        _ = self.predictor, its.predictor  # both have learned something
         with self._changing(False) as (reporter, interruptions):
             session = self._session(reporter, interruptions)
             method, checkpoints, there = session.method, session.checkpoints, its.checkpoints
             _ = checkpoints.entries, there.entries  # both journals are whole
-            common = checkpoints.lines_in_common(there)
-            if not common:
-                raise LoricaError(
-                    f"{self._where()}: has no version in common with {its._where()}; copy a folder, and let both models go on"
-                )
             album, its_album = Album(checkpoints), Album(there)
-            if album.forgotten or its_album.forgotten:
+            common = album.version_in_common(its_album)
+            if 0 < common <= there.purged:
+                raise LoricaError(
+                    f"{its._where()}: has purged version {common}, so that it does not tell what it learned since; join first, and purge then"
+                )
+            if album.has_forgotten(common) or its_album.has_forgotten(common):
                 raise LoricaError("a model that has forgotten classes cannot be joined; join first, and forget then")
+            if its._recipe.precision != self._recipe.precision:
+                raise LoricaError(
+                    f"precision: {self._recipe.precision} made the features of this model, and {its._recipe.precision} those of "
+                    f"{its._where()}; learn both with the same"
+                )
+            names = [*album.names, *(name for name in its_album.names if album.number_of(name) is None)]
+            numbers = {likeness(name): number for number, name in enumerate(names)}
+            places = [numbers[likeness(name)] for name in its_album.names]
             session.restore()
-            own = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            joined = self._predictor_of(self._to_learn_on(there, there.tasks), there, there.tasks)
-            shared = self._predictor_of(self._to_learn_on(checkpoints, common), checkpoints, common)
+            recipe = its._recipe.model_copy(update={"device": self._recipe.device})
+            theirs, shared = self._standing(recipe, there, there.tasks), None
+            if common:
+                kept = checkpoints if checkpoints.can_learn_on_from(common) else there
+                shared = self._standing(recipe if kept is there else self._recipe, kept, common)
             before = len(method.tasks)
-            own.join(joined, shared)
-            if not (new := method.tasks[before:]):
-                raise LoricaError(f"{its._where()}: has nothing that this model does not have")
-            names = [name for task in method.tasks for name in task.new_names]
-            known = its_album.since(common, {likeness(name): number for number, name in enumerate(names)})
+            Predictor(method, reader=build_reader(self._recipe, method.encoder)).join(theirs, shared, places)
+            known = its_album.since(common, places)
+            if known and (twice := album.known_already(known)):
+                raise LoricaError(
+                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this "
+                    "model learn from images, of which it passes over those that it knows"
+                )
+            if self._forgettable and list(theirs.method.cannot_forget(range(len(places)), Parts(its_album.parts()))):
+                raise LoricaError(
+                    f"{its._where()}: is not forgettable, and its classes could not be taken out of this model, which is; let it take up "
+                    "this one instead"
+                )
+            new, parts = method.tasks[before:], Parts(its_album.parts(common) if self._forgettable else ())
+            taken: dict[str, Tensor] = {}
+            for place in method.summed():
+                taken |= taken_up(parts, place, places, range(len(album.names)))
             added = Jury.of_kept(known.get("kept"), known.get("kept_labels", torch.zeros(0, dtype=torch.long)))
             logits = [jury.logits(plain_form(method)) for jury in (Jury.of_kept(*album.kept()), added)]
             labels = torch.cat([album.kept()[1], added.labels])
             note = {
-                "classes": [name for task in new for name in task.new_names],
+                "classes": list(dict.fromkeys(name for task in new for name in task.class_names)),
                 "from": its._where(),
                 "set_aside": len(added.labels),
                 **self._fitted([each for each in logits if len(each)], labels, list(range(len(names))), len(names)),
             }
-            session.close([], change=Change(kind="joined", date=_now(), note=note), joined=len(new), images=known)
+            change = Change(kind="joined", date=_now(), note=note)
+            session.close([], change=change, joined=len(new), images=known, parts=taken)
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
             return self._history(checkpoints)[-1]
 
-    def _to_learn_on(self, checkpoints: Checkpoints, number: int) -> Method:
-        """The method as it was after that version, with all that learning on needs."""
-        _, method = build_model(self._recipe)
+    def _standing(self, recipe: Recipe, checkpoints: Checkpoints, number: int) -> Predictor:
+        """A model of that recipe as it was after that version, with all that learning on needs."""
+        _, method = build_model(recipe)
         checkpoints.load(method, number, to_learn=True)
-        return method
+        return Predictor(method, reader=build_reader(recipe, method.encoder))
 
     def save(self, folder: str | Path) -> None:
         """Copies the model into a folder that is not there yet, or is empty: whole, or not at all."""
