@@ -48,7 +48,7 @@ class Album:
         self._checkpoints, self._lines = checkpoints, checkpoints.lines
         self._path = path = line_of_descent(self._lines, len(self._lines))
         self._there = [number for number in path if number > checkpoints.purged]  # of which there are files
-        self.names = [name for task in checkpoints.learned_tasks for name in task.new_names]
+        self.names = checkpoints.class_names
         self.forgotten = forgotten_after(checkpoints, len(self._lines))
         took = [line for number in path if self.forgotten & set((line := self._lines[number - 1]).forgotten)]
         self.traces = [trace for line in took if line.change for trace in line.change.note.get("remarks", ())]

@@ -25,9 +25,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -38,16 +36,14 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from lorica.arrivals import Arrival, arrivals_of
 from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe
 from lorica.backbones import load_backbone
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, read_recipe
-from lorica.data.decoding import DECODING, Decoding
-from lorica.data.reader import Opened, Reader
-from lorica.data.samples import Samples
-from lorica.data.sources import Source, labelled_images, labelled_pictures, remarks
+from lorica.data.reader import Reader
 from lorica.data.sources.base import likeness, some
 from lorica.data.stream import Split
 from lorica.descent import Fit
@@ -57,7 +53,7 @@ from lorica.evaluation import plain_form
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
-from lorica.journal import Change, Line, line_of_descent
+from lorica.journal import Change, line_of_descent
 from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
 from lorica.methods import Method, build_method
 from lorica.nested import flatten
@@ -69,6 +65,7 @@ from lorica.reading import WIDER, misfits, read_json
 from lorica.recipe_text import parse
 from lorica.session import Session
 from lorica.types import Task
+from lorica.versions import Version, history_of, note_of
 
 KEEP = 5
 """Images of a class that are set aside, unless somebody asks for another number; never more than a fifth of them."""
@@ -79,44 +76,6 @@ UNDOABLE = 2
 _PRECISIONS = ("fp32", "bf16")
 _NOT_OF_A_RECIPE = ("folder", "recipe", "precision", "keep", "forgettable", "method_file")
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
-
-
-@dataclass(frozen=True)
-class Version:
-    """A change, and what became of it.
-
-    Attributes:
-        number: of the version, from 1.
-        kind: learned, rolled back, forgot, joined, purged.
-        date: when, ISO 8601.
-        classes: what it was about; of a way back, none.
-        images: how many were learned, without those set aside.
-        set_aside: how many.
-        accuracy: on the images set aside of its classes when it was made, a fraction; None where there are none.
-        accuracy_now: the same by the present version.
-        lost, won: images set aside of older classes that were right and became wrong, and the other way.
-        fell: older classes of which fewer images were right afterwards.
-        remarks: what is still there of classes that were forgotten.
-        restores: the version that is gone back to.
-        is_present: the model is now as it was after this one.
-        is_there: it can be gone back to; it was not purged.
-    """
-
-    number: int
-    kind: str
-    date: str
-    classes: tuple[str, ...]
-    images: int
-    set_aside: int
-    accuracy: float | None
-    accuracy_now: float | None
-    lost: int
-    won: int
-    fell: tuple[str, ...]
-    remarks: tuple[str, ...]
-    restores: int | None
-    is_present: bool
-    is_there: bool
 
 
 class _Settings(BaseModel):
@@ -134,17 +93,6 @@ class _Settings(BaseModel):
     labels: Literal["names", "numbers"]
     recipe: str
     forgettable: bool
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """Samples that have come, of classes with these names, which were numbers, or texts."""
-
-    names: list[str]
-    samples: Samples
-    where: str = "memory"
-    remarks: Sequence[str] = ()
-    numbered: bool = False
 
 
 class Learner:
@@ -281,59 +229,11 @@ class Learner:
         Raises:
             LoricaError: the journal is damaged.
         """
-        checkpoints = self.checkpoints
-        _ = checkpoints.entries  # it is whole
-        return self._history(checkpoints)
+        return history_of(self.checkpoints)
 
     def predictor_of(self, version: int) -> Predictor:
         """What predicts as the model did after that version. LoricaError: there is none."""
         return self._load(version)
-
-    def _history(self, checkpoints: Checkpoints) -> list[Version]:
-        lines = checkpoints.lines
-        paths = line_of_descent(lines, len(lines))
-        present = paths[-1] if paths else 0
-        now = _judged(lines[present - 1]) if present else {}
-        names = [name for task in checkpoints.learned_tasks for name in task.new_names]
-        numbers = {name: number for number, name in enumerate(names)}
-        gone = checkpoints.purged
-        return [
-            self._version(number, line, lines, numbers, now, present, number > gone)
-            for number, line in enumerate(lines, start=1)
-        ]
-
-    def _version(
-        self,
-        number: int,
-        line: Line,
-        lines: Sequence[Line],
-        numbers: Mapping[str, int],
-        now: Mapping[int, tuple[int, int]],
-        present: int,
-        there: bool,
-    ) -> Version:
-        change = line.change or Change(kind="learned", date="")  # a run that was made a model
-        note = change.note
-        classes = tuple(note.get("classes", [name for task in line.tasks for name in task.class_names]))
-        own = [number for task in line.tasks for number in task.classes]
-        after = line_of_descent(lines, number)[-1]
-        return Version(
-            number=number,
-            kind=change.kind,
-            date=change.date,
-            classes=classes,
-            images=note.get("images", 0),
-            set_aside=note.get("set_aside", 0),
-            accuracy=_accuracy(_judged(line), own),
-            accuracy_now=_accuracy(now, [numbers[name] for name in classes if name in numbers]),
-            lost=note.get("lost", 0),
-            won=note.get("won", 0),
-            fell=tuple(note.get("fell", ())),
-            remarks=tuple(note.get("remarks", ())),
-            restores=line.restores,
-            is_present=after == present,
-            is_there=there,
-        )
 
     def set_aside(self) -> list[UInt8[np.ndarray, "s s 3"]]:
         """The images that it has set aside, as small as its backbone reads them."""
@@ -374,8 +274,12 @@ class Learner:
         """
         allowed = require_bounds(max_drop, max_flips)
         with self._changing(progress) as (reporter, interruptions):
-            arrivals = self._arrivals(source, "what is to be learned", reporter)
-            judges = [*arrivals[1:], *(self._arrivals(test, "the test images", reporter) if test is not None else [])]
+            data = self._recipe.data
+            arrivals = arrivals_of(source, "what is to be learned", data, reporter)
+            judges = [
+                *arrivals[1:],
+                *(arrivals_of(test, "the test images", data, reporter) if test is not None else []),
+            ]
             for remark in arrivals[0].remarks:
                 reporter.say(remark)
             session = self._session(reporter, interruptions)
@@ -422,7 +326,7 @@ class Learner:
             predictor = self._load(to)
             checkpoints.roll_back(to, Change(kind="rolled back", date=_now()), keep=self._policy())
             self._predictor = predictor
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def forget(self, names: str | Sequence[str], *, hide: bool = False) -> Version:
         """Takes classes out of the model, with what it remembers of them; images of theirs can be learned again.
@@ -477,7 +381,7 @@ class Learner:
             }
             session.close([], change=Change(kind="forgot", date=_now(), note=note), forgotten=gone)
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def purge(self) -> Version:
         """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors, images
@@ -493,13 +397,13 @@ class Learner:
             session.restore()
             album = Album(checkpoints)
             images, parts = album.remains()
-            said = self._note_of(checkpoints, checkpoints.tasks)
+            said = note_of(checkpoints, checkpoints.tasks)
             note = {key: said[key] for key in ("judged", "calibration") if key in said}
             note["remarks"] = album.traces
             session.close([], change=Change(kind="purged", date=_now(), note=note), images=images, parts=parts)
             self._drop_snapshots()
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def join(self, other: str | Path | Learner) -> Version:
         """Takes up what another model has learned, where what they remember are sums over images in features that are the same in both.
@@ -572,7 +476,7 @@ class Learner:
             change = Change(kind="joined", date=_now(), note=note)
             session.close([], change=change, joined=len(new), images=known, parts=taken)
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def _standing(self, recipe: Recipe, checkpoints: Checkpoints, number: int) -> Predictor:
         """A model of that recipe as it was after that version, with all that learning on needs."""
@@ -699,7 +603,7 @@ class Learner:
         return self._predictor_of(method, checkpoints, number)
 
     def _predictor_of(self, method: Method, checkpoints: Checkpoints, number: int) -> Predictor:
-        note = self._note_of(checkpoints, number)
+        note = note_of(checkpoints, number)
         return Predictor(
             method,
             reader=build_reader(self._recipe, method.encoder),
@@ -707,11 +611,6 @@ class Learner:
             calibration=Calibration.model_validate(note["calibration"]) if note.get("calibration") else None,
             precision=self._given["precision"] or self._recipe.precision,
         )
-
-    def _note_of(self, checkpoints: Checkpoints, number: int) -> Mapping[str, Any]:
-        """What is noted of the model as it was after that version."""
-        newest = checkpoints.lines[line_of_descent(checkpoints.lines, number)[-1] - 1]
-        return newest.change.note if newest.change else {}
 
     def _require_version(self, checkpoints: Checkpoints, number: int) -> None:
         if 0 < number <= checkpoints.purged:
@@ -764,34 +663,11 @@ class Learner:
             )
         return session
 
-    def _arrivals(self, source: Any, what: str, reporter: Reporter) -> list[_Arrival]:
-        """What somebody gives to be learned, and what is there to judge by."""
-        data = self._recipe.data
-        decoding = Decoding(**{key: getattr(data, key) for key in DECODING})
-        if isinstance(source, Source):
-            halves = [half for half in (source.train, source.test) if len(half)]
-            return [_Arrival(list(source.class_names), half, source.name, remarks(source.facts)) for half in halves]
-        if isinstance(source, str | Path):
-            names, files, facts = labelled_images(
-                source,
-                class_order=data.class_order,
-                decoding=decoding,
-                unreadable=data.unreadable,
-                reporter=reporter,
-            )
-            return [_Arrival(names, half, str(source), remarks(facts)) for half in files]
-        if isinstance(source, tuple) and len(source) == 2:
-            names, pictures, numbered = labelled_pictures(*source, decoding)
-            return [_Arrival(names, pictures, numbered=numbered)]
-        raise DataError(
-            f"{what}: expected a folder of class folders, or a pair of images and labels, got a {type(source).__name__}"
-        )
-
     def _learned(
         self,
         session: Session,
-        arrival: _Arrival,
-        judges: Sequence[_Arrival],
+        arrival: Arrival,
+        judges: Sequence[Arrival],
         frozen: bool,
         allowed: Allowed,
         reporter: Reporter,
@@ -825,7 +701,7 @@ class Learner:
         opened = reader.open(arrival.samples, int(self._recipe.data.cache_gib * 2**30))
         images = method.encoder.modality == "images"
         aside = album.to_set_aside(labels, self._keep if images else 0, self._recipe.data.split_seed)
-        juries = [Jury.of_kept(*album.kept()), *(_jury(judge, by_likeness, reader) for judge in judges)]
+        juries = [Jury.of_kept(*album.kept()), *(judge.jury(by_likeness, reader) for judge in judges)]
         judged = torch.cat([jury.labels for jury in juries])
         of_old = torch.isin(judged, torch.tensor(old, dtype=torch.long))
         if allowed.asks and old and not of_old.any():
@@ -874,7 +750,7 @@ class Learner:
         change = Change(kind="learned", date=_now(), note=note)
         session.close([], change=change, images=known, parts=method.taken_parts())
         self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-        return self._history(checkpoints)[-1]
+        return history_of(checkpoints)[-1]
 
     def _give_up(self, session: Session) -> None:
         """Leaves the folder as it was before a change that is not to be."""
@@ -920,7 +796,7 @@ class Learner:
             if each != but and wrote(each):
                 each.unlink()
 
-    def _describe(self, session: Session, arrival: _Arrival) -> None:
+    def _describe(self, session: Session, arrival: Arrival) -> None:
         """Writes what is known before anything is learned. LoricaError: files are in the way that are not lorica's."""
         began = bool(session.checkpoints.tasks)
         require_ours([*self.folder.held(anew=not began), self.folder.model])
@@ -941,12 +817,6 @@ def _digest_of(recipe: Path) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _jury(judge: _Arrival, by_likeness: Mapping[str, int], reader: Reader) -> Jury:
-    labels = [by_likeness[likeness(judge.names[each])] for each in judge.samples.labels.tolist()]
-    opened: Opened = reader.open(judge.samples, 0)
-    return Jury(torch.tensor(labels, dtype=torch.long), partial(opened.fetch, device=torch.device("cpu")))
-
-
 def _require_same_scores(before: Sequence[Tensor], after: Sequence[Tensor], old: Sequence[int]) -> None:
     for one, other in zip(before, after, strict=True):
         if len(one) and not torch.equal(one[:, old], other[:, old]):
@@ -957,20 +827,6 @@ def _require_same_scores(before: Sequence[Tensor], after: Sequence[Tensor], old:
 
 def _moved_note(moved: Moved, names: Sequence[str]) -> dict[str, Any]:
     return {"lost": moved.lost, "won": moved.won, "fell": [names[number] for number, *_ in moved.fell]}
-
-
-def _judged(line: Line) -> dict[int, tuple[int, int]]:
-    """Of each class by its number, how many of its images set aside were right then, and how many there were."""
-    judged = line.change.note.get("judged") if line.change else None
-    if not judged:
-        return {}
-    return dict(enumerate(zip(judged["right"], judged["images"], strict=True)))
-
-
-def _accuracy(judged: Mapping[int, tuple[int, int]], numbers: Sequence[int]) -> float | None:
-    found = [judged[number] for number in numbers if number in judged]
-    images = sum(number for _, number in found)
-    return sum(hits for hits, _ in found) / images if images else None
 
 
 def _now() -> str:
