@@ -98,14 +98,14 @@ def contenders(learners: dict[str, Learner], number: int) -> dict[tuple[str, str
     images = list(pictures(number))
     squares = cast(Tensor, first.reader.of(images))
 
-    def plain(inputs: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return vit(normalised(inputs, mean, std))
+    @torch.inference_mode()
+    def plain(inputs: Tensor | None = None) -> Tensor:
+        return vit(normalised(cast(Tensor, first.reader.of(images)) if inputs is None else inputs, mean, std))
 
     found: dict[tuple[str, str], Callable[[], Tensor]] = {}
     for name in ("", "plain"):
         found["forward", name] = lambda: plain(squares)
-        found["images", name] = lambda: plain(cast(Tensor, first.reader.of(images)))
+        found["images", name] = plain
     for name, learner in learners.items():
         found["forward", name] = lambda predictor=learner.predictor: predictor.of_inputs(squares)
         found["images", name] = lambda learner=learner: learner.logits(images)
