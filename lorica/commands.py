@@ -151,7 +151,7 @@ def history(model: Model, method_file: MethodFile = None, moved: Moved = None) -
     )
     for version in versions:
         shown.add_row(
-            f"{version.number}{' *' if version.is_present else '' if version.is_there else ' †'}",
+            f"{version.number}{' *' if version.is_present else '' if version.is_there else ' purged'}",
             version.date[:16].replace("T", " "),
             _what(version),
             f"{version.images} + {version.set_aside}" if version.images else "",
@@ -161,7 +161,7 @@ def history(model: Model, method_file: MethodFile = None, moved: Moved = None) -
         )
     console.print(shown)
     console.print(
-        "* the model now; † gone for good. Images: learned + set aside; accuracy is on those set aside; lost/won: of those of older classes, how many "
+        "* the model now; purged: it cannot be gone back to. Images: learned + set aside; accuracy is on those set aside; lost/won: of those of older classes, how many "
         "became wrong, and right."
     )
 

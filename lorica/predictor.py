@@ -129,10 +129,12 @@ class Predictor:
     def classifier(self) -> Classifier | None:
         """See `Method.classifier`; of the classes that it predicts."""
         found = self.method.classifier()
-        if found is None or self.columns is None:
-            return found
+        if found is None:
+            return None
         weight, bias, layers = Classifier(*found)
-        return Classifier(weight[self.columns], None if bias is None else bias[self.columns], layers)
+        if self.columns is not None:
+            weight, bias = weight[self.columns], None if bias is None else bias[self.columns]
+        return Classifier(weight, bias, layers)
 
     @isolated()
     def merged_model(self) -> nn.Module:
