@@ -18,7 +18,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
-from lorica.methods import Drift, Kind, MethodConfig, find_method, method_file_sha256
+from lorica.methods import config_of, find_method, method_file_sha256
+from lorica.methods.config import Drift, Kind, MethodConfig
 from lorica.nested import flatten
 from lorica.recipe_text import Written, override, parse
 
@@ -428,6 +429,12 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _validate(values: dict[str, Any], origin: str, *, trusted: bool) -> Recipe:
+    _checked(values, origin, trusted=trusted, completed=False)  # what is wrong is said before torch is imported
+    return _checked(values, origin, trusted=trusted, completed=True)
+
+
+def _checked(values: dict[str, Any], origin: str, *, trusted: bool, completed: bool) -> Recipe:
+    """The recipe; only where it is to be `completed` by what the method chooses is a packaged method imported."""
     problems: list[str] = []
     section = values.get("method")
     method_values = section if isinstance(section, dict) else {"name": section}
@@ -443,11 +450,11 @@ def _validate(values: dict[str, Any], origin: str, *, trusted: bool) -> Recipe:
                 name = method_values["name"]
             elif _value(method_values.get("sha256")) is not None:
                 raise RecipeError(f"method.sha256: belongs to a method in a .py file, not to {name}")
-            method = find_method(name)
-            known += [f"method.{key}" for key in _keys(method.Config)]
-            if isinstance(fit, dict):
-                fit = {**method.fit_defaults(_value(method_values.get("variant"))), **fit}
-            config = _read(method.Config, _plain(method_values, method.Config, "method"))
+            if completed and isinstance(fit, dict):
+                fit = {**find_method(name).fit_defaults(_value(method_values.get("variant"))), **fit}
+            options = config_of(name)
+            known += [f"method.{key}" for key in _keys(options)]
+            config = _read(options, _plain(method_values, options, "method"))
         except LoricaError as error:
             problems += error.problems
         except ValidationError as error:
