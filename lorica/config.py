@@ -26,6 +26,8 @@ from lorica.recipe_text import Written, override, parse
 IN_MEMORY = "in_memory"
 """What `data.source` is in the saved recipe of a run whose data was given as an object."""
 
+KEEP = 5
+"""Images of a class that a model sets aside, unless somebody asks for another number; never more than a fifth of them."""
 
 _LARGEST = 1 << 20  # bytes of a recipe
 

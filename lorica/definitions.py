@@ -97,7 +97,7 @@ def _executed(module: str, statement: ast.stmt) -> dict[str, Any]:
     statements = [*parsed(file).body, statement]
     names, waiting = set[str](), [statement]
     while waiting:
-        mentioned = {node.id for node in ast.walk(waiting.pop()) if isinstance(node, ast.Name)} - names
+        mentioned = _names(waiting.pop(), ast.Load) - names
         names |= mentioned
         waiting += [each for each in statements if mentioned & _defined(each).keys()]
     needed = [each for each in statements if each is statement or names & _defined(each).keys() or _is_future(each)]
@@ -133,8 +133,12 @@ def _defined(statement: ast.stmt) -> dict[str, str]:
         return {alias.asname or alias.name.partition(".")[0]: alias.name for alias in statement.names}
     if isinstance(statement, ast.ClassDef | ast.FunctionDef):
         return {statement.name: statement.name}
-    stored = (node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
-    return {node.id: node.id for node in stored}
+    return {name: name for name in _names(statement, ast.Store)}
+
+
+def _names(statement: ast.stmt, context: type[ast.expr_context]) -> set[str]:
+    """The names that a statement reads, or writes."""
+    return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
 
 
 def _is_ours(statement: ast.ImportFrom) -> bool:

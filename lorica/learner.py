@@ -43,7 +43,7 @@ from lorica.backbones import load_backbone
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
-from lorica.config import FREE, IN_MEMORY, Recipe, read_recipe
+from lorica.config import FREE, IN_MEMORY, KEEP, Recipe, read_recipe
 from lorica.data.decoding import DECODING, Decoding
 from lorica.data.reader import Opened, Reader
 from lorica.data.samples import Samples
@@ -69,9 +69,6 @@ from lorica.reading import WIDER, misfits, read_json
 from lorica.recipe_text import parse
 from lorica.session import Session
 from lorica.types import Task
-
-KEEP = 5
-"""Images of a class that are set aside, unless somebody asks for another number; never more than a fifth of them."""
 
 UNDOABLE = 2
 """Versions from which the model can learn on, if `checkpoints` is not "everything": the newest, and the one before."""
