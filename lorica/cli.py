@@ -22,16 +22,10 @@ from lorica.commands import MethodFile, naming
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
-from lorica.files import write_json
 from lorica.interruption import Terminated
 from lorica.methods import method_descriptions
 from lorica.methods.config import Drift, Kind
-from lorica.ownership import require_ours
 from lorica.progress import progress_bar
-from lorica.report import tables
-from lorica.results import find_runs
-from lorica.serving import server as serving
-from lorica.serving.model import Model
 from lorica.terminal import Screen, open_streams, screenful
 
 app = typer.Typer(
@@ -132,6 +126,7 @@ def run(
     """Learn a stream of tasks with one method."""
     resolved = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
     figures = _figures()
+    from lorica.report import tables
     from lorica.run import default_folder
     from lorica.run import run as run_recipe
 
@@ -215,6 +210,9 @@ def table(
     ] = False,
 ) -> None:
     """Compare finished runs: mean and standard deviation over seeds for each method."""
+    from lorica.report import tables
+    from lorica.results import find_runs
+
     error = spread is Spread.error
     results = find_runs(runs, left_out=_left_out)
     rows, remarks = tables.summarise(results), tables.notes(results)
@@ -332,6 +330,7 @@ def analyze(
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
     _figures()
     from lorica import analysis
+    from lorica.results import find_runs
 
     results = find_runs(runs, left_out=_left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
@@ -393,6 +392,8 @@ def theorem(
 ) -> None:
     """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
     figures = _figures()
+    from lorica.files import write_json
+    from lorica.ownership import require_ours
     from lorica.report import theorem_figure
     from lorica.theorem import Setting, experiment
 
@@ -422,6 +423,9 @@ def serve(
     method_file: MethodFile = None,
 ) -> None:
     """Answer images over HTTP, and show a page for them."""
+    from lorica.serving import server as serving
+    from lorica.serving.model import Model
+
     serving.require_extra()
     from lorica.learner import load
 

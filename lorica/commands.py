@@ -17,7 +17,6 @@ from rich.table import Table
 
 from lorica.config import KEEP, read_overrides, read_recipe
 from lorica.errors import DataError, LoricaError
-from lorica.files import RunFolder
 from lorica.progress import progress_bar
 from lorica.terminal import Screen, visible
 
@@ -258,6 +257,8 @@ def naming(method_file: Path | None) -> list[str]:
 
 def _learner(model: Path, method_file: Path | None, moved: list[str] | None) -> Learner:
     """The model in a folder; files of its present version may be damaged, and it may still be gone back."""
+    from lorica.files import RunFolder
+
     folder, given = RunFolder(model), read_overrides(moved or [])
     folder.require()
     from lorica.learner import Learner, holds_model

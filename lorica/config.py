@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
@@ -396,7 +396,8 @@ def _plain(given: Any, annotation: Any, key: str) -> Any:
         return [_plain(each, None, key) for each in given]
     if isinstance(given, PurePath):
         return str(given)
-    if isinstance(given, np.generic):
+    numpy = sys.modules.get("numpy")  # whoever gives a number of its has imported it
+    if numpy and isinstance(given, numpy.generic):
         return given.item()
     if given is None or isinstance(given, str | bool | int | float):
         return given

@@ -55,7 +55,7 @@ def parsed(file: Path) -> ast.Module:
 def constant(statements: Sequence[ast.stmt], name: str) -> Any:
     """The text or number that one of these statements gives a name; None where none does."""
     for statement in statements:
-        if name in _defined(statement) and isinstance(value := getattr(statement, "value", None), ast.Constant):
+        if isinstance(value := getattr(statement, "value", None), ast.Constant) and name in _defined(statement):
             return value.value
     return None
 
