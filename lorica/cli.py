@@ -126,9 +126,9 @@ def run(
     """Learn a stream of tasks with one method."""
     resolved = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
     figures = _figures()
+    from lorica import run as run_recipe
     from lorica.report import tables
     from lorica.run import default_folder
-    from lorica.run import run as run_recipe
 
     folder = out or default_folder(recipe, resolved)
     result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
@@ -154,8 +154,8 @@ def check(
 ) -> None:
     """Validate a recipe and its data; nothing is trained."""
     given = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
+    from lorica import check as check_recipe
     from lorica.data.sources import remarks
-    from lorica.run import check as check_recipe
 
     resolved, stream = check_recipe(given, decode_all=not fast)
     for remark in remarks(stream.source.facts):
@@ -283,8 +283,8 @@ def export(
 ) -> None:
     """Write what was learned for timm, Hugging Face, PEFT or ONNX, loaded back and compared before it is there."""
     given = read_overrides(moved or [])
+    from lorica import Learner, load
     from lorica import export as exports
-    from lorica.learner import Learner, load
 
     learner = load(
         model, tasks=tasks, method_file=method_file, **{key: given[key] for key in given if key == "backbone.weights"}
@@ -353,7 +353,9 @@ def analyze(
 @app.command()
 def merge(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, with the checkpoint after each task")],
-    rule: Annotated[str, typer.Option(help="all, or some of average, sum, ties, magmax, fisher, spectral, with commas")] = "all",
+    rule: Annotated[
+        str, typer.Option(help="all, or some of average, sum, ties, magmax, fisher, spectral, with commas")
+    ] = "all",
     readout: Annotated[ReadBy, typer.Option(help="what reads the merged weights")] = ReadBy.discriminant,
     layers: Annotated[
         int | None, typer.Option(min=1, help="last blocks that are read; default: the backbone's own features")
@@ -427,7 +429,7 @@ def serve(
     from lorica.serving.model import Model
 
     serving.require_extra()
-    from lorica.learner import load
+    from lorica import load
 
     model: Any = load(folder, device=device, method_file=method_file)
     if not isinstance(model, Model):
@@ -482,8 +484,8 @@ def _examine(
     given: dict[str, Any],
     figures_in: Path | None,
 ) -> None:
+    from lorica import Learner, load
     from lorica.examination import examine, names_of
-    from lorica.learner import Learner, load
 
     found = load(folder, tasks=tasks, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found

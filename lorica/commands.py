@@ -21,9 +21,8 @@ from lorica.progress import progress_bar
 from lorica.terminal import Screen, visible
 
 if TYPE_CHECKING:  # torch takes seconds, and help and errors do without
+    from lorica import Answer, Learner, Predictor, Version
     from lorica.examination import Examination
-    from lorica.learner import Learner, Version
-    from lorica.predictor import Answer, Predictor
 
 models = typer.Typer()
 console = Screen()
@@ -88,7 +87,7 @@ def learn(
     given = read_overrides(settings or [])
     if not os.path.exists(model):  # its recipe is read before torch is
         read_recipe(recipe, [*(settings or []), *naming(method_file)])
-    from lorica.learner import Learner
+    from lorica import Learner
 
     learner = Learner(
         model,
@@ -124,9 +123,8 @@ def predict(
     if as_json and as_csv:
         raise LoricaError("--json, --csv: give one of them")
     given = read_overrides(moved or [])
+    from lorica import Answer, Learner, load
     from lorica.data.folders import Walk
-    from lorica.learner import Learner, load
-    from lorica.predictor import Answer
 
     found = load(model, version=version, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found
@@ -261,7 +259,8 @@ def _learner(model: Path, method_file: Path | None, moved: list[str] | None) -> 
 
     folder, given = RunFolder(model), read_overrides(moved or [])
     folder.require()
-    from lorica.learner import Learner, holds_model
+    from lorica import Learner
+    from lorica.learner import holds_model
 
     if not holds_model(folder):
         raise LoricaError(f"{model}: holds a run, and no model that goes on learning; `lorica learn` makes one")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from importlib.abc import InspectLoader
 from importlib.util import decode_source, module_from_spec, spec_from_loader
 from pathlib import Path
@@ -46,7 +46,7 @@ class Loader(InspectLoader):
         return module
 
 
-@lru_cache(maxsize=None)
+@cache
 def parsed(file: Path) -> ast.Module:
     """The statements of a Python file."""
     return ast.parse(file.read_bytes(), str(file))
@@ -90,7 +90,7 @@ def _there(module: str) -> dict[str, Any]:
     return vars(sys.modules[module]) if module in sys.modules else {}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _executed(module: str, statement: ast.stmt) -> dict[str, Any]:
     """What there is once one statement of a module, which may be within a class, is executed after all that it mentions."""
     file = _file(module)

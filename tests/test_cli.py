@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+import lorica as package
 from lorica import cli, report
 from lorica.config import packaged_recipes
 from lorica.errors import LoricaError
@@ -314,7 +315,7 @@ def test_ctrl_c_says_that_the_run_can_be_resumed(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_recipe", interrupted)
+    monkeypatch.setattr(package, "run", interrupted)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # it ignores Ctrl-C from then on
     code, _, err = lorica("run", recipe_file)
     assert code == 130

@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
