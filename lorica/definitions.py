@@ -11,14 +11,17 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.abc import InspectLoader
 from importlib.util import decode_source, module_from_spec, spec_from_loader
 from pathlib import Path
+from threading import Lock
 from types import CodeType, MappingProxyType, ModuleType
 from typing import Any
 
 _ABOVE = Path(__file__).parent.parent
+_one_at_a_time = Lock()
 
 
 class Loader(InspectLoader):
@@ -31,8 +34,7 @@ class Loader(InspectLoader):
         return decode_source(self._source)
 
     def get_code(self, fullname: str) -> CodeType:
-        whole = self._statements is None
-        code = self._source if whole else ast.Module([*self._statements], type_ignores=[])
+        code = self._source if self._statements is None else ast.Module([*self._statements], type_ignores=[])
         return compile(code, str(self._path), "exec", dont_inherit=True)
 
     def load(self, name: str, given: Mapping[str, Any] = MappingProxyType({})) -> ModuleType:
@@ -66,23 +68,27 @@ def class_attribute(module: str, class_name: str, name: str) -> Any:
     Raises:
         AttributeError: neither.
     """
-    if class_name in (there := _there(module)):
-        return getattr(there[class_name], name)
-    for statement in parsed(_file(module)).body:
-        if class_name not in _defined(statement):
-            continue
-        if isinstance(statement, ast.ImportFrom) and _is_ours(statement):
-            return class_attribute(str(statement.module), _defined(statement)[class_name], name)
-        if isinstance(statement, ast.ClassDef):
-            for own in statement.body:
-                if name in _defined(own):
-                    return _executed(module, own)[name]
-            for base in statement.bases:
-                try:
-                    return class_attribute(module, ast.unparse(base), name)
-                except AttributeError:
-                    continue
+    module, class_name, statement = _definition(module, class_name)
+    if class_name in _there(module):
+        return getattr(_there(module)[class_name], name)
+    if isinstance(statement, ast.ClassDef):
+        for own in statement.body:
+            if name in _defined(own):
+                return _executed(module, own)[name]
+        for base in statement.bases:
+            with suppress(AttributeError):
+                return class_attribute(module, ast.unparse(base), name)
     raise AttributeError(f"{class_name} of {module} has no {name}")
+
+
+def _definition(module: str, name: str) -> tuple[str, str, ast.stmt]:
+    """Where in lorica what a module calls by a name is from, what it is called there, and the statement that defines it."""
+    for statement in parsed(_file(module)).body:
+        if name in _defined(statement):
+            if isinstance(statement, ast.ImportFrom) and _is_ours(statement):
+                return _definition(str(statement.module), _defined(statement)[name])
+            return module, name, statement
+    raise AttributeError(f"{module} has no {name}")
 
 
 def _there(module: str) -> dict[str, Any]:
@@ -90,11 +96,18 @@ def _there(module: str) -> dict[str, Any]:
     return vars(sys.modules[module]) if module in sys.modules else {}
 
 
+def _part(module: str, name: str) -> Any:
+    """What a module of lorica's calls by this name."""
+    module, name, statement = _definition(module, name)
+    return _there(module)[name] if name in _there(module) else _executed(module, statement)[name]
+
+
 @cache
 def _executed(module: str, statement: ast.stmt) -> dict[str, Any]:
-    """What there is once one statement of a module, which may be within a class, is executed after all that it mentions."""
+    """What there is once a statement of a module, or of a class in it, is executed after all that it mentions."""
     file = _file(module)
-    statements = [*parsed(file).body, statement]
+    statements = parsed(file).body
+    statements = statements if statement in statements else [*statements, statement]
     names, waiting = set[str](), [statement]
     while waiting:
         mentioned = _names(waiting.pop(), ast.Load) - names
@@ -109,17 +122,8 @@ def _executed(module: str, statement: ast.stmt) -> dict[str, Any]:
         if name in names
     }
     loader = Loader(file.read_bytes(), file, [each for each in needed if each not in ours])
-    return vars(loader.load(f"lorica_part_of_{file.stem}_from_line_{statement.lineno}", given))
-
-
-def _part(module: str, name: str) -> Any:
-    """What a module of lorica's calls by this name."""
-    if name in (there := _there(module)):
-        return there[name]
-    statement = next(each for each in reversed(parsed(_file(module)).body) if name in _defined(each))
-    if isinstance(statement, ast.ImportFrom) and _is_ours(statement):
-        return _part(str(statement.module), _defined(statement)[name])
-    return _executed(module, statement)[name]
+    with _one_at_a_time:  # another thread's would be found under the same name
+        return vars(loader.load(f"{module}:{statement.lineno}", given))
 
 
 def _file(module: str) -> Path:
