@@ -22,7 +22,6 @@ from lorica.methods import find_method, method_names
 from lorica.report import figures
 from lorica.results import Result
 
-
 HEAVY = {
     *("torch", "torchvision", "timm", "accelerate", "transformers", "huggingface_hub", "safetensors", "peft", "onnx"),
     *("onnxruntime", "onnxscript", "sklearn", "scipy", "pandas", "matplotlib", "fastapi", "uvicorn"),
