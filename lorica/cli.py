@@ -1,7 +1,8 @@
 """The command line: `lorica demo | run | check | list | table | evaluate | export | analyze | merge | theorem | serve`, and
 `lorica.commands`.
 
-A command imports what computes itself, once its recipe is read: torch takes seconds, and help, lists, tables and errors do without.
+What computes is imported within the commands that compute, once what they are given is read: torch takes seconds, and help, lists,
+tables and errors in recipes do without.
 """
 
 from __future__ import annotations

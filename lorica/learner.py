@@ -151,7 +151,7 @@ class Learner:
         folder: where it is, or is to be; absent = in memory, until `save`.
         recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no part.
         device, precision: where and how it computes; absent = as its recipe says.
-        keep: images of each class to set aside, see `KEEP`; 0 keeps none.
+        keep: images of each class to set aside, see `lorica.config.KEEP`; 0 keeps none.
         forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to 8 bytes a
             feature for each image, which say almost what the images' features do. Absent = no.
         method_file: the `.py` file of the method, where it has one; no file is executed that is not named here.

@@ -65,7 +65,7 @@ def test_a_wrong_name(invented: str, name: str) -> None:
         exec(f"from invented import {name}")
 
 
-@pytest.mark.parametrize("package", ["lorica", "lorica.methods", "lorica.data.sources"])
+@pytest.mark.parametrize("package", ["lorica", "lorica.data", "lorica.data.sources", "lorica.methods"])
 def test_type_checkers_see_the_names_that_there_are(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The imports under TYPE_CHECKING, what is imported when it is used, and `__all__`."""
     module = importlib.import_module(package)
