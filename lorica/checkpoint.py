@@ -130,6 +130,11 @@ class Checkpoints:
         """The tasks that the newest checkpoint has learned, in order."""
         return self.tasks_of(len(self._lines))
 
+    @property
+    def class_names(self) -> list[str]:
+        """Of the classes that the newest checkpoint has learned, by their numbers."""
+        return [name for task in self.learned_tasks for name in task.new_names]
+
     def tasks_of(self, number: int) -> list[Task]:
         """The tasks that had been learned by then."""
         return [task.task for each in line_of_descent(self._lines, number) for task in self._lines[each - 1].tasks]

@@ -221,11 +221,11 @@ def purge(model: Model, method_file: MethodFile = None, moved: Moved = None) -> 
 @models.command()
 def join(
     model: Model,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of another model, once a copy of this one")],
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="folder of another model on the same backbone")],
     method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
-    """Take up what another model has learned since it was a copy of this one: exactly, and without an image."""
+    """Take up what another model has learned, where sums can say it: exactly, and without an image."""
     version = _learner(model, method_file, moved).join(_learner(other, method_file, moved))
     console.print(f"Version {version.number}: took up {_names(version.classes)} from {other}", soft_wrap=True)
 

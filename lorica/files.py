@@ -250,9 +250,10 @@ def append_line(path: Path, line: str, *, durable: bool = True) -> None:
     A process that is killed meanwhile leaves a part of the line without its end, which `complete_lines` passes over.
 
     Raises:
-        LoricaError: as `replacing`.
+        LoricaError: as `replacing`; the file is what it was, as far as the system still allows that.
     """
     new = not path.exists()
+    size = 0 if new else path.stat().st_size
     try:
         with path.open("ab") as file:
             file.write(line.encode() + b"\n")
@@ -262,6 +263,8 @@ def append_line(path: Path, line: str, *, durable: bool = True) -> None:
         if new and durable:
             sync_folder(path.parent)
     except OSError as error:
+        with suppress(OSError):  # otherwise a whole line could stay that was said not to be there
+            path.unlink(missing_ok=True) if new else os.truncate(path, size)
         raise LoricaError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 

@@ -25,7 +25,7 @@ from lorica.errors import DataError, LoricaError, RegressionError
 from lorica.evaluation import require_numbers
 from lorica.journal import line_of_descent
 from lorica.methods.base import Method
-from lorica.parts import packed, unpacked, without
+from lorica.parts import additions_in, packed, without
 from lorica.progress import Reporter, Silent
 from lorica.types import Inputs, Task
 
@@ -46,9 +46,9 @@ class Album:
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._checkpoints, self._lines = checkpoints, checkpoints.lines
-        path = line_of_descent(self._lines, len(self._lines))
-        self._path = [number for number in path if number > checkpoints.purged]  # of which there are files
-        self.names = [name for task in checkpoints.learned_tasks for name in task.new_names]
+        self._path = path = line_of_descent(self._lines, len(self._lines))
+        self._there = [number for number in path if number > checkpoints.purged]  # of which there are files
+        self.names = checkpoints.class_names
         self.forgotten = forgotten_after(checkpoints, len(self._lines))
         took = [line for number in path if self.forgotten & set((line := self._lines[number - 1]).forgotten)]
         self.traces = [trace for line in took if line.change for trace in line.change.note.get("remarks", ())]
@@ -58,11 +58,11 @@ class Album:
         ] = {}  # a line's number: classes that later ones took out of what it added
         self._known: dict[bytes, int] = {}
         self._kept: list[tuple[Tensor, Tensor]] = []
-        for number in self._path:
+        for number in self._there:
             line = self._lines[number - 1]
             for gone in line.forgotten:
                 self._drop(gone)
-                for earlier in self._path[: self._path.index(number)]:
+                for earlier in self._there[: self._there.index(number)]:
                     self._forgotten_by.setdefault(earlier, set()).add(gone)
             if line.images is not None:
                 found = checkpoints.tensors(line.images)
@@ -85,14 +85,14 @@ class Album:
         """Of a class that is known by this name, or by one that looks the same."""
         return self._numbers.get(likeness(name))
 
-    def parts(self) -> list[Mapping[str, Tensor]]:
-        """What was kept to forget by of each task, without classes that were forgotten since."""
+    def parts(self, since: int = 0) -> list[Mapping[str, Tensor]]:
+        """What was kept to forget by of each task after that version, without classes that were forgotten since."""
         kept = []
-        for number in self._path:
+        for number in self._there:
             saved = self._lines[number - 1].parts
-            if saved is not None:
-                gone = self._forgotten_by.get(number, set())
-                kept += [without(each, gone) for each in unpacked(self._checkpoints.tensors(saved))]
+            if saved is not None and number > since:
+                found = without(self._checkpoints.tensors(saved), self._forgotten_by.get(number, set()))
+                kept += additions_in(found)
         return kept
 
     def remains(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -104,24 +104,42 @@ class Album:
             known |= {"digests": torch.from_numpy(digests), "digest_labels": torch.tensor(list(self._known.values()))}
         return known, packed(self.parts())
 
-    def since(self, number: int, numbers: Mapping[str, int]) -> dict[str, Tensor]:
+    def version_in_common(self, other: Album) -> int:
+        """The last one that both present versions come of; 0 where there is none."""
+        same = self._checkpoints.lines_in_common(other._checkpoints)
+        pairs = zip(self._path, other._path, strict=False)
+        return max((one for one, another in pairs if one == another <= same), default=0)
+
+    def has_forgotten(self, since: int) -> bool:
+        """Whether classes are not predicted any more, or sums that came from that version have lost samples."""
+        return bool(self.forgotten) or any(
+            self._lines[number - 1].forgotten for number in self._path if number > since > 0
+        )
+
+    def since(self, number: int, places: Sequence[int]) -> dict[str, Tensor]:
         """What is known of the images of the versions after that one, for another album.
 
         Args:
-            numbers: of the classes there, by the likeness of their names.
+            places: the number there of each class.
         """
-        there = torch.tensor([numbers[likeness(name)] for name in self.names])
-        files = [
-            self._checkpoints.tensors(saved)
-            for each in self._path
-            if each > number and (saved := self._lines[each - 1].images) is not None
-        ]
-        found = {}
-        for name in ("digests", "digest_labels", "kept", "kept_labels"):
-            pieces = [there[each[name]] if name.endswith("labels") else each[name] for each in files if name in each]
-            if pieces:
-                found[name] = torch.cat(pieces)
-        return found
+        pieces: dict[str, list[Tensor]] = {}
+        for each in self._there:
+            saved = self._lines[each - 1].images
+            if each <= number or saved is None:
+                continue
+            found = self._checkpoints.tensors(saved)
+            gone = torch.tensor(sorted(self._forgotten_by.get(each, ())), dtype=torch.long)
+            for name, labels in (("digests", "digest_labels"), ("kept", "kept_labels")):
+                if name in found:
+                    stay = ~torch.isin(found[labels], gone)
+                    pieces.setdefault(name, []).append(found[name][stay])
+                    pieces.setdefault(labels, []).append(torch.tensor(places)[found[labels][stay]])
+        return {name: torch.cat(several) for name, several in pieces.items()}
+
+    def known_already(self, known: Mapping[str, Tensor]) -> int:
+        """How many images of another album (`since`) are known here as of the same class."""
+        pairs = zip(map(bytes, known["digests"].numpy()), known["digest_labels"].tolist(), strict=True)
+        return sum(self._known.get(digest) == label for digest, label in pairs)
 
     def task_of(self, names: Sequence[str], index: int) -> Task:
         """Classes of these names as the next task; those that are not known get the next numbers, in their order."""

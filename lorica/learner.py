@@ -25,9 +25,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -38,16 +36,14 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from lorica.arrivals import Arrival, arrivals_of
 from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe
 from lorica.backbones import load_backbone
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, KEEP, Recipe, read_recipe
-from lorica.data.decoding import DECODING, Decoding
-from lorica.data.reader import Opened, Reader
-from lorica.data.samples import Samples
-from lorica.data.sources import Source, labelled_images, labelled_pictures, remarks
+from lorica.data.reader import Reader
 from lorica.data.sources.base import likeness, some
 from lorica.data.stream import Split
 from lorica.descent import Fit
@@ -57,18 +53,19 @@ from lorica.evaluation import plain_form
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
-from lorica.journal import Change, Line, line_of_descent
+from lorica.journal import Change, line_of_descent
 from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
 from lorica.methods import Method, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
-from lorica.parts import Parts
+from lorica.parts import Parts, taken_up
 from lorica.predictor import Answer, Predictor
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.reading import WIDER, misfits, read_json
 from lorica.recipe_text import parse
 from lorica.session import Session
 from lorica.types import Task
+from lorica.versions import Version, history_of, note_of
 
 UNDOABLE = 2
 """Versions from which the model can learn on, if `checkpoints` is not "everything": the newest, and the one before."""
@@ -76,44 +73,6 @@ UNDOABLE = 2
 _PRECISIONS = ("fp32", "bf16")
 _NOT_OF_A_RECIPE = ("folder", "recipe", "precision", "keep", "forgettable", "method_file")
 _NUMBER = re.compile("0|-?[1-9][0-9]{0,17}")
-
-
-@dataclass(frozen=True)
-class Version:
-    """A change, and what became of it.
-
-    Attributes:
-        number: of the version, from 1.
-        kind: learned, rolled back, forgot, joined, purged.
-        date: when, ISO 8601.
-        classes: what it was about; of a way back, none.
-        images: how many were learned, without those set aside.
-        set_aside: how many.
-        accuracy: on the images set aside of its classes when it was made, a fraction; None where there are none.
-        accuracy_now: the same by the present version.
-        lost, won: images set aside of older classes that were right and became wrong, and the other way.
-        fell: older classes of which fewer images were right afterwards.
-        remarks: what is still there of classes that were forgotten.
-        restores: the version that is gone back to.
-        is_present: the model is now as it was after this one.
-        is_there: it can be gone back to; it was not purged.
-    """
-
-    number: int
-    kind: str
-    date: str
-    classes: tuple[str, ...]
-    images: int
-    set_aside: int
-    accuracy: float | None
-    accuracy_now: float | None
-    lost: int
-    won: int
-    fell: tuple[str, ...]
-    remarks: tuple[str, ...]
-    restores: int | None
-    is_present: bool
-    is_there: bool
 
 
 class _Settings(BaseModel):
@@ -131,17 +90,6 @@ class _Settings(BaseModel):
     labels: Literal["names", "numbers"]
     recipe: str
     forgettable: bool
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """Samples that have come, of classes with these names, which were numbers, or texts."""
-
-    names: list[str]
-    samples: Samples
-    where: str = "memory"
-    remarks: Sequence[str] = ()
-    numbered: bool = False
 
 
 class Learner:
@@ -278,59 +226,11 @@ class Learner:
         Raises:
             LoricaError: the journal is damaged.
         """
-        checkpoints = self.checkpoints
-        _ = checkpoints.entries  # it is whole
-        return self._history(checkpoints)
+        return history_of(self.checkpoints)
 
     def predictor_of(self, version: int) -> Predictor:
         """What predicts as the model did after that version. LoricaError: there is none."""
         return self._load(version)
-
-    def _history(self, checkpoints: Checkpoints) -> list[Version]:
-        lines = checkpoints.lines
-        paths = line_of_descent(lines, len(lines))
-        present = paths[-1] if paths else 0
-        now = _judged(lines[present - 1]) if present else {}
-        names = [name for task in checkpoints.learned_tasks for name in task.new_names]
-        numbers = {name: number for number, name in enumerate(names)}
-        gone = checkpoints.purged
-        return [
-            self._version(number, line, lines, numbers, now, present, number > gone)
-            for number, line in enumerate(lines, start=1)
-        ]
-
-    def _version(
-        self,
-        number: int,
-        line: Line,
-        lines: Sequence[Line],
-        numbers: Mapping[str, int],
-        now: Mapping[int, tuple[int, int]],
-        present: int,
-        there: bool,
-    ) -> Version:
-        change = line.change or Change(kind="learned", date="")  # a run that was made a model
-        note = change.note
-        classes = tuple(note.get("classes", [name for task in line.tasks for name in task.class_names]))
-        own = [number for task in line.tasks for number in task.classes]
-        after = line_of_descent(lines, number)[-1]
-        return Version(
-            number=number,
-            kind=change.kind,
-            date=change.date,
-            classes=classes,
-            images=note.get("images", 0),
-            set_aside=note.get("set_aside", 0),
-            accuracy=_accuracy(_judged(line), own),
-            accuracy_now=_accuracy(now, [numbers[name] for name in classes if name in numbers]),
-            lost=note.get("lost", 0),
-            won=note.get("won", 0),
-            fell=tuple(note.get("fell", ())),
-            remarks=tuple(note.get("remarks", ())),
-            restores=line.restores,
-            is_present=after == present,
-            is_there=there,
-        )
 
     def set_aside(self) -> list[UInt8[np.ndarray, "s s 3"]]:
         """The images that it has set aside, as small as its backbone reads them."""
@@ -371,8 +271,12 @@ class Learner:
         """
         allowed = require_bounds(max_drop, max_flips)
         with self._changing(progress) as (reporter, interruptions):
-            arrivals = self._arrivals(source, "what is to be learned", reporter)
-            judges = [*arrivals[1:], *(self._arrivals(test, "the test images", reporter) if test is not None else [])]
+            data = self._recipe.data
+            arrivals = arrivals_of(source, "what is to be learned", data, reporter)
+            judges = [
+                *arrivals[1:],
+                *(arrivals_of(test, "the test images", data, reporter) if test is not None else []),
+            ]
             for remark in arrivals[0].remarks:
                 reporter.say(remark)
             session = self._session(reporter, interruptions)
@@ -419,7 +323,7 @@ class Learner:
             predictor = self._load(to)
             checkpoints.roll_back(to, Change(kind="rolled back", date=_now()), keep=self._policy())
             self._predictor = predictor
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def forget(self, names: str | Sequence[str], *, hide: bool = False) -> Version:
         """Takes classes out of the model, with what it remembers of them; images of theirs can be learned again.
@@ -474,7 +378,7 @@ class Learner:
             }
             session.close([], change=Change(kind="forgot", date=_now(), note=note), forgotten=gone)
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def purge(self) -> Version:
         """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors, images
@@ -490,67 +394,92 @@ class Learner:
             session.restore()
             album = Album(checkpoints)
             images, parts = album.remains()
-            said = self._note_of(checkpoints, checkpoints.tasks)
+            said = note_of(checkpoints, checkpoints.tasks)
             note = {key: said[key] for key in ("judged", "calibration") if key in said}
             note["remarks"] = album.traces
             session.close([], change=Change(kind="purged", date=_now(), note=note), images=images, parts=parts)
             self._drop_snapshots()
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
     def join(self, other: str | Path | Learner) -> Version:
-        """Takes up the classes of another model that went on from the same one, a copy of its folder, with classes of its own.
+        """Takes up what another model has learned, where what they remember are sums over images in features that are the same in both.
 
-        It is then as if it had learned all of them, but for rounding (`lorica.methods.rolda.RoLDA.join`). The version after which
-        the two went different ways has to be one from which can be learned on: `checkpoints=everything` keeps all.
+        Such are models that went on from copies of one folder, and models made apart on the same backbone whose trunk nobody trained.
+        It is then as if it had learned all of it, but for rounding (`lorica.methods.base.Method.join`); of a class that both know the
+        images add up. The version after which two copies went different ways has to be one from which can be learned on:
+        `checkpoints=everything` keeps all. A `forgettable` model can forget what it took up.
 
         Raises:
-            LoricaError: a method that cannot be joined, models that do not have a beginning in common, or that learned the same
-                class since.
+            LoricaError: a method that cannot be joined, features that differ, an image that would count twice, or classes that have been
+                forgotten; the model is what it was.
         """
-        its = other if isinstance(other, Learner) else load(other)
+        its = other if isinstance(other, Learner) else load(other, method_file=self._given["method_file"])
         if not isinstance(its, Learner):
             raise LoricaError(f"{other}: holds a run, and no model that goes on learning")
+        _ = self.predictor, its.predictor  # both have learned something
         with self._changing(False) as (reporter, interruptions):
             session = self._session(reporter, interruptions)
             method, checkpoints, there = session.method, session.checkpoints, its.checkpoints
             _ = checkpoints.entries, there.entries  # both journals are whole
-            common = checkpoints.lines_in_common(there)
-            if not common:
-                raise LoricaError(
-                    f"{self._where()}: has no version in common with {its._where()}; copy a folder, and let both models go on"
-                )
             album, its_album = Album(checkpoints), Album(there)
-            if album.forgotten or its_album.forgotten:
+            common = album.version_in_common(its_album)
+            if 0 < common <= there.purged:
+                raise LoricaError(
+                    f"{its._where()}: has purged version {common}, so that it does not tell what it learned since; join first, and purge then"
+                )
+            if album.has_forgotten(common) or its_album.has_forgotten(common):
                 raise LoricaError("a model that has forgotten classes cannot be joined; join first, and forget then")
+            if its._recipe.precision != self._recipe.precision:
+                raise LoricaError(
+                    f"precision: {self._recipe.precision} made the features of this model, and {its._recipe.precision} those of "
+                    f"{its._where()}; learn both with the same"
+                )
+            names = [*album.names, *(name for name in its_album.names if album.number_of(name) is None)]
+            numbers = {likeness(name): number for number, name in enumerate(names)}
+            places = [numbers[likeness(name)] for name in its_album.names]
             session.restore()
-            own = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            joined = self._predictor_of(self._to_learn_on(there, there.tasks), there, there.tasks)
-            shared = self._predictor_of(self._to_learn_on(checkpoints, common), checkpoints, common)
+            recipe = its._recipe.model_copy(update={"device": self._recipe.device})
+            theirs, shared = self._standing(recipe, there, there.tasks), None
+            if common:
+                kept = checkpoints if checkpoints.can_learn_on_from(common) else there
+                shared = self._standing(recipe if kept is there else self._recipe, kept, common)
             before = len(method.tasks)
-            own.join(joined, shared)
-            if not (new := method.tasks[before:]):
-                raise LoricaError(f"{its._where()}: has nothing that this model does not have")
-            names = [name for task in method.tasks for name in task.new_names]
-            known = its_album.since(common, {likeness(name): number for number, name in enumerate(names)})
+            Predictor(method, reader=build_reader(self._recipe, method.encoder)).join(theirs, shared, places)
+            known = its_album.since(common, places)
+            if known and (twice := album.known_already(known)):
+                raise LoricaError(
+                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this "
+                    "model learn from images, of which it passes over those that it knows"
+                )
+            if self._forgettable and list(theirs.method.cannot_forget(range(len(places)), Parts(its_album.parts()))):
+                raise LoricaError(
+                    f"{its._where()}: is not forgettable, and its classes could not be taken out of this model, which is; let it take up "
+                    "this one instead"
+                )
+            new, parts = method.tasks[before:], Parts(its_album.parts(common) if self._forgettable else ())
+            taken: dict[str, Tensor] = {}
+            for place in method.summed():
+                taken |= taken_up(parts, place, places, range(len(album.names)))
             added = Jury.of_kept(known.get("kept"), known.get("kept_labels", torch.zeros(0, dtype=torch.long)))
             logits = [jury.logits(plain_form(method)) for jury in (Jury.of_kept(*album.kept()), added)]
             labels = torch.cat([album.kept()[1], added.labels])
             note = {
-                "classes": [name for task in new for name in task.new_names],
+                "classes": list(dict.fromkeys(name for task in new for name in task.class_names)),
                 "from": its._where(),
                 "set_aside": len(added.labels),
                 **self._fitted([each for each in logits if len(each)], labels, list(range(len(names))), len(names)),
             }
-            session.close([], change=Change(kind="joined", date=_now(), note=note), joined=len(new), images=known)
+            change = Change(kind="joined", date=_now(), note=note)
+            session.close([], change=change, joined=len(new), images=known, parts=taken)
             self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-            return self._history(checkpoints)[-1]
+            return history_of(checkpoints)[-1]
 
-    def _to_learn_on(self, checkpoints: Checkpoints, number: int) -> Method:
-        """The method as it was after that version, with all that learning on needs."""
-        _, method = build_model(self._recipe)
+    def _standing(self, recipe: Recipe, checkpoints: Checkpoints, number: int) -> Predictor:
+        """A model of that recipe as it was after that version, with all that learning on needs."""
+        _, method = build_model(recipe)
         checkpoints.load(method, number, to_learn=True)
-        return method
+        return Predictor(method, reader=build_reader(recipe, method.encoder))
 
     def save(self, folder: str | Path) -> None:
         """Copies the model into a folder that is not there yet, or is empty: whole, or not at all."""
@@ -671,7 +600,7 @@ class Learner:
         return self._predictor_of(method, checkpoints, number)
 
     def _predictor_of(self, method: Method, checkpoints: Checkpoints, number: int) -> Predictor:
-        note = self._note_of(checkpoints, number)
+        note = note_of(checkpoints, number)
         return Predictor(
             method,
             reader=build_reader(self._recipe, method.encoder),
@@ -679,11 +608,6 @@ class Learner:
             calibration=Calibration.model_validate(note["calibration"]) if note.get("calibration") else None,
             precision=self._given["precision"] or self._recipe.precision,
         )
-
-    def _note_of(self, checkpoints: Checkpoints, number: int) -> Mapping[str, Any]:
-        """What is noted of the model as it was after that version."""
-        newest = checkpoints.lines[line_of_descent(checkpoints.lines, number)[-1] - 1]
-        return newest.change.note if newest.change else {}
 
     def _require_version(self, checkpoints: Checkpoints, number: int) -> None:
         if 0 < number <= checkpoints.purged:
@@ -736,34 +660,11 @@ class Learner:
             )
         return session
 
-    def _arrivals(self, source: Any, what: str, reporter: Reporter) -> list[_Arrival]:
-        """What somebody gives to be learned, and what is there to judge by."""
-        data = self._recipe.data
-        decoding = Decoding(**{key: getattr(data, key) for key in DECODING})
-        if isinstance(source, Source):
-            halves = [half for half in (source.train, source.test) if len(half)]
-            return [_Arrival(list(source.class_names), half, source.name, remarks(source.facts)) for half in halves]
-        if isinstance(source, str | Path):
-            names, files, facts = labelled_images(
-                source,
-                class_order=data.class_order,
-                decoding=decoding,
-                unreadable=data.unreadable,
-                reporter=reporter,
-            )
-            return [_Arrival(names, half, str(source), remarks(facts)) for half in files]
-        if isinstance(source, tuple) and len(source) == 2:
-            names, pictures, numbered = labelled_pictures(*source, decoding)
-            return [_Arrival(names, pictures, numbered=numbered)]
-        raise DataError(
-            f"{what}: expected a folder of class folders, or a pair of images and labels, got a {type(source).__name__}"
-        )
-
     def _learned(
         self,
         session: Session,
-        arrival: _Arrival,
-        judges: Sequence[_Arrival],
+        arrival: Arrival,
+        judges: Sequence[Arrival],
         frozen: bool,
         allowed: Allowed,
         reporter: Reporter,
@@ -797,7 +698,7 @@ class Learner:
         opened = reader.open(arrival.samples, int(self._recipe.data.cache_gib * 2**30))
         images = method.encoder.modality == "images"
         aside = album.to_set_aside(labels, self._keep if images else 0, self._recipe.data.split_seed)
-        juries = [Jury.of_kept(*album.kept()), *(_jury(judge, by_likeness, reader) for judge in judges)]
+        juries = [Jury.of_kept(*album.kept()), *(judge.jury(by_likeness, reader) for judge in judges)]
         judged = torch.cat([jury.labels for jury in juries])
         of_old = torch.isin(judged, torch.tensor(old, dtype=torch.long))
         if allowed.asks and old and not of_old.any():
@@ -846,7 +747,7 @@ class Learner:
         change = Change(kind="learned", date=_now(), note=note)
         session.close([], change=change, images=known, parts=method.taken_parts())
         self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
-        return self._history(checkpoints)[-1]
+        return history_of(checkpoints)[-1]
 
     def _give_up(self, session: Session) -> None:
         """Leaves the folder as it was before a change that is not to be."""
@@ -892,7 +793,7 @@ class Learner:
             if each != but and wrote(each):
                 each.unlink()
 
-    def _describe(self, session: Session, arrival: _Arrival) -> None:
+    def _describe(self, session: Session, arrival: Arrival) -> None:
         """Writes what is known before anything is learned. LoricaError: files are in the way that are not lorica's."""
         began = bool(session.checkpoints.tasks)
         require_ours([*self.folder.held(anew=not began), self.folder.model])
@@ -913,12 +814,6 @@ def _digest_of(recipe: Path) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _jury(judge: _Arrival, by_likeness: Mapping[str, int], reader: Reader) -> Jury:
-    labels = [by_likeness[likeness(judge.names[each])] for each in judge.samples.labels.tolist()]
-    opened: Opened = reader.open(judge.samples, 0)
-    return Jury(torch.tensor(labels, dtype=torch.long), partial(opened.fetch, device=torch.device("cpu")))
-
-
 def _require_same_scores(before: Sequence[Tensor], after: Sequence[Tensor], old: Sequence[int]) -> None:
     for one, other in zip(before, after, strict=True):
         if len(one) and not torch.equal(one[:, old], other[:, old]):
@@ -929,20 +824,6 @@ def _require_same_scores(before: Sequence[Tensor], after: Sequence[Tensor], old:
 
 def _moved_note(moved: Moved, names: Sequence[str]) -> dict[str, Any]:
     return {"lost": moved.lost, "won": moved.won, "fell": [names[number] for number, *_ in moved.fell]}
-
-
-def _judged(line: Line) -> dict[int, tuple[int, int]]:
-    """Of each class by its number, how many of its images set aside were right then, and how many there were."""
-    judged = line.change.note.get("judged") if line.change else None
-    if not judged:
-        return {}
-    return dict(enumerate(zip(judged["right"], judged["images"], strict=True)))
-
-
-def _accuracy(judged: Mapping[int, tuple[int, int]], numbers: Sequence[int]) -> float | None:
-    found = [judged[number] for number in numbers if number in judged]
-    images = sum(number for _, number in found)
-    return sum(hits for hits, _ in found) / images if images else None
 
 
 def _now() -> str:

@@ -13,6 +13,8 @@ and of an addition before which the features had moved by x -> A x + b, and the 
 
     moved.weight, moved.bias    A and b, by which the parts of all earlier additions are to be moved as well.
 
+What a model has taken up from another one is several additions at once; each name then begins with `ADDITION/`, from 0 on.
+
 They take 8 width bytes for each sample, up to `width` samples of a class in one addition, and 8 width^2 for each move. Of a class
 with few samples they say almost what the samples' features do, and are to be kept as those would be.
 """
@@ -124,16 +126,35 @@ def packed(additions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{place}/{name}": tensor for place, each in enumerate(additions) for name, tensor in each.items()}
 
 
-def unpacked(kept: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The additions that were packed; of what is one addition, that."""
-    additions: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in kept.items():
-        place, _, own = name.rpartition("/")
-        additions.setdefault(int(place or 0), {})[own] = tensor
-    return [additions[place] for place in sorted(additions)]
+def additions_in(recorded: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The additions that are recorded together, in order: one, or those that were packed."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in recorded.items():
+        addition, _, rest = name.rpartition("/")
+        found.setdefault(int(addition or 0), {})[rest] = tensor
+    return [found[addition] for addition in sorted(found)]
 
 
 def without(addition: Mapping[str, Tensor], classes: Collection[int]) -> dict[str, Tensor]:
     """What is recorded of an addition but for these classes, in whatever module: what is to be kept once they are forgotten."""
     gone = {str(label) for label in classes}
     return {name: tensor for name, tensor in addition.items() if name.split(".")[-2] not in gone}
+
+
+def taken_up(parts: Parts, place: str, places: Sequence[int], known: Collection[int]) -> dict[str, Tensor]:
+    """What a model that takes up another one records of the parts of one of its modules.
+
+    Args:
+        parts: the other's, of what is taken up.
+        places: the number here of each of its classes.
+        known: those of which samples are here already: the difference of two means is then in a sum of which a frozen part is not.
+    """
+    found: dict[str, Tensor] = {}
+    for label, number in enumerate(places):
+        for addition, part in enumerate(parts.within(place).of(label)):
+            name = f"{addition}/{place}.{number}."
+            found |= {f"{name}count": torch.tensor(part.count), f"{name}mean": part.mean}
+            factor = part.mean.new_zeros(0, len(part.mean)) if number in known and part.factor is None else part.factor
+            if factor is not None:
+                found[f"{name}factor"] = factor.contiguous()
+    return found

@@ -165,31 +165,33 @@ class Predictor:
         return model
 
     @isolated()
-    def join(self, other: Predictor, common: Predictor) -> None:
-        """Takes up the classes of another one, of a method that can be joined exactly (`lorica.methods.rolda.RoLDA.join`).
+    def join(self, other: Predictor, common: Predictor | None = None, places: Sequence[int] | None = None) -> None:
+        """Takes up the classes of another one, of a method that can be joined exactly (`lorica.methods.base.Method.join`).
 
-        Two runs that went on from one learn different classes, each for itself; joined, they are one predictor of all of them.
+        Two runs that went on from one learn different classes, each for itself; or two were made apart, with a trunk that nobody trained.
+        Joined, they are one predictor of all of them. A calibration is of its own logits, and is gone.
 
         Args:
             other: of the other run; it stays as it is.
-            common: of the run from which both went on, as it was then.
+            common: of the run from which both went on, as it was then; None where they have none in common.
+            places: see `Method.join`.
 
         Raises:
             LoricaError: a method that cannot be joined, ones that did not go on from the common one, or that read inputs
-                differently.
+                differently; or classes that were forgotten.
         """
-        if not (isinstance(other, Predictor) and isinstance(common, Predictor)):
+        several = (other,) if common is None else (other, common)
+        if not all(isinstance(each, Predictor) for each in several):
             raise LoricaError("expected two other learners; lorica.load makes them of a run's folder")
-        join = getattr(self.method, "join", None)
-        if join is None:
-            raise LoricaError(f"{called(self.method)} cannot be joined; rolda can, read by its own discriminant")
-        if any(vars(each.reader) != vars(self.reader) for each in (other, common)):
+        if any(vars(each.reader) != vars(self.reader) for each in several):
             keys = ", ".join(f"data.{key}" for key in self.reader.options)
             raise LoricaError(
-                f"the three learners prepare their inputs differently, so that their statistics mean different things; learn them with the same {keys}"
+                f"the learners prepare their inputs differently, so that their statistics mean different things; learn them with the same {keys}"
             )
-        join(other.method, common.method)
-        self._plain = None
+        if any(each.columns is not None for each in (self, *several)):
+            raise LoricaError("one that has forgotten classes cannot be joined; join first, and forget then")
+        self.method.join(other.method, common.method if common else None, places)
+        self._plain = self.calibration = None
         self.class_names = tuple(name for task in self.method.tasks for name in task.new_names)
 
 

@@ -7,6 +7,7 @@
     AlignedHead     each class as one Gaussian, and a linear head for a stage of training on draws (`PseudoFeatures`)
 
 The first three add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
+Two of a kind become that of the samples of both (`join`).
 A class can be taken out of all of them again (`forget`): of sums over all classes by what each has added (`lorica.parts`).
 Where features have moved since, all but mixtures can be moved along by an affine map (`affine_drift` fits one).
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,6 +128,27 @@ class ClassMeans(nn.Module):
         """Makes them the means of all samples x moved to A x + b, of the classes that have samples."""
         moved = double(self.prototypes) @ weight.T + bias
         self.prototypes.copy_(torch.where((self.counts > 0)[:, None].to(moved.device), moved, 0))
+
+    def contains(self, earlier: ClassMeans) -> bool:
+        """Whether it can be the earlier one with samples added."""
+        return bool((self.counts[: len(earlier.counts)] >= earlier.counts.to(self.counts)).all())
+
+    def join(self, other: ClassMeans, common: ClassMeans | None, places: Sequence[int]) -> None:
+        """Takes up what another one has added: the means are those of all samples, but for rounding; args as those of
+        `Discriminant.join`."""
+        self.grow(max(0, 1 + max(places) - len(self.counts)))
+        shared = 0 if common is None else len(common.counts)
+        for theirs, own in enumerate(places):
+            before = int(common.counts[theirs]) if common is not None and theirs < shared else 0
+            ours, added = int(self.counts[own]), int(other.counts[theirs])
+            mean = other.prototypes[theirs].to(self.prototypes)
+            if ours != before:  # else the other's is that of all samples, to the bit
+                total = ours * double(self.prototypes[own]) + added * double(mean)
+                if common is not None and before:
+                    total -= before * double(common.prototypes[theirs].to(self.prototypes))
+                mean = total / (ours + added - before)
+            self.prototypes[own] = mean.to(self.prototypes)
+            self.counts[own] = ours + added - before
 
     def forward(
         self, features: Float[Tensor, "n features"], classes: slice = slice(None)
@@ -337,32 +359,42 @@ class Discriminant(nn.Module):
         """Whether it was loaded without means and S: it classifies, but nothing can be added."""
         return bool((self.counts > 0).any()) and not bool(self.means.any())
 
-    def join(self, other: Discriminant, common: Discriminant) -> None:
-        """Takes up what another one has added since both were `common`: the result is that of all samples, but for rounding.
+    def contains(self, earlier: Discriminant) -> bool:
+        """Whether it can be the earlier one with samples added."""
+        return bool((self.counts[: len(earlier.counts)] >= earlier.counts.to(self.counts)).all())
 
-        Of each of them n_c, n_c mu_c and the products S + sum n_c mu_c mu_c' are sums over samples, so that they add up. The first
-        classes of both are those of `common`; the other's later ones come after its own.
+    def join(self, other: Discriminant, common: Discriminant | None, places: Sequence[int]) -> None:
+        """Takes up what another one has added: the result is that of all samples, but for rounding. Logits follow with `solve`.
+
+        Of each of them n_c, n_c mu_c and the products S + sum n_c mu_c mu_c' are sums over samples, so that they add up.
+
+        Args:
+            common: what both were once, whose samples are in both; None where they have none in common.
+            places: the number here of each of the other's classes, which may be new: those of the common ones, which are the first, are
+                the same.
         """
-        shared, own = len(common.counts), len(self.counts)
-        self.grow(len(other.counts) - shared)
+        self.grow(max(0, 1 + max(places) - len(self.counts)))
+        number, device = len(self.counts), self.counts.device
 
-        def sums(one: Discriminant, first: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            """n_c, degrees of freedom and n_c mu_c with the classes after the shared ones from `first` on, and the products."""
-            places = [*range(shared), *range(first, first + len(one.counts) - shared)]
-            counts, freedom, totals = (torch.zeros_like(each) for each in (self.counts, self.freedom, self.means))
-            counts[places] = one.counts.to(counts)
-            freedom[places] = one.freedom.to(freedom)
-            totals[places] = (one.counts[:, None] * one.means).to(totals)
-            return counts, freedom, totals, (unpacked(one.scatter, one.width) + one._between()).to(totals)
+        def placed(one: Discriminant, values: Tensor, where: Sequence[int]) -> Tensor:
+            found = torch.zeros(number, *values.shape[1:], dtype=values.dtype, device=device)
+            found[list(where)[: len(one.counts)]] = values.to(device)
+            return found
 
-        counts, freedom, totals, second = (
-            a + b - c for a, b, c in zip(sums(self, shared), sums(other, own), sums(common, shared), strict=True)
-        )
+        counts, freedom, twice = self.counts.clone(), self.freedom.clone(), self.counts > 0
+        totals, second = self.counts[:, None] * self.means, unpacked(self.scatter, self.width) + self._between()
+        for one, sign in ((other, 1), (common, -1)):
+            if one is None:
+                continue
+            theirs = placed(one, one.counts, places)
+            twice &= theirs > 0 if sign > 0 else theirs == 0
+            counts += sign * theirs
+            freedom += sign * placed(one, one.freedom, places)
+            totals += sign * placed(one, one.counts[:, None] * one.means, places)
+            second.add_((unpacked(one.scatter, one.width) + one._between()).to(second), alpha=sign)
         # of a class that both have and the common one has not, the difference of two means is in S
-        twice = (self.counts[:shared] > 0) & (other.counts[:shared] > 0) & (common.counts == 0)
-        freedom[:shared] += twice.to(freedom)
+        self.freedom.copy_(freedom + twice)
         self.counts.copy_(counts)
-        self.freedom.copy_(freedom)
         self.means.copy_(totals / counts.clamp_min(1)[:, None])
         self.scatter.copy_(packed(second - self._between()))
 
@@ -576,6 +608,21 @@ class RidgeHead(nn.Module):
         gram = whole @ self.gram @ whole.T
         self.gram.copy_((gram + gram.T) / 2)
         self.targets.copy_(whole @ self.targets)
+
+    def contains(self, earlier: RidgeHead) -> bool:
+        """Whether it can be the earlier one with samples added: no sum of squares is less."""
+        before = earlier.gram.diagonal().to(self.gram)
+        return bool((self.gram.diagonal() >= (1 - 1e-9) * before).all())
+
+    def join(self, other: RidgeHead, common: RidgeHead | None, places: Sequence[int]) -> None:
+        """Takes up what another one has added: G and Q are those of all samples, but for rounding; args as those of
+        `Discriminant.join`. W follows with `solve`: with the ridge of the other one, whose samples are then the latest."""
+        self.grow(max(0, 1 + max(places) - self.targets.shape[1]))
+        for one, sign in ((other, 1), (common, -1)):
+            if one is not None:
+                self.gram.add_(one.gram.to(self.gram), alpha=sign)
+                self.targets[:, list(places)[: one.targets.shape[1]]] += sign * one.targets.to(self.targets)
+        self.ridge.copy_(other.ridge)
 
     def solve(self, ridge: float, classes: Collection[int] | None = None) -> None:
         """Sets W, by a Cholesky factorisation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -96,6 +97,23 @@ def test_lines_are_added_and_a_part_of_one_is_passed_over(tmp_path: Path) -> Non
     cut(file, 100)
     assert file.read_bytes() == b"one\n"
     cut(tmp_path / "none", 0)
+
+
+@pytest.mark.parametrize("there", [None, b"one\n"])
+def test_a_line_that_does_not_reach_the_disk_is_not_there(
+    there: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "log"
+    if there:
+        file.write_bytes(there)
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(LoricaError, match="log: cannot be written: No space left on device"):
+        append_line(file, "two")
+    assert (file.read_bytes() if file.exists() else None) == there
 
 
 # ---- the folder of a run

@@ -39,9 +39,11 @@ from lorica.descent import Descent
 from lorica.errors import CheckpointError, DataError, LoricaError, RegressionError, TrainingError
 from lorica.files import RunFolder
 from lorica.learner import Learner, load
+from lorica.predictor import Predictor
 from lorica.results import Result
 from lorica.run import run
 from lorica.session import Session
+from lorica.statistics import RidgeHead
 from tests.conftest import CLASS_NAMES, COLOURS
 
 Values = dict[str, Any]
@@ -859,10 +861,8 @@ def test_a_disk_that_is_full_leaves_the_model(place: int, model: Path, monkeypat
         learner.learn(of_classes(0, seed=1))
     monkeypatch.undo()
     assert torch.equal(learner.logits(PROBE), expected)
-    found = files_of(model)
-    assert {name: digest for name, digest in found.items() if name in before and "journal" not in name} == {
-        name: digest for name, digest in before.items() if "journal" not in name
-    }
+    assert torch.equal(logits(model), expected)
+    assert {name: digest for name, digest in files_of(model).items() if name in before} == before
 
 
 def test_two_at_once(model: Path) -> None:
@@ -1356,9 +1356,188 @@ def test_what_cannot_be_joined(model: Path, recipe: Values, tmp_path: Path) -> N
     stranger = Learner(tmp_path / "stranger", recipe=recipe)
     stranger.learn(of_classes(5))
     learner, before = Learner(model), files_of(model)
-    with pytest.raises(LoricaError, match="has no version in common with"):
+    with pytest.raises(LoricaError, match="12 of the images that it has learned are known here, too, and would count"):
         learner.join(stranger)
     copy = Path(shutil.copytree(model, tmp_path / "copy"))
     with pytest.raises(LoricaError, match="has nothing that this model does not have"):
         learner.join(copy)
     assert files_of(model) == before
+
+
+def apart(found: Learner, expected: Learner) -> float:
+    """How far predictions of two models are apart, as a share of the largest; with one ridge, for which each task divides its images
+    by a draw of its own."""
+    images, _ = of_classes(*range(6), seed=5)
+    for place, module in expected.predictor.plain.named_modules():
+        if isinstance(module, RidgeHead):
+            module.solve(found.method.get_submodule(place).ridge.item())
+    assert found.class_names == expected.class_names
+    one, other = middle(found.logits(images)), middle(expected.logits(images))
+    return ((one - other).abs().max() / other.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", ["rolda", "prototypes", "ran_pac"])
+def test_models_made_apart_are_joined(name: str, recipe: Values, tmp_path: Path) -> None:
+    """One class is in both, by names that look the same; then the model goes back, forward, on, and forgets."""
+    options = {"rolda": {"passes": 0, "layers": 1}, "ran_pac": {"tuning": "none", "width": 40}}
+    made = recipe | {"method": {"name": name, **options.get(name, {})}}
+    one, other, whole = (
+        Learner(tmp_path / each, recipe=made, keep=4, forgettable=True) for each in ("one", "other", "whole")
+    )
+    again, labels = of_classes(2, seed=1)
+    again = (again, [f" {label}\u200b" for label in labels])
+    ours, theirs = [of_classes(0, 1), of_classes(2)], [of_classes(3, 4), again, of_classes(5)]
+    for learner, arrivals in ((one, ours), (other, theirs), (whole, [*ours, *theirs])):
+        for arrival in arrivals:
+            learner.learn(arrival)
+    before, alone = files_of(tmp_path / "other"), one.logits(PROBE)
+    version = one.join(tmp_path / "other")
+    assert files_of(tmp_path / "other") == before
+    assert (version.kind, version.number, version.set_aside) == ("joined", 3, 8)
+    assert set(version.classes) == {CLASS_NAMES[number] for number in (3, 4, 2, 5)}
+    assert apart(one, whole) <= 1e-5
+    assert apart(load(tmp_path / "one"), whole) <= 1e-5  # pyright: ignore[reportArgumentType]
+    assert np.array_equal(sorted(map(np.sum, one.set_aside())), sorted(map(np.sum, whole.set_aside())))
+    assert one.learn(of_classes(3, 4, 5)) is None  # their images came along
+    one.rollback(2)
+    assert torch.equal(one.logits(PROBE), alone)
+    one.rollback(3)
+    for learner in (one, whole):
+        learner.learn(of_classes(3, seed=2))
+    assert apart(one, whole) <= 1e-5
+    for learner in (one, whole):
+        assert learner.forget([CLASS_NAMES[2], CLASS_NAMES[4]]).remarks == ()
+    assert apart(one, whole) <= 1e-5
+    assert one.learn(of_classes(2, 4)) is not None  # which are new to it again
+
+
+def test_a_copy_that_was_joined_forgets_what_it_took_up(recipe: Values, tmp_path: Path) -> None:
+    one, without = (Learner(tmp_path / each, recipe=recipe, keep=2, forgettable=True) for each in ("one", "without"))
+    one.learn(of_classes(0, 1))
+    one.save(tmp_path / "other")
+    other = Learner(tmp_path / "other", keep=2)
+    one.learn(of_classes(2))
+    other.learn(of_classes(1, 3, seed=1))
+    one.join(other)
+    one.forget([CLASS_NAMES[1], CLASS_NAMES[2]])
+    without.learn(of_classes(0))
+    without.learn(of_classes(3, seed=1))
+    assert apart(one, without) <= 1e-5
+
+
+def test_the_common_version_is_the_last_that_both_come_of(recipe: Values, tmp_path: Path) -> None:
+    """After their copies went apart, one has gone back behind that; and the sums of it may be in the other's folder alone."""
+    one = Learner(tmp_path / "one", recipe=recipe, keep=2)
+    one.learn(of_classes(0, 1))
+    one.learn(of_classes(2))
+    one.save(tmp_path / "other")
+    other, whole = Learner(tmp_path / "other", keep=2), Learner(tmp_path / "whole", recipe=recipe, keep=2)
+    one.rollback(1)
+    for number in (3, 4):
+        one.learn(of_classes(number))
+    assert not one.checkpoints.can_learn_on_from(1)
+    assert other.checkpoints.can_learn_on_from(1)
+    one.join(other)
+    for numbers in ((0, 1), (3,), (4,), (2,)):
+        whole.learn(of_classes(*numbers))
+    assert apart(one, whole) <= 1e-5
+
+
+def test_purged_models_are_joined_where_what_they_learned_since_is_told(recipe: Values, tmp_path: Path) -> None:
+    def grown(name: str, *changes: tuple[int, ...]) -> Learner:
+        learner = Learner(tmp_path / name, recipe=recipe, keep=2, forgettable=True)
+        for numbers in changes:
+            learner.learn(of_classes(*numbers))
+        return learner
+
+    one, whole = grown("one", (0, 1)), grown("whole", (0, 1), (2,), (3, 4), (5,))
+    one.save(tmp_path / "copy")
+    copy, apart_from_both = Learner(tmp_path / "copy", keep=2), grown("apart", (5,))
+    one.learn(of_classes(2))
+    copy.learn(of_classes(3, 4))
+    one.purge()  # the sums of the version in common are in the copy
+    one.join(copy)
+    apart_from_both.purge()
+    one.join(apart_from_both)
+    assert apart(one, whole) <= 1e-5
+    assert one.learn(of_classes(2, 3, 5)) is None
+    one.purge()  # several additions are in the parts of one change
+    for learner in (one, whole):
+        learner.forget([CLASS_NAMES[number] for number in (1, 4)])
+    assert apart(one, whole) <= 1e-5
+    copy.purge()
+    with pytest.raises(
+        LoricaError, match="has purged version 1, so that it does not tell what it learned since; join first"
+    ):
+        one.join(copy)
+
+
+def test_what_cannot_be_joined_though_it_was_made_alike(recipe: Values, tmp_path: Path) -> None:
+    def made(name: str, *numbers: int, forgettable: bool = False, **changed: Any) -> Learner:
+        learner = Learner(tmp_path / name, recipe=recipe | changed, keep=2, forgettable=forgettable)
+        if numbers:
+            learner.learn(of_classes(*numbers))
+        return learner
+
+    one = made("one", 0, 1, forgettable=True)
+    forgot = made("forgot", 2, 3, forgettable=True)
+    forgot.forget(CLASS_NAMES[2])
+    other, before = made("other", 2, 3, forgettable=True), files_of(tmp_path / "one")
+    for its, why in (
+        (made("empty"), "empty: has learned nothing yet"),
+        (forgot, "a model that has forgotten classes cannot be joined; join first"),
+        (made("cropped", 2, data={"crop_pct": 0.5}), r"prepare their inputs differently, .* the same data.crop_pct"),
+        (made("halved", 2, precision="bf16"), "precision: fp32 made the features of this model, and bf16 those of"),
+        (made("kept", 2), "kept: is not forgettable, and its classes could not be taken out"),
+        (made("same", 1, 2, forgettable=True), "same: 12 of the images that it has learned are known here, too"),
+        (
+            made("deeper", 2, forgettable=True, method=recipe["method"] | {"layers": 2}),
+            "the other model has another normalisation, other",
+        ),
+        (made("trained", 2, 3, forgettable=True, method=METHODS["rolda"]), "trunk of its own, trained on other"),
+        (made("lora", 2, 3, method=METHODS["sd_lora"]), "expected another model of rolda"),
+    ):
+        with pytest.raises(LoricaError, match=why):
+            one.join(its)
+        assert files_of(tmp_path / "one") == before
+    with pytest.raises(LoricaError, match="one that has forgotten classes cannot be joined"):
+        one.predictor.join(forgot.predictor)
+    with pytest.raises(LoricaError, match="has learned nothing yet"):
+        made("nothing").join(other)
+    with pytest.raises(LoricaError, match="sd_lora trains on every task"):
+        Learner(tmp_path / "lora").join(other)
+    one.join(other)
+    made("plain", 4).join(other)  # which need not be able to forget
+    alone = load(tmp_path / "plain", version=1)
+    assert isinstance(alone, Predictor)
+    assert alone.calibration is not None
+    alone.join(other.predictor)
+    assert len(alone.class_names) == 3
+    assert alone.calibration is None  # of other logits
+
+
+def test_what_the_other_has_forgotten_and_learned_again_is_what_it_has_learned_since(
+    recipe: Values, tmp_path: Path
+) -> None:
+    one, other, whole = (
+        Learner(tmp_path / each, recipe=recipe, keep=2, forgettable=True) for each in ("one", "other", "whole")
+    )
+    one.learn(of_classes(0))
+    other.learn(of_classes(1, 2))
+    other.forget(CLASS_NAMES[1])
+    other.learn(of_classes(1, seed=1))
+    one.join(other)
+    for arrival in (of_classes(0), of_classes(2), of_classes(1, seed=1)):
+        whole.learn(arrival)
+    images, _ = of_classes(0, 1, 2, seed=5)
+    order = [one.class_names.index(name) for name in whole.class_names]
+    expected = middle(whole.logits(images))
+    assert (middle(one.logits(images))[:, order] - expected).abs().max() <= 1e-5 * expected.abs().max()
+    learned = one.learn(of_classes(1))  # which are new to it
+    assert learned is not None
+    assert learned.images + learned.set_aside == 12
+    copied = Learner(Path(shutil.copytree(tmp_path / "other", tmp_path / "copy")))
+    copied.forget(CLASS_NAMES[2])
+    copied.learn(of_classes(2))
+    with pytest.raises(LoricaError, match="a model that has forgotten classes cannot be joined"):
+        other.join(copied)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lorica.errors import LoricaError
 from lorica.linalg import unpacked
-from lorica.parts import Parts, moved_by, parts_of, without
+from lorica.parts import Parts, additions_in, moved_by, parts_of, taken_up, without
 from lorica.statistics import AlignedHead, ClassMeans, Discriminant, RidgeHead
 
 CPU = torch.device("cpu")
@@ -422,7 +422,7 @@ def test_a_joined_discriminant_knows_what_its_scatter_is_of() -> None:
     one.add_frozen(*frozen)
     other.grow(1)
     other.add(*theirs)
-    one.join(other, common)
+    one.join(other, common, [0, 1, 3])
     assert one.counts.tolist() == [9, 11, 7, 6]
     assert one.freedom.tolist() == [8, 10, 0, 5]
     expected, _ = learned("discriminant", [first, theirs], 3)
@@ -433,8 +433,37 @@ def test_a_joined_discriminant_knows_what_its_scatter_is_of() -> None:
     left, right = copy.deepcopy(common), copy.deepcopy(common)
     left.add(*drawn({1: 4}, 4, 5))
     right.add(*drawn({1: 3}, 4, 6))
-    left.join(right, common)
+    left.join(right, common, [0, 1])
     assert left.freedom.tolist() == [8, 6]
+
+
+def test_parts_that_were_taken_up_are_in_features_as_they_are() -> None:
+    """Two additions with a move between them, renumbered; a frozen one of a class that is known here has an empty factor."""
+    (first, second), weight, bias = (
+        (drawn({0: 5, 1: 4}, 3, 0), drawn({1: 6}, 3, 1)),
+        torch.rand(3, 3).double(),
+        torch.ones(3),
+    )
+    additions = [
+        {f"here.{name}": value for name, value in each.items()}
+        for each in (
+            parts_of(*first, centred=True, factors=False),
+            parts_of(*second, centred=True) | moved_by(weight, bias.double()),
+        )
+    ]
+    taken = additions_in(taken_up(Parts(additions), "here", [7, 2], range(3)))
+    assert len(taken) == 2
+    found = Parts(taken, "here")
+    assert (found.count(7), found.count(2), found.count(0), found.count(1)) == (5, 10, 0, 0)
+    mean = first[0][first[1] == 1].double().mean(dim=0)
+    early, late = found.of(2)
+    torch.testing.assert_close(early.mean, weight @ mean + bias)
+    assert early.factor is not None
+    assert early.factor.shape == (0, 3)
+    assert next(found.of(7)).factor is None
+    centred = second[0].double() - second[0].double().mean(dim=0)
+    assert late.factor is not None
+    torch.testing.assert_close(late.factor.T @ late.factor, centred.T @ centred)
 
 
 # --- states of earlier versions -------------------------------------------------------------------------------------

@@ -261,7 +261,7 @@ def test_learners_that_went_on_from_one_are_joined(
     one.join(all_three, common)
     assert one.class_names == tuple(name for task in whole.tasks for name in task["classes"])
     assert one.predict(images) == all_three.predict(images)
-    with pytest.raises(LoricaError, match=r"sd_lora cannot be joined; rolda can, read by its own"):
+    with pytest.raises(LoricaError, match=r"sd_lora trains on every task, so that each of two models has"):
         learner.join(one, common)
     with pytest.raises(LoricaError, match=r"expected two other learners"):
         one.join("runs/other", common)  # pyright: ignore[reportArgumentType]

@@ -494,12 +494,48 @@ def test_joined_discriminants_are_that_of_all_their_samples() -> None:
     one.add(features[ours], labels[ours])
     other.grow(2)
     other.add(features[theirs], torch.where(labels[theirs] > 2, labels[theirs] - 1, labels[theirs]))
-    one.join(other, common)
+    one.join(other, common, [0, 1, 3, 4])
     one.solve(0.2)
     expected = discriminant(features, labels)
     assert one.counts.tolist() == [12] * 5
     torch.testing.assert_close(one.means, expected.means)
     torch.testing.assert_close(one(features), expected(features), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("kind", [ClassMeans, Discriminant, RidgeHead])
+def test_joined_statistics_are_those_of_all_samples(kind, shared) -> None:
+    """Classes 0 and 1 are in both, 2 in one, 3 and 4 in the other, where 4 comes before 3 and 1 last."""
+    features, labels = samples(80, 6, classes=5)
+    once = (torch.arange(80) < 20) & (labels < 2) & shared
+    mine = ~once & ((labels == 2) | ((labels < 2) & (torch.arange(80) < 50)))
+    theirs = ~once & ~mine
+
+    def made(*arrivals: torch.Tensor, places: list[int], classes: int):
+        statistics = kind(6, device=CPU)
+        statistics.grow(classes)
+        for which in arrivals:
+            if which.any():
+                statistics.add(features[which], torch.tensor([places.index(each) for each in labels[which].tolist()]))
+        return statistics
+
+    places = [0, 1, 4, 3] if shared else [4, 0, 3, 1]
+    common = made(once, places=[0, 1], classes=2) if shared else None
+    one, whole = made(once, mine, places=[0, 1, 2], classes=3), made(once, mine, theirs, places=[*range(5)], classes=5)
+    other = made(once, theirs, places=places, classes=4)
+    if isinstance(other, RidgeHead):
+        other.solve(0.5)
+    one.join(other, common, places)
+    state, expected = one.state_dict(), whole.state_dict()
+    names = {"counts", "freedom", "prototypes", "means", "scatter", "gram", "targets"} & state.keys()
+    assert len(names) >= 2
+    for name in names:
+        tolerance = 1e-6 if name == "prototypes" else 1e-10
+        torch.testing.assert_close(state[name], expected[name], rtol=tolerance, atol=tolerance)
+    assert whole.contains(one)
+    assert not made(once, mine, places=[*range(5)], classes=5).contains(whole)
+    if isinstance(one, RidgeHead):
+        assert one.ridge == 0.5
 
 
 def test_the_scatter_is_stored_as_a_triangle_of_the_symmetric_matrix() -> None:

@@ -36,7 +36,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -85,6 +85,9 @@ class APER(FirstTaskMethod):
     def cannot_freeze(self, task: Task) -> Iterator[str]:
         """Nothing, of new classes after the first task: each has a mean of its own."""
         yield from known_again(task, self.means.remembered())
+
+    def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
+        return {"means": self.features}
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.features(inputs))

@@ -18,6 +18,9 @@ Classes can be *forgotten*: `forget` takes out what is remembered of them. It as
 (`Remembering`). Of sums over all classes that takes the parts of all additions (`lorica.parts`), which `end_task` notes where the
 context says so, and whoever learns keeps (`taken_parts`). What training has left of them stays: `traces_of`.
 
+Two models of a method can be *joined* where all that they remember of classes are sums over samples, of features that are the same in
+both: `summed` says which, and `join` adds them up. A method that trains on every task refuses.
+
 Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`). The
 shape of that state follows from the tasks it was grown for and from `structure()`, plain values that most methods do not
 need, so that a checkpoint loads by growing again, restoring the structure and copying the tensors in.
@@ -30,7 +33,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, get_args, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,7 +46,10 @@ from lorica.methods.config import MethodConfig
 from lorica.methods.config import Variants as Variants
 from lorica.parts import NO_PARTS, Parts
 from lorica.randomness import Draws
-from lorica.types import Batch, Inputs, Task
+from lorica.types import Batch, Inputs, Task, seen_classes
+
+SAME = 1e-5
+"""Share of the largest by which rounding may move features of the same input on two machines."""
 
 
 @runtime_checkable
@@ -299,7 +305,119 @@ class Method(nn.Module, ABC):
         self.solve_again()
 
     def solve_again(self) -> None:
-        """Computes anew what follows from statistics, once classes have been taken out of them."""
+        """Computes anew what follows from statistics, once classes have been taken out of them, or taken up from another model."""
+
+    # --- joining two models ---
+
+    def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
+        """The submodules (`Summing`) that are all it remembers of classes, by name, and the features that each of them sums up, which
+        stay what they are once the trunk has come to rest. By default none, and nothing can be joined."""
+        return {}
+
+    def cannot_join(
+        self, other: Method, common: Method | None = None, places: Sequence[int] | None = None
+    ) -> Iterator[str]:
+        """Why `join` refuses, the first thing that is in the way; nothing where it does not."""
+        own, whose = self.summed(), {"this": self, "the other": other} | ({"the common": common} if common else {})
+        if not own:
+            yield (
+                f"{self.name} trains on every task, so that each of two models has a trunk or a head of its own, and no sum of the two "
+                "is what one that learned everything would be; let one of them learn the images of both"
+            )
+            return
+        if any(each.name != self.name or each.summed().keys() != own.keys() for each in whose.values()):
+            expected = "two other models" if common else "another model"
+            yield f"expected {expected} of {self.name}, not read otherwise; only they can be joined"
+            return
+        if empty := [who for who, each in whose.items() if not each.tasks]:
+            yield f"{empty[0]} model has learned nothing; name one that has{' and from which both went on' if common else ''}"
+            return
+        if any(getattr(module, "has_no_sums", False) for each in whose.values() for module in each._sums()):
+            yield "the sums of a model are not there; they are kept after the newest task alone, or with checkpoints=everything"
+            return
+        base, name = (common, "the common one") if common else (self, "this one")
+        for who, each in whose.items():
+            if each is not base and (unlike := each._unlike(base)):
+                yield f"{who} model has {unlike}; its statistics mean something else than those of {name}"
+                return
+        shared = len(common.tasks) if common else 0
+        for who, each in whose.items() if common else ():
+            pairs = zip(each._sums(), base._sums(), strict=True)
+            if each.tasks[:shared] != base.tasks[:shared] or not all(one.contains(before) for one, before in pairs):
+                yield (
+                    f"{who} model has not begun with the {shared} tasks of the common one and its images; name the one from which both "
+                    "went on"
+                )
+                return
+        ours, later = self.tasks[shared:], other.tasks[shared:]
+        if not later:
+            yield "the other model has nothing that this model does not have"
+        if places is not None:
+            return
+        since = " since the common one" if common else ""
+        if twice := {name for task in ours for name in task.new_names} & {n for task in later for n in task.new_names}:
+            yield f"both models have learned {', '.join(sorted(twice))}{since}; join classes that are different"
+        elif ours and later and ours[0] == later[0]:
+            yield (
+                f"both models went on with the same task {shared + 1}, which would count twice; name as the common one what it was after "
+                "that"
+            )
+
+    def join(self, other: Method, common: Method | None = None, places: Sequence[int] | None = None) -> None:
+        """Takes up what another model has learned: it is then one that learned all of it, but for rounding. Nothing is compared or
+        trained, and what an earlier change has left frozen is solved again.
+
+        Args:
+            other: it stays as it is.
+            common: what both were once, from which they went on; its samples are in both. None: they have none in common.
+            places: the number here of each of the other's classes, of new ones the next numbers in their order. For those who know that no
+                image is in both, but for those of the common one: a class may then be in both. Absent = no class may be.
+
+        Raises:
+            LoricaError: everything in `cannot_join`, and nothing has changed then.
+        """
+        if why := list(self.cannot_join(other, common, places)):
+            raise LoricaError(why)
+        shared, known = (seen_classes(common.tasks) if common else 0), seen_classes(self.tasks)
+        if places is None:
+            later = seen_classes(other.tasks) - shared
+            places = [*range(shared), *range(known, known + later)]
+        before = common._sums() if common else [None] * len(self._sums())
+        for own, theirs, once in zip(self._sums(), other._sums(), before, strict=True):
+            own.join(theirs, once, places)
+        names = {
+            number: name for task in self.tasks for number, name in zip(task.classes, task.class_names, strict=True)
+        }
+        for task in other.tasks[len(common.tasks) if common else 0 :]:
+            numbered = {places[number]: name for number, name in zip(task.classes, task.class_names, strict=True)}
+            new = tuple(number for number in sorted(numbered) if number not in names)
+            names = numbered | names
+            classes = tuple(sorted(numbered))
+            self.tasks.append(Task(len(self.tasks), classes, new, tuple(names[number] for number in classes)))
+        self.solve_again()
+
+    def _sums(self) -> list[Summing]:
+        return [cast(Summing, self.get_submodule(place)) for place in self.summed()]
+
+    @torch.no_grad()
+    def _unlike(self, other: Method) -> str:
+        """What it has that makes its features others than those of that model; empty where random inputs have the same in both."""
+        if self.encoder.fingerprint != other.encoder.fingerprint:
+            return "another backbone"
+        if self.encoder.reading() != other.encoder.reading():
+            return "another size of inputs"
+        theirs = other.summed()
+        for place, features in self.summed().items():
+            found, expected = (
+                of(each.encoder.probe(2)).cpu() for of, each in ((features, self), (theirs[place], other))
+            )
+            if found.shape != expected.shape or not (found - expected).abs().max() <= SAME * expected.abs().max():
+                if self.trained_on() or other.trained_on():
+                    return (
+                        "a trunk of its own, trained on other images; models that were once copies of one have the same"
+                    )
+                return "another normalisation, other options, or random features drawn from another seed"
+        return ""
 
     def _remembering(self) -> Iterator[tuple[str, Remembering]]:
         for place, module in self.named_modules():
@@ -381,6 +499,18 @@ class Remembering(Protocol):
         Raises:
             LoricaError: everything in `unforgettable`.
         """
+        ...
+
+
+class Summing(Protocol):
+    """A module of sums over samples of classes, which can take up those of another one of its kind."""
+
+    def contains(self, earlier: Any) -> bool:
+        """Whether it can be the earlier one with samples added."""
+        ...
+
+    def join(self, other: Any, common: Any, places: Sequence[int]) -> None:
+        """Takes up what another one has added, see `lorica.statistics.Discriminant.join`."""
         ...
 
 

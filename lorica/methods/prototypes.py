@@ -7,7 +7,7 @@ Raw features are averaged and the mean is normalised, not the reverse. More imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ class Prototypes(Method):
     def trained_on(self) -> Sequence[Task]:
         """None."""
         return ()
+
+    def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
+        return {"means": self.features}
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.means(self.features(inputs))

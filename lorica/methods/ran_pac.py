@@ -51,7 +51,7 @@ Nor is there a cosine in (4): PILOT's RanPAC normalises h and the columns of W_o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -137,6 +137,10 @@ class RanPAC(FirstTaskMethod):
     def solve_again(self) -> None:
         """(4) with lambda as it is: it was chosen on images that are gone."""
         self.regression.solve(self.regression.ridge.item())
+
+    def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
+        """Of random features, which are the same in two models where their seed is, and f."""
+        return {"regression": lambda inputs: self.random_features(self.features(inputs))}
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.regression(self.random_features(self.features(inputs)))

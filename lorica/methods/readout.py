@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -311,6 +311,19 @@ class Readout(Method):
                 discriminant.solve()
             case RidgeHead() as regression:
                 regression.solve(regression.ridge.item())
+
+    def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
+        """The method's, too; none where it has none, or where a head is aligned."""
+        learners = {f"learner.{name}": features for name, features in self.learner.summed().items()}
+        return {PLACES[self.kind]: self.features} | learners if learners and self.kind != "aligned" else {}
+
+    def cannot_join(
+        self, other: Method, common: Method | None = None, places: Sequence[int] | None = None
+    ) -> Iterator[str]:
+        if self.kind == "aligned":
+            yield "an aligned head is trained on draws after every task, and no sum of two is what one trained on all of them would be"
+        else:
+            yield from super().cannot_join(other, common, places)
 
     def diagnostics(self) -> dict[str, Any]:
         return self.learner.diagnostics()

@@ -59,7 +59,7 @@ Equation numbers are this file's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -72,12 +72,12 @@ from torch import Tensor, nn
 from lorica.adapters.attach import attach, with_increments
 from lorica.adapters.lowrank import LowRankUpdates, no_norm
 from lorica.backbones.encoder import Classifier, Encoder, Site
-from lorica.errors import BackboneError, LoricaError
+from lorica.errors import BackboneError
 from lorica.heads import cosines
 from lorica.methods.base import Context, LowRankConfig, Method, known_again, places_among
 from lorica.parts import moved_by
 from lorica.statistics import NO_SUMS, SHRINKAGE, Discriminant, affine_drift
-from lorica.types import Batch, Inputs, Task, seen_classes
+from lorica.types import Batch, Inputs, Task
 
 _log = logging.getLogger(__name__)
 
@@ -288,70 +288,8 @@ class RoLDA(Method):
     def reads_encoder(self) -> bool:
         return self.projection is None
 
-    def join(self, other: Method, common: Method) -> None:
-        """Takes up what another one has learned since both were `common`: classes of its own, and images of known ones.
-
-        The result is that of having learned it all here, but for rounding: nothing is compared or trained. The other's new classes
-        come after the own ones.
-
-        Raises:
-            LoricaError: another method, other features, no common first task, or a class that both have learned since.
-        """
-        if not (isinstance(other, RoLDA) and isinstance(common, RoLDA)):
-            raise LoricaError("expected two other models of rolda, not read otherwise; only they can be joined")
-        if any(each.discriminant.has_no_sums for each in (self, other, common)):
-            raise LoricaError(
-                "the sums of a model are not there; they are kept after the newest task alone, or with checkpoints=everything"
-            )
-        shared = len(common.tasks)
-        if not shared:
-            raise LoricaError("the common model has learned nothing; name the one from which both went on")
-        known, own = seen_classes(common.tasks), seen_classes(self.tasks)
-        for each, whose in ((self, "this"), (other, "the other")):
-            if not each._has_features_of(common):
-                raise LoricaError(
-                    f"{whose} model has another backbone, normalisation, first task or features than the common one, so that its "
-                    "statistics mean something else"
-                )
-            if (
-                each.tasks[:shared] != common.tasks
-                or (each.discriminant.counts[:known] < common.discriminant.counts).any()
-            ):
-                raise LoricaError(
-                    f"{whose} model has not begun with the {shared} tasks of the common one and its images; name the one from which "
-                    "both went on"
-                )
-        ours, later = self.tasks[shared:], other.tasks[shared:]
-        if twice := {name for task in ours for name in task.new_names} & {
-            name for task in later for name in task.new_names
-        }:
-            raise LoricaError(
-                f"both models have learned {', '.join(sorted(twice))} since the common one; join classes that are different"
-            )
-        if ours and later and ours[0] == later[0]:
-            raise LoricaError(
-                f"both models went on with the same task {shared + 1}, which would count twice; name as the common one what it was after that"
-            )
-
-        def here(classes: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(number if number < known else number - known + own for number in classes)
-
-        self.discriminant.join(other.discriminant, common.discriminant)
-        self.discriminant.solve(self.config.shrinkage)
-        self.tasks += [
-            Task(len(self.tasks) + place, here(task.classes), here(task.new_classes), task.class_names)
-            for place, task in enumerate(later)
-        ]
-
-    @torch.no_grad()
-    def _has_features_of(self, other: RoLDA) -> bool:
-        """Whether random inputs have the same features in both."""
-        pair = (self, other)
-        one, another = ((each.discriminant.width, each.encoder.reading()) for each in pair)
-        if one != another:
-            return False
-        found, expected = (each.features(each.encoder.probe(2)).cpu() for each in pair)
-        return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
+    def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
+        return {"discriminant": self.features}
 
     def classifier(self) -> Classifier:
         weight = self.discriminant.weight

@@ -32,7 +32,9 @@ def test_adding_a_file_adds_its_methods(folder: Path) -> None:
         find_method("tow")
     with pytest.raises(RecipeError, match=r"^method\.name: no method 'xyz'; there are one, two$"):
         find_method("xyz")
-    with pytest.raises(ModuleNotFoundError, match=r"lorica\.methods\.one"):  # found, and imported from where it would be
+    with pytest.raises(
+        ModuleNotFoundError, match=r"lorica\.methods\.one"
+    ):  # found, and imported from where it would be
         find_method("one")
 
 
