@@ -1,13 +1,18 @@
 """lorica: class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples."""
 
-from lorica.config import Recipe, read_recipe
-from lorica.data.sources import Source, arrays, image_folder
-from lorica.errors import LoricaError
-from lorica.learner import Learner, Version, load
-from lorica.methods import Method, MethodConfig
-from lorica.predictor import Answer, Predictor
-from lorica.results import Result
-from lorica.run import check, run
+from typing import TYPE_CHECKING
+
+from lorica.lazy import lazily
+
+if TYPE_CHECKING:
+    from lorica.config import Recipe, read_recipe
+    from lorica.data.sources import Source, arrays, image_folder
+    from lorica.errors import LoricaError
+    from lorica.learner import Learner, Version, load
+    from lorica.methods import Method, MethodConfig
+    from lorica.predictor import Answer, Predictor
+    from lorica.results import Result
+    from lorica.run import check, run
 
 __all__ = [
     "Answer",
@@ -27,3 +32,17 @@ __all__ = [
     "read_recipe",
     "run",
 ]
+
+lazily(
+    __name__,
+    {
+        "lorica.config": ["Recipe", "read_recipe"],
+        "lorica.data.sources": ["Source", "arrays", "image_folder"],
+        "lorica.errors": ["LoricaError"],
+        "lorica.learner": ["Learner", "Version", "load"],
+        "lorica.methods": ["Method", "MethodConfig"],
+        "lorica.predictor": ["Answer", "Predictor"],
+        "lorica.results": ["Result"],
+        "lorica.run": ["check", "run"],
+    },
+)

@@ -1,5 +1,9 @@
 """The command line: `lorica demo | run | check | list | table | evaluate | export | analyze | merge | theorem | serve`, and
-`lorica.commands`."""
+`lorica.commands`.
+
+What computes is imported within the commands that compute, once what they are given is read: torch takes seconds, and help, lists,
+tables and errors in recipes do without.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +18,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lorica import commands, merging
-from lorica.backbones import backbone_names
-from lorica.commands import MethodFile
+from lorica import commands
+from lorica.commands import MethodFile, naming
 from lorica.config import packaged_recipes, read_overrides, read_recipe
-from lorica.data.folders import Walk
-from lorica.data.sources import remarks, source_names
+from lorica.data.sources import source_names
 from lorica.errors import LoricaError
-from lorica.examination import examine, names_of
-from lorica.files import write_json
 from lorica.interruption import Terminated
-from lorica.learner import Learner, load
-from lorica.methods import Drift, Kind, find_method, method_names
-from lorica.ownership import require_ours
+from lorica.methods import method_descriptions
+from lorica.methods.config import Drift, Kind
 from lorica.progress import progress_bar
-from lorica.report import tables
-from lorica.results import find_runs
-from lorica.run import check as check_recipe
-from lorica.run import default_folder
-from lorica.run import evaluate as evaluate_run
-from lorica.run import run as run_recipe
-from lorica.serving import server as serving
-from lorica.serving.model import Model
 from lorica.terminal import Screen, open_streams, screenful
-from lorica.theorem import Setting, experiment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -135,8 +125,12 @@ def run(
     method_file: MethodFile = None,
 ) -> None:
     """Learn a stream of tasks with one method."""
+    resolved = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
     figures = _figures()
-    resolved = read_recipe(recipe, [*(overrides or []), *_naming(method_file)])
+    from lorica import run as run_recipe
+    from lorica.report import tables
+    from lorica.run import default_folder
+
     folder = out or default_folder(recipe, resolved)
     result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
     figures.draw_all([result], folder / "figures")
@@ -160,9 +154,11 @@ def check(
     method_file: MethodFile = None,
 ) -> None:
     """Validate a recipe and its data; nothing is trained."""
-    resolved, stream = check_recipe(
-        read_recipe(recipe, [*(overrides or []), *_naming(method_file)]), decode_all=not fast
-    )
+    given = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
+    from lorica import check as check_recipe
+    from lorica.data.sources import remarks
+
+    resolved, stream = check_recipe(given, decode_all=not fast)
     for remark in remarks(stream.source.facts):
         console.print(remark, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
@@ -182,8 +178,10 @@ def list_names(
     """List methods, backbones, sources or recipes."""
     match what:
         case Listing.methods:
-            entries = {name: _first_line(find_method(name)) for name in method_names()}
+            entries = method_descriptions()
         case Listing.backbones:
+            from lorica.backbones import backbone_names  # timm's, which only timm knows
+
             entries = backbone_names()
         case Listing.sources:
             entries = source_names()
@@ -213,6 +211,9 @@ def table(
     ] = False,
 ) -> None:
     """Compare finished runs: mean and standard deviation over seeds for each method."""
+    from lorica.report import tables
+    from lorica.results import find_runs
+
     error = spread is Spread.error
     results = find_runs(runs, left_out=_left_out)
     rows, remarks = tables.summarise(results), tables.notes(results)
@@ -252,7 +253,10 @@ def evaluate(
         return
     if figures_in:
         raise LoricaError("--figures: goes with --data; `lorica table RUN --figures FOLDER` draws a run")
-    tested = evaluate_run(folder, tasks=tasks, method_file=method_file, **read_overrides(moved or []))
+    given = read_overrides(moved or [])
+    from lorica.run import evaluate as evaluate_run
+
+    tested = evaluate_run(folder, tasks=tasks, method_file=method_file, **given)
     columns = {"accuracy %": tested.accuracy}
     if tested.head_accuracy:
         columns = {"by its read-out %": tested.accuracy, "by its head %": tested.head_accuracy}
@@ -279,9 +283,10 @@ def export(
     moved: Set = None,
 ) -> None:
     """Write what was learned for timm, Hugging Face, PEFT or ONNX, loaded back and compared before it is there."""
+    given = read_overrides(moved or [])
+    from lorica import Learner, load
     from lorica import export as exports
 
-    given = read_overrides(moved or [])
     learner = load(
         model, tasks=tasks, method_file=method_file, **{key: given[key] for key in given if key == "backbone.weights"}
     )
@@ -326,6 +331,7 @@ def analyze(
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
     _figures()
     from lorica import analysis
+    from lorica.results import find_runs
 
     results = find_runs(runs, left_out=_left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
@@ -336,7 +342,7 @@ def analyze(
             task=task,
             points=points,
             fine_tune=fine_tune,
-            given=read_overrides([*(moved or []), *_naming(method_file)]),
+            given=read_overrides([*(moved or []), *naming(method_file)]),
             reporter=reporter,
         )
     console.print(analysis.summary(done))
@@ -348,7 +354,9 @@ def analyze(
 @app.command()
 def merge(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run, with the checkpoint after each task")],
-    rule: Annotated[str, typer.Option(help=f"all, or some of {', '.join(merging.RULES)}, with commas")] = "all",
+    rule: Annotated[
+        str, typer.Option(help="all, or some of average, sum, ties, magmax, fisher, spectral, with commas")
+    ] = "all",
     readout: Annotated[ReadBy, typer.Option(help="what reads the merged weights")] = ReadBy.discriminant,
     layers: Annotated[
         int | None, typer.Option(min=1, help="last blocks that are read; default: the backbone's own features")
@@ -362,6 +370,8 @@ def merge(
     moved: Set = None,
 ) -> None:
     """Solve the sum of a run's low-rank updates anew: merge them by other rules, read the result, and test it."""
+    from lorica import merging
+
     with progress_bar() as reporter:
         done = merging.study(
             folder,
@@ -371,7 +381,7 @@ def merge(
             layers=layers,
             drift=cast(Drift, drift.value),
             scale=scale,
-            given=read_overrides([*(moved or []), *_naming(method_file)]),
+            given=read_overrides([*(moved or []), *naming(method_file)]),
             reporter=reporter,
         )
     console.print(merging.summary(done))
@@ -385,7 +395,10 @@ def theorem(
 ) -> None:
     """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
     figures = _figures()
+    from lorica.files import write_json
+    from lorica.ownership import require_ours
     from lorica.report import theorem_figure
+    from lorica.theorem import Setting, experiment
 
     require_ours([out / "theorem.json"])
     result = experiment(Setting(seed=seed))
@@ -413,7 +426,12 @@ def serve(
     method_file: MethodFile = None,
 ) -> None:
     """Answer images over HTTP, and show a page for them."""
+    from lorica.serving import server as serving
+    from lorica.serving.model import Model
+
     serving.require_extra()
+    from lorica import load
+
     model: Any = load(folder, device=device, method_file=method_file)
     if not isinstance(model, Model):
         raise LoricaError(
@@ -467,6 +485,9 @@ def _examine(
     given: dict[str, Any],
     figures_in: Path | None,
 ) -> None:
+    from lorica import Learner, load
+    from lorica.examination import examine, names_of
+
     found = load(folder, tasks=tasks, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found
     with progress_bar() as reporter:
@@ -479,17 +500,14 @@ def _examine(
         console.print("confusion.pdf and confusion.png are in", console.strong(figures_in))
 
 
-def _naming(method_file: Path | None) -> list[str]:
-    """The override that names a method's file."""
-    return [f"method.name={method_file}"] if method_file else []
-
-
 def _image_files(given: list[Path]) -> list[Path]:
     """Files that were named, and all images in folders that were.
 
     Raises:
         LoricaError: what is not there, or a folder without images.
     """
+    from lorica.data.folders import Walk
+
     found, problems = [], []
     for path in given:
         inside = Walk().images(path) if path.is_dir() else [path]
@@ -521,7 +539,3 @@ def _figures():
 def _left_out(line: str) -> None:
     """On standard error, beside the table of the other runs."""
     Screen(stderr=True).print(f"left out: {line}", style="yellow", soft_wrap=True)
-
-
-def _first_line(item: object) -> str:
-    return (item.__doc__ or "").strip().splitlines()[0]

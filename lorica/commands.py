@@ -5,24 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from lorica.config import read_overrides
-from lorica.data.folders import Walk
+from lorica.config import KEEP, read_overrides, read_recipe
 from lorica.errors import DataError, LoricaError
-from lorica.examination import Examination
-from lorica.files import RunFolder
-from lorica.learner import KEEP, Learner, Version, holds_model, load
-from lorica.predictor import Answer, Predictor
 from lorica.progress import progress_bar
 from lorica.terminal import Screen, visible
+
+if TYPE_CHECKING:  # torch takes seconds, and help and errors do without
+    from lorica import Answer, Learner, Predictor, Version
+    from lorica.examination import Examination
 
 models = typer.Typer()
 console = Screen()
@@ -84,13 +84,18 @@ def learn(
     method_file: MethodFile = None,
 ) -> None:
     """Learn what a folder holds: makes the model the first time, and adds to it from then on."""
+    given = read_overrides(settings or [])
+    if not os.path.exists(model):  # its recipe is read before torch is
+        read_recipe(recipe, [*(settings or []), *naming(method_file)])
+    from lorica import Learner
+
     learner = Learner(
         model,
         recipe=recipe,
         keep=keep,
         forgettable=forgettable or None,
         method_file=method_file,
-        **read_overrides(settings or []),
+        **given,
     )
     version = learner.learn(data, test=test, frozen=frozen, max_drop=max_drop, max_flips=max_flips, progress=True)
     if version is None:
@@ -117,7 +122,11 @@ def predict(
     """Say of which class images are, how probably, and which are of none that the model knows."""
     if as_json and as_csv:
         raise LoricaError("--json, --csv: give one of them")
-    found = load(model, version=version, method_file=method_file, **read_overrides(moved or []))
+    given = read_overrides(moved or [])
+    from lorica import Answer, Learner, load
+    from lorica.data.folders import Walk
+
+    found = load(model, version=version, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found
     walk, files = Walk(), list[Path]()
     for path in images:
@@ -239,13 +248,23 @@ def examined(model: Path, done: Examination) -> Table:
     return shown
 
 
+def naming(method_file: Path | None) -> list[str]:
+    """The override that names a method's file."""
+    return [f"method.name={method_file}"] if method_file else []
+
+
 def _learner(model: Path, method_file: Path | None, moved: list[str] | None) -> Learner:
     """The model in a folder; files of its present version may be damaged, and it may still be gone back."""
-    folder = RunFolder(model)
+    from lorica.files import RunFolder
+
+    folder, given = RunFolder(model), read_overrides(moved or [])
     folder.require()
+    from lorica import Learner
+    from lorica.learner import holds_model
+
     if not holds_model(folder):
         raise LoricaError(f"{model}: holds a run, and no model that goes on learning; `lorica learn` makes one")
-    return Learner(model, method_file=method_file, **read_overrides(moved or []))
+    return Learner(model, method_file=method_file, **given)
 
 
 def _answers(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[Path, Answer | DataError]]:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import difflib
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePath
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lorica.errors import LoricaError, RecipeError
-from lorica.methods import Drift, Kind, MethodConfig, find_method, method_file_sha256
+from lorica.methods import config_of, find_method, method_file_sha256
+from lorica.methods.config import Drift, Kind, MethodConfig
 from lorica.nested import flatten
 from lorica.recipe_text import Written, override, parse
 
 IN_MEMORY = "in_memory"
 """What `data.source` is in the saved recipe of a run whose data was given as an object."""
 
+KEEP = 5
+"""Images of a class that a model sets aside, unless somebody asks for another number; never more than a fifth of them."""
 
 _LARGEST = 1 << 20  # bytes of a recipe
 
@@ -393,7 +396,8 @@ def _plain(given: Any, annotation: Any, key: str) -> Any:
         return [_plain(each, None, key) for each in given]
     if isinstance(given, PurePath):
         return str(given)
-    if isinstance(given, np.generic):
+    numpy = sys.modules.get("numpy")  # whoever gives a number of its has imported it
+    if numpy and isinstance(given, numpy.generic):
         return given.item()
     if given is None or isinstance(given, str | bool | int | float):
         return given
@@ -428,6 +432,12 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _validate(values: dict[str, Any], origin: str, *, trusted: bool) -> Recipe:
+    _checked(values, origin, trusted=trusted, completed=False)  # what is wrong is said before torch is imported
+    return _checked(values, origin, trusted=trusted, completed=True)
+
+
+def _checked(values: dict[str, Any], origin: str, *, trusted: bool, completed: bool) -> Recipe:
+    """The recipe; only where it is to be `completed` by what the method chooses is a packaged method imported."""
     problems: list[str] = []
     section = values.get("method")
     method_values = section if isinstance(section, dict) else {"name": section}
@@ -443,11 +453,11 @@ def _validate(values: dict[str, Any], origin: str, *, trusted: bool) -> Recipe:
                 name = method_values["name"]
             elif _value(method_values.get("sha256")) is not None:
                 raise RecipeError(f"method.sha256: belongs to a method in a .py file, not to {name}")
-            method = find_method(name)
-            known += [f"method.{key}" for key in _keys(method.Config)]
-            if isinstance(fit, dict):
-                fit = {**method.fit_defaults(_value(method_values.get("variant"))), **fit}
-            config = _read(method.Config, _plain(method_values, method.Config, "method"))
+            if completed and isinstance(fit, dict):
+                fit = {**find_method(name).fit_defaults(_value(method_values.get("variant"))), **fit}
+            options = config_of(name)
+            known += [f"method.{key}" for key in _keys(options)]
+            config = _read(options, _plain(method_values, options, "method"))
         except LoricaError as error:
             problems += error.problems
         except ValidationError as error:

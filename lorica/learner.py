@@ -42,7 +42,7 @@ from lorica.backbones import load_backbone
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
-from lorica.config import FREE, IN_MEMORY, Recipe, read_recipe
+from lorica.config import FREE, IN_MEMORY, KEEP, Recipe, read_recipe
 from lorica.data.reader import Reader
 from lorica.data.sources.base import likeness, some
 from lorica.data.stream import Split
@@ -66,9 +66,6 @@ from lorica.recipe_text import parse
 from lorica.session import Session
 from lorica.types import Task
 from lorica.versions import Version, history_of, note_of
-
-KEEP = 5
-"""Images of a class that are set aside, unless somebody asks for another number; never more than a fifth of them."""
 
 UNDOABLE = 2
 """Versions from which the model can learn on, if `checkpoints` is not "everything": the newest, and the one before."""
@@ -102,7 +99,7 @@ class Learner:
         folder: where it is, or is to be; absent = in memory, until `save`.
         recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no part.
         device, precision: where and how it computes; absent = as its recipe says.
-        keep: images of each class to set aside, see `KEEP`; 0 keeps none.
+        keep: images of each class to set aside, see `lorica.config.KEEP`; 0 keeps none.
         forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to 8 bytes a
             feature for each image, which say almost what the images' features do. Absent = no.
         method_file: the `.py` file of the method, where it has one; no file is executed that is not named here.

@@ -72,13 +72,14 @@ def test_nothing_is_seeded_for_the_whole_process_or_printed(name: str) -> None:
 
 def test_importing_lorica_changes_nothing() -> None:
     program = (
-        "import os, random, warnings; warnings.simplefilter('error')\n"
+        "import os, random, threading, warnings; warnings.simplefilter('error')\n"
         "import numpy, torch, torchvision, rich.style\n"  # torchvision sets a variable, rich draws a random number
         "before = dict(os.environ), random.getstate(), torch.get_rng_state(), torch.get_num_threads(), os.getcwd()\n"
         "legacy = numpy.random.get_state()[1].copy()\n"
-        "import lorica\n"
+        "import lorica; public = [getattr(lorica, name) for name in lorica.__all__]  # each imports its home\n"
         "assert dict(os.environ) == before[0] and random.getstate() == before[1]\n"
         "assert torch.equal(torch.get_rng_state(), before[2]) and torch.get_num_threads() == before[3]\n"
+        "assert threading.active_count() == 1\n"
         "assert (numpy.random.get_state()[1] == legacy).all() and os.getcwd() == before[4]\n"
         "import lorica.cli, sys; slow = {'matplotlib', 'sklearn', 'transformers'} & set(sys.modules)\n"
         "assert not slow, slow\n"

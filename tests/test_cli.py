@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
+import lorica as package
 from lorica import cli, report
 from lorica.config import packaged_recipes
 from lorica.errors import LoricaError
+from lorica.merging import RULES
 from lorica.methods import find_method, method_names
 from lorica.report import figures
 from lorica.results import Result
+
+HEAVY = {
+    *("torch", "torchvision", "timm", "accelerate", "transformers", "huggingface_hub", "safetensors", "peft", "onnx"),
+    *("onnxruntime", "onnxscript", "sklearn", "scipy", "pandas", "matplotlib", "fastapi", "uvicorn"),
+}
 
 
 class Lorica:
@@ -59,6 +67,48 @@ def test_help(lorica: Lorica) -> None:
             *("learn", "predict", "history", "rollback", "forget", "join", "--debug"),
         )
     )
+
+
+def test_what_computes_nothing_waits_for_nothing_that_does(
+    finished_run: Result, recipe_file: Path, tmp_path: Path
+) -> None:
+    """Help, lists, tables and errors in a recipe, one after the other in a process that has not imported torch."""
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("method: {name: sd_lora, rank: 0}\ndata: {rot: here}\nfit: {epochs: many}\n")
+    commands = [
+        (0, "--help"),
+        *((0, f"{command} --help") for command in ("run", "learn", "merge", "export", "serve")),
+        *((0, f"list {what}{plain}") for what in ("methods", "sources", "recipes") for plain in ("", " --plain")),
+        *((0, f"table {finished_run.path} --format {form}") for form in cli.Format),
+        (0, f"table {finished_run.path} --properties --spread error"),
+        (2, "table nowhere"),
+        (2, "list nothing"),
+        (2, "run digitz"),
+        (2, "run digits data.rot=here"),
+        (2, "run digits fit.epochs=0 method.rnk=3"),
+        (2, "run digits method=sd_lara"),
+        (2, f"run {wrong}"),
+        (2, f"check {recipe_file} method.rank=none"),
+        (2, "check digits fit.epochs"),
+        (2, f"learn {tmp_path}/model --data {tmp_path} fit.epoch=3"),
+        (2, f"learn {tmp_path}/model --data {tmp_path} --recipe own_image"),
+    ]
+    program = (
+        "import json, sys\nfrom lorica import cli\n"
+        "for code, command in json.loads(sys.argv.pop()):\n"
+        "    sys.argv[1:] = command.split()\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as leaving: assert (leaving.code or 0) == code, command\n"
+        f"    found = {HEAVY} & set(sys.modules)\n"
+        "    assert not found, f'{command} imports {found}'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for said in (f"{wrong}: method.rank: ", f"{wrong}: data.rot: ", f"{wrong}: fit.epochs: ", "did you mean sd_lora?"):
+        assert said in done.stderr  # all at once
+    assert not (tmp_path / "model").exists()
 
 
 # ---- run, evaluate, table
@@ -183,6 +233,11 @@ def test_merge_compares_rules_with_the_run_itself(lorica: Lorica, finished_run: 
         assert re.search(rf"{label} +" + " +".join(f"{100 * found[name]:z.1f}" for name in shown), out), label
     assert written["own"]["sd_lora"]["accuracy"] == finished_run.accuracy
     assert str(tmp_path / "merging.json") in out.replace("\n", "")
+
+
+def test_merge_names_its_rules(lorica: Lorica) -> None:
+    _, out, _ = lorica("merge", "--help")
+    assert f"all, or some of {', '.join(RULES)}, with commas" in " ".join(out.replace("│", "").split())
 
 
 # ---- list and check
@@ -314,7 +369,7 @@ def test_ctrl_c_says_that_the_run_can_be_resumed(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_recipe", interrupted)
+    monkeypatch.setattr(package, "run", interrupted)
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # it ignores Ctrl-C from then on
     code, _, err = lorica("run", recipe_file)
     assert code == 130

@@ -67,6 +67,7 @@ def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"
 
 
 Norm = Callable[[Tensor, Tensor], Tensor]
+NORMS: Mapping[str, Norm] = {"frobenius": frobenius_norm, "product": norm_product}
 
 
 @runtime_checkable

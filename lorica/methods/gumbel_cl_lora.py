@@ -44,7 +44,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
-from lorica.adapters.lowrank import LowRankUpdates, frobenius_norm, norm_product
+from lorica.adapters.lowrank import NORMS, LowRankUpdates
 from lorica.backbones.encoder import Encoder, Site
 from lorica.methods.base import Context, Variants, places_among
 from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
@@ -98,15 +98,15 @@ class GumbelCLLoRAConfig(LowRankHeadConfig):
     by_variant: ClassVar[Variants] = {
         "default": {
             "entropy_weight": 1e-3, "gate_current": True, "prune_past": False, "carry": True,
-            "anneal_rate": None, "norm": frobenius_norm, "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "zeros",
+            "anneal_rate": None, "norm": "frobenius", "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "zeros",
         },
         "readme": {
             "entropy_weight": 1e-2, "gate_current": True, "prune_past": False, "carry": False,
-            "anneal_rate": 0.999, "norm": norm_product, "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "kaiming",
+            "anneal_rate": 0.999, "norm": "product", "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "kaiming",
         },
         "summary": {
             "entropy_weight": 1e-3, "gate_current": False, "prune_past": True, "carry": False,
-            "anneal_rate": 0.999, "norm": norm_product, "initial_magnitude": 0.8, "growth_threshold": 1e-6, "head_start": "kaiming",
+            "anneal_rate": 0.999, "norm": "product", "initial_magnitude": 0.8, "growth_threshold": 1e-6, "head_start": "kaiming",
         },
     }  # fmt: skip
 
@@ -125,7 +125,7 @@ class GumbelCLLoRA(LinearHeadMethod):
         chosen = config.of_variant()
         self.entropy_weight, self.gate_current = chosen["entropy_weight"], chosen["gate_current"]
         self.prune_past, self.carry = chosen["prune_past"], chosen["carry"]
-        self.anneal_rate, self.norm = chosen["anneal_rate"], chosen["norm"]
+        self.anneal_rate, self.norm = chosen["anneal_rate"], NORMS[chosen["norm"]]
         self.initial_magnitude, self.threshold = chosen["initial_magnitude"], chosen["growth_threshold"]
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)

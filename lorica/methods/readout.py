@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from lorica.backbones.encoder import Classifier
 from lorica.errors import TrainingError
 from lorica.methods.base import Context, Method, known_again
+from lorica.methods.config import Drift, Kind
 from lorica.parts import moved_by
 from lorica.statistics import (
     NO_SUMS,
@@ -47,9 +48,6 @@ from lorica.statistics import (
     affine_drift,
 )
 from lorica.types import Batch, Inputs, Task
-
-Kind = Literal["prototypes", "discriminant", "ridge", "aligned"]
-Drift = Literal["none", "affine"]
 
 PLACES: Mapping[Kind, str] = {
     "prototypes": "means",

@@ -63,13 +63,12 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
-from lorica.adapters.lowrank import LowRankUpdates, Norm, frobenius_norm, norm_product, project_last
+from lorica.adapters.lowrank import NORMS, LowRankUpdates, project_last
 from lorica.backbones.encoder import Encoder, Site
 from lorica.methods.base import Context, Variants, places_among
 from lorica.methods.linear_head import LinearHeadMethod, LowRankHeadConfig
 from lorica.types import Task
 
-NORMS: dict[str, Norm] = {"frobenius": frobenius_norm, "product": norm_product}
 _PAPER: dict[str, Any] = {
     "exact": True, "norm": "frobenius", "initial_magnitude": 1.0, "reset_magnitudes": False, "head_start": "zeros",
 }  # fmt: skip

@@ -69,7 +69,7 @@ def test_the_table_has_errors_beside_their_terms(result: Experiment) -> None:
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    monkeypatch.setattr(cli, "Setting", lambda seed: replace(SMALL, seed=seed))
+    monkeypatch.setattr("lorica.theorem.Setting", lambda seed: replace(SMALL, seed=seed))
     monkeypatch.setattr(cli, "console", Screen(width=120))
     monkeypatch.setattr(sys, "argv", ["lorica", "theorem", "--out", str(tmp_path / "new"), "--seed", "7"])
     with pytest.raises(SystemExit) as leaving:

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from colour_model import ColourModel
 
+import lorica
 from lorica import cli
 from lorica.serving import server
 
 PROGRAM = """
 import sys
+import lorica
 from colour_model import ColourModel
 from lorica import cli
-cli.load = lambda folder: ColourModel()
+lorica.load = lambda folder, **_: ColourModel()
 cli.main()
 """
 
@@ -30,7 +32,7 @@ cli.main()
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The servers that would have answered; a model of colours is in every folder."""
     servers: list[Any] = []
-    monkeypatch.setattr(cli, "load", lambda folder, **moved: ColourModel())
+    monkeypatch.setattr(lorica, "load", lambda folder, **moved: ColourModel())
     monkeypatch.setattr(server, "run", lambda made, door: servers.append((made, door)))
     return servers
 
@@ -65,7 +67,7 @@ def test_another_host_is_warned_of(
 def test_a_folder_that_holds_no_such_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], served: list[Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "load", lambda folder: object())
+    monkeypatch.setattr(lorica, "load", lambda folder, **_: object())
     assert serve(monkeypatch, tmp_path) == 2
     assert f"{tmp_path}: not a model that can be served" in capsys.readouterr().err
     assert served == []

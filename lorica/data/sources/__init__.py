@@ -2,7 +2,7 @@
 
 The name of a file is what recipes call its source (`data.source`); adding a file to this folder adds a source. It has
 
-    DESCRIPTION    a line for `lorica list sources`
+    DESCRIPTION    a line for `lorica list sources`, a text as it stands: it is read without running the file
     load(*, root: Path | None, test_fraction: float, split_seed: int, …, **_) -> Source
 
 which takes of the keywords of `load_source` those it needs and raises a DataError with all that is wrong. A source knows nothing of tasks: its class numbers are positions in `class_names`,
@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lorica.data.sources.arrays import arrays, arrays_file, labelled_pictures
-from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
-from lorica.data.sources.cifar100 import cifar100
-from lorica.data.sources.digits import digits
-from lorica.data.sources.image_folder import image_folder, labelled_images
+from lorica.definitions import constant, parsed
 from lorica.errors import DataError
+from lorica.lazy import lazily
+
+if TYPE_CHECKING:
+    from lorica.data.sources.arrays import arrays, arrays_file, labelled_pictures
+    from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
+    from lorica.data.sources.cifar100 import cifar100
+    from lorica.data.sources.digits import digits
+    from lorica.data.sources.image_folder import image_folder, labelled_images
 
 __all__ = [
     "ClassOrder",
@@ -40,11 +43,24 @@ __all__ = [
     "split_per_class",
 ]
 
+lazily(
+    __name__,
+    {
+        "lorica.data.sources.arrays": ["arrays", "arrays_file", "labelled_pictures"],
+        "lorica.data.sources.base": ["ClassOrder", "Source", "remarks", "split_per_class"],
+        "lorica.data.sources.cifar100": ["cifar100"],
+        "lorica.data.sources.digits": ["digits"],
+        "lorica.data.sources.image_folder": ["image_folder", "labelled_images"],
+    },
+)
+
 
 def source_names() -> dict[str, str]:
     """Every source by name, with the line that describes it."""
-    names = sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
-    return {name: importlib.import_module(f"{__name__}.{name}").DESCRIPTION for name in names}
+    files = {file.stem: file for folder in __path__ for file in Path(folder).glob("*.py")}
+    return {
+        name: constant(parsed(files[name]).body, "DESCRIPTION") for name in sorted(files.keys() - {"__init__", "base"})
+    }
 
 
 def load_source(name: str, *, root: Path | None, **options: Any) -> Source:
