@@ -73,13 +73,12 @@ class Subject:
         Raises:
             LoricaError: there is none, which a `target` that is a plain backbone with a classifier would need.
         """
-        found = self.predictor.classifier()
-        if found is None:
+        classifier = self.predictor.classifier()
+        if classifier is None:
             raise LoricaError(
                 f"{self.called} does not classify by one linear layer on the backbone's features, which is all that {target} has; "
                 "export to onnx, which takes the whole of it"
             )
-        classifier = Classifier(*found)
         if classifier.layers is not None:
             raise LoricaError(
                 f"{self.called} reads what leaves {classifier.layers} blocks, and a model of {target} reads the last one alone; "
