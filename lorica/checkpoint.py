@@ -26,7 +26,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -85,6 +85,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, undoable: int = 1) -> None:
         self.folder, self.journal, self.undoable = folder, folder / JOURNAL, undoable
         self._seals: list[str] = []
+        self._account = Account()
         self._head, self._lines, self._faults = self._read()
         self._known: dict[str, _Known] = {}
 
@@ -196,7 +197,9 @@ class Checkpoints:
             CheckpointError: it is missing, truncated or altered.
         """
         if _hash(self.folder / saved.file) != saved.sha256:
-            raise CheckpointError(f"{self.folder / saved.file}: missing, truncated or altered; restore it")
+            raise CheckpointError(
+                f"{self.folder / saved.file}: missing, truncated or altered; restore it, or {self._back(saved.file)}"
+            )
         return _tensors(self.folder / saved.file)[1]
 
     # --- writing ---
@@ -213,6 +216,7 @@ class Checkpoints:
         forgotten: Sequence[int] = (),
         images: Mapping[str, Tensor] | None = None,
         parts: Mapping[str, Tensor] | None = None,
+        learns_on: bool = True,
     ) -> None:
         """Adds the checkpoint after the method's latest task, or after another change. Files that are no longer wanted go once it
         is safe.
@@ -221,6 +225,7 @@ class Checkpoints:
             change: made to a model; of its kind are `joined`, the number of tasks it has taken up, and `forgotten` classes. One that
                 purges makes a checkpoint for which no earlier one is needed, and they go.
             images, parts: what goes into files of these names.
+            learns_on: False where the method was loaded without what learning on needs; that is then not there, either.
 
         Raises:
             TrainingError: a tensor that is not finite, and could not be loaded.
@@ -254,6 +259,7 @@ class Checkpoints:
                 old = before[name].shape[axis]
                 new[name] = tensor.narrow(axis, old, tensor.shape[axis] - old).contiguous()
         name = f"task_{len(self._lines):04d}"
+        absent = Saved(file=f"{name}-sums.safetensors", sha256="") if sums else None
         learned = change is None or change.kind == "learned"
         line = Line(
             task=TaskLearned.of(method.task) if learned else None,
@@ -263,7 +269,7 @@ class Checkpoints:
             whole=sorted(new.keys() - extended.keys()),
             extended=extended,
             removed=sorted(before.keys() - known.keys()),
-            sums=self._write(f"{name}-sums.safetensors", sums),
+            sums=self._write(f"{name}-sums.safetensors", sums) if learns_on else absent,
             entry=entry,
             history=history,
             change=change,
@@ -294,10 +300,14 @@ class Checkpoints:
 
     def _add(self, line: Line, keep: Keep) -> None:
         there = self._wanted(keep)
+        if wrong := list(self._account.misfits(line)):
+            raise ValueError(f"a line that could not be read again: {wrong[0]}")
         self._append(line.model_dump())
+        self._account.add(line)
         self._lines.append(line)
         for name in there - self._wanted(keep):
-            (self.folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # what is done is done; `open` tries again
+                (self.folder / name).unlink(missing_ok=True)
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> Saved | None:
         if not tensors:
@@ -479,7 +489,7 @@ class Checkpoints:
         uses = [
             number
             for number, line in enumerate(self._lines, start=1)
-            if name in {saved.file for saved in (line.saved, line.sums) if saved}
+            if name in {saved.file for saved in line.files().values() if saved}
         ]
         return self._before(uses[0] - 1 if uses else 0)
 
@@ -500,7 +510,7 @@ class Checkpoints:
 
     def _read(self) -> tuple[Head | None, list[Line], list[str]]:
         """The journal as far as it is whole, and what is wrong with the line after that."""
-        head, lines, seal, account = None, [], "", Account()
+        head, lines, seal, account = None, [], "", self._account
         for number, text in enumerate(complete_lines(self.journal), start=1):
             try:
                 values = parsed(text)

@@ -304,6 +304,8 @@ def _row(path: Path, answer: Answer, width: int, as_json: bool, as_csv: bool) ->
 def _what(version: Version) -> str:
     if version.restores is not None:
         return f"back to version {version.restores}"
+    if version.kind == "purged":
+        return "purged the versions before"
     return f"{version.kind} {_names(version.classes)}"
 
 

@@ -206,7 +206,7 @@ class Account:
                 yield f"task.index is {task.index}, expected {self.tasks + place}"
             yield from _class_misfits(task, names)
             names |= _new_names(task)
-        if unknown := set(line.forgotten) - (set(names.values()) - self.forgotten):
+        if unknown := set(line.forgotten) - set(names.values()):  # one that was hidden can be forgotten yet
             yield f"forgotten has {shown(min(unknown))}, expected the number of a class that is known"
         yield from self._tensor_misfits(line)
         lengths = [len(row) for row in line.entry.rows]

@@ -41,6 +41,7 @@ class Album:
     Attributes:
         names: of the classes, by their numbers.
         forgotten: numbers of those that are not predicted any more.
+        hidden: those of them that are still in sums and means.
         traces: what the model still has of classes that were forgotten.
     """
 
@@ -50,31 +51,32 @@ class Album:
         self._there = [number for number in path if number > checkpoints.purged]  # of which there are files
         self.names = checkpoints.class_names
         self.forgotten = forgotten_after(checkpoints, len(self._lines))
-        took = [line for number in path if self.forgotten & set((line := self._lines[number - 1]).forgotten)]
-        self.traces = [trace for line in took if line.change for trace in line.change.note.get("remarks", ())]
+        took = {gone: self._lines[number - 1] for number in path for gone in self._lines[number - 1].forgotten}
+        notes = {gone: line.change.note for gone, line in took.items() if line.change and gone in self.forgotten}
+        self.hidden = {gone for gone, note in notes.items() if note.get("hidden")}
+        self.traces = list(dict.fromkeys(trace for note in notes.values() for trace in note.get("remarks", ())))
         self._numbers = {likeness(name): number for number, name in enumerate(self.names)}
         self._forgotten_by: dict[
             int, set[int]
         ] = {}  # a line's number: classes that later ones took out of what it added
-        self._known: dict[bytes, int] = {}
+        self._known: dict[bytes, set[int]] = {}  # of which classes an image was learned
         self._kept: list[tuple[Tensor, Tensor]] = []
         for number in self._there:
             line = self._lines[number - 1]
+            hides = line.change and line.change.note.get("hidden")
             for gone in line.forgotten:
-                self._drop(gone)
+                self._kept = [(images[labels != gone], labels[labels != gone]) for images, labels in self._kept]
+                if hides:  # its images are in the sums, where they must not count twice, and can be taken out
+                    continue
+                self._known = {digest: labels - {gone} for digest, labels in self._known.items() if labels != {gone}}
                 for earlier in self._there[: self._there.index(number)]:
                     self._forgotten_by.setdefault(earlier, set()).add(gone)
             if line.images is not None:
                 found = checkpoints.tensors(line.images)
-                self._known |= dict(
-                    zip(map(bytes, found["digests"].numpy()), found["digest_labels"].tolist(), strict=True)
-                )
+                for digest, label in zip(found["digests"].numpy(), found["digest_labels"].tolist(), strict=True):
+                    self._known.setdefault(bytes(digest), set()).add(label)
                 if "kept" in found:
                     self._kept.append((found["kept"], found["kept_labels"]))
-
-    def _drop(self, number: int) -> None:
-        self._known = {digest: label for digest, label in self._known.items() if label != number}
-        self._kept = [(images[labels != number], labels[labels != number]) for images, labels in self._kept]
 
     @property
     def live(self) -> list[int]:
@@ -100,8 +102,12 @@ class Album:
         images, labels = self.kept()
         known: dict[str, Tensor] = {} if images is None else {"kept": images, "kept_labels": labels}
         if self._known:
-            digests = np.frombuffer(b"".join(self._known), np.uint8).reshape(-1, DIGEST).copy()
-            known |= {"digests": torch.from_numpy(digests), "digest_labels": torch.tensor(list(self._known.values()))}
+            pairs = [(digest, label) for digest, labels in self._known.items() for label in sorted(labels)]
+            digests = np.frombuffer(b"".join(digest for digest, _ in pairs), np.uint8).reshape(-1, DIGEST).copy()
+            known |= {
+                "digests": torch.from_numpy(digests),
+                "digest_labels": torch.tensor([label for _, label in pairs]),
+            }
         return known, packed(self.parts())
 
     def version_in_common(self, other: Album) -> int:
@@ -139,7 +145,7 @@ class Album:
     def known_already(self, known: Mapping[str, Tensor]) -> int:
         """How many images of another album (`since`) are known here as of the same class."""
         pairs = zip(map(bytes, known["digests"].numpy()), known["digest_labels"].tolist(), strict=True)
-        return sum(self._known.get(digest) == label for digest, label in pairs)
+        return sum(label in self._known.get(digest, ()) for digest, label in pairs)
 
     def task_of(self, names: Sequence[str], index: int) -> Task:
         """Classes of these names as the next task; those that are not known get the next numbers, in their order."""
@@ -207,10 +213,10 @@ class Album:
                 problems.append(
                     f"{samples.describe(index)}: the same image is there as another class, {samples.describe(twin)}; remove one"
                 )
-            known = self._known.get(each)
-            if twin == index and (known is None or known != numbers[label]):
+            known = self._known.get(each, ())
+            if twin == index and numbers[label] not in known:
                 indices.append(index)
-                elsewhere += known is not None
+                elsewhere += bool(known)
         if problems:
             raise DataError(problems)
         chosen = [np.frombuffer(found[index], np.uint8) for index in indices]
@@ -341,7 +347,7 @@ def require_bounds(drop: float | None, flips: int | None) -> Allowed:
     problems = [
         f"{name}: expected a number from 0 on, got {value!r}"
         for name, value in (("max_drop", drop), ("max_flips", flips))
-        if value is not None and not value >= 0
+        if value is not None and not (isinstance(value, int | float) and value >= 0)
     ]
     if problems:
         raise LoricaError(problems)

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -304,7 +304,7 @@ class Learner:
         if self._temporary is not None:
             self.folder.clear()
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
-            self._predictor = None
+            self._stands(None)
         return self.partial_fit(images, labels)
 
     def rollback(self, to: int) -> Version:
@@ -322,10 +322,10 @@ class Learner:
                 raise LoricaError(f"{self._where()}: is what it was after version {to}; nothing to do")
             predictor = self._load(to)
             checkpoints.roll_back(to, Change(kind="rolled back", date=_now()), keep=self._policy())
-            self._predictor = predictor
+            self._stands(predictor)
             return history_of(checkpoints)[-1]
 
-    def forget(self, names: str | Sequence[str], *, hide: bool = False) -> Version:
+    def forget(self, names: Any, *, hide: bool = False) -> Version:
         """Takes classes out of the model, with what it remembers of them; images of theirs can be learned again.
 
         Where nothing was trained on their images and the model is `forgettable`, or remembers no sums over classes, it is then a
@@ -333,21 +333,27 @@ class Learner:
         Earlier versions, which can be gone back to, still have them until `purge`.
 
         Args:
-            hide: only predict them no more; their statistics stay.
+            names: of one class, or of several; numbers where the labels were numbers. One that is hidden can be forgotten yet.
+            hide: only predict them no more; their statistics stay, and their images are known still.
 
         Raises:
             LoricaError: classes that it does not know, or all that it knows; or statistics that they cannot be taken out of.
         """
-        wanted = [str(name) for name in ([names] if isinstance(names, str | int) else names)]
+        wanted = [
+            str(name) for name in ([names] if isinstance(names, str) or not isinstance(names, Iterable) else names)
+        ]
+        if not wanted:
+            raise LoricaError("forget: expected names of classes, got none")
         with self._changing(False) as (reporter, interruptions):
             session = self._session(reporter, interruptions)
             method, checkpoints = session.method, session.checkpoints
             _ = checkpoints.entries  # the journal is whole
             album = Album(checkpoints)
             live = set(album.live)
+            known_yet = live if hide else live | album.hidden
             numbers = {name: album.number_of(name) for name in wanted}
-            gone = sorted({number for number in numbers.values() if number in live})
-            if unknown := [name for name, number in numbers.items() if number not in live]:
+            gone = sorted({number for number in numbers.values() if number in known_yet})
+            if unknown := [name for name, number in numbers.items() if number not in known_yet]:
                 known = some([album.names[number] for number in album.live])
                 raise LoricaError(f"{self._where()}: does not know {some(unknown)}; it knows {known}")
             if not (left := sorted(live - set(gone))):
@@ -376,31 +382,47 @@ class Learner:
                 **_moved_note(moved, album.names),
                 **self._fitted([logits] if len(logits) else [], jury.labels, left, len(album.names)),
             }
+            if hide:
+                note["hidden"] = True
             session.close([], change=Change(kind="forgot", date=_now(), note=note), forgotten=gone)
-            self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            self._stands(self._predictor_of(method, checkpoints, checkpoints.tasks))
             return history_of(checkpoints)[-1]
 
     def purge(self) -> Version:
         """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors, images
-        set aside and their digests. History still lists them, with the names of classes.
+        set aside and their digests. History still says what was done, with names of classes and numbers of images; exports
+        stay, and those in the model's folder that have such a class are in the version's remarks.
 
         Raises:
-            LoricaError: nothing has been learned yet.
+            LoricaError: nothing has been learned yet; or a file of an earlier version cannot be removed.
         """
+        _ = self.predictor
         with self._changing(False) as (reporter, interruptions):
-            _ = self.predictor
-            session = self._session(reporter, interruptions)
+            learns_on = self.checkpoints.can_learn_on_from(self.checkpoints.tasks)
+            session = self._session(reporter, interruptions, to_learn=learns_on)
             method, checkpoints = session.method, session.checkpoints
-            session.restore()
+            session.restore(to_learn=learns_on)
             album = Album(checkpoints)
             images, parts = album.remains()
             said = note_of(checkpoints, checkpoints.tasks)
             note = {key: said[key] for key in ("judged", "calibration") if key in said}
-            note["remarks"] = album.traces
-            session.close([], change=Change(kind="purged", date=_now(), note=note), images=images, parts=parts)
+            note["remarks"] = [*album.traces, *self._exports_of([album.names[number] for number in album.forgotten])]
             self._drop_snapshots()
-            self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            change = Change(kind="purged", date=_now(), note=note)
+            session.close([], change=change, images=images, parts=parts, learns_on=learns_on)
+            self._stands(self._predictor_of(method, checkpoints, checkpoints.tasks))
+            checkpoints.open(self._policy())  # raises where a file could not be removed
             return history_of(checkpoints)[-1]
+
+    def _exports_of(self, names: Sequence[str]) -> Iterator[str]:
+        """Which exports in the model's folder have one of these classes."""
+        for file in sorted(self.folder.path.glob("*/*/export.json")):
+            try:
+                there = set(read_json(file)["class_names"]) & set(names) if wrote(file) else ()
+            except (LoricaError, KeyError, TypeError):
+                continue
+            if there:
+                yield f"{file.parent.relative_to(self.folder.path)}, an export, still has {some(sorted(there))}; export again"
 
     def join(self, other: str | Path | Learner) -> Version:
         """Takes up what another model has learned, where what they remember are sums over images in features that are the same in both.
@@ -442,8 +464,9 @@ class Learner:
             recipe = its._recipe.model_copy(update={"device": self._recipe.device})
             theirs, shared = self._standing(recipe, there, there.tasks), None
             if common:
-                kept = checkpoints if checkpoints.can_learn_on_from(common) else there
-                shared = self._standing(recipe if kept is there else self._recipe, kept, common)
+                ours = common > checkpoints.purged and checkpoints.can_learn_on_from(common)
+                kept = self.checkpoints if ours else there  # anew: what is saved follows on what the session has loaded
+                shared = self._standing(self._recipe if ours else recipe, kept, common)
             before = len(method.tasks)
             Predictor(method, reader=build_reader(self._recipe, method.encoder)).join(theirs, shared, places)
             known = its_album.since(common, places)
@@ -472,7 +495,7 @@ class Learner:
             }
             change = Change(kind="joined", date=_now(), note=note)
             session.close([], change=change, joined=len(new), images=known, parts=taken)
-            self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+            self._stands(self._predictor_of(method, checkpoints, checkpoints.tasks))
             return history_of(checkpoints)[-1]
 
     def _standing(self, recipe: Recipe, checkpoints: Checkpoints, number: int) -> Predictor:
@@ -492,6 +515,7 @@ class Learner:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self.folder.taken():
+                    self.checkpoints.open(self._policy())  # without what was left behind
                     shutil.copytree(self.folder.path, partial_copy, ignore=shutil.ignore_patterns(".lorica*"))
                 if target.is_dir():
                     target.rmdir()
@@ -540,6 +564,11 @@ class Learner:
         return f"Learner({self._where()}: {len(self.class_names)} classes)"
 
     # --- within ---
+
+    def _stands(self, predictor: Predictor | None) -> None:
+        """What predicts from now on, also for whoever is loading the one before."""
+        with self._loading:
+            self._predictor = predictor
 
     def _where(self) -> str:
         return "a model in memory" if self._temporary else str(self.folder.path)
@@ -610,6 +639,8 @@ class Learner:
         )
 
     def _require_version(self, checkpoints: Checkpoints, number: int) -> None:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise LoricaError(f"expected the number of a version, got {number!r}")
         if 0 < number <= checkpoints.purged:
             raise LoricaError(
                 f"{self._where()}: version {number} was purged and is gone for good; there are those from {checkpoints.purged + 1} on"
@@ -632,7 +663,7 @@ class Learner:
         ):
             yield shown, interruptions
 
-    def _session(self, reporter: Reporter, interruptions: Interruptions) -> Session:
+    def _session(self, reporter: Reporter, interruptions: Interruptions, *, to_learn: bool = True) -> Session:
         """One that is to stand where the model does: `restore` takes it there."""
         recipe = self._recipe
         accelerator, method = build_model(recipe)
@@ -653,7 +684,7 @@ class Learner:
             undoable=UNDOABLE,
         )
         checkpoints = session.checkpoints
-        if checkpoints.tasks and not checkpoints.can_learn_on_from(checkpoints.tasks):
+        if to_learn and checkpoints.tasks and not checkpoints.can_learn_on_from(checkpoints.tasks):
             raise CheckpointError(
                 f"{self._where()}: this version predicts, but does not learn on, since its sums were not kept; go to one of "
                 "the latest versions (rollback), or make models with checkpoints=everything"
@@ -746,7 +777,7 @@ class Learner:
             known |= {"kept": squares, "kept_labels": added.labels}
         change = Change(kind="learned", date=_now(), note=note)
         session.close([], change=change, images=known, parts=method.taken_parts())
-        self._predictor = self._predictor_of(method, checkpoints, checkpoints.tasks)
+        self._stands(self._predictor_of(method, checkpoints, checkpoints.tasks))
         return history_of(checkpoints)[-1]
 
     def _give_up(self, session: Session) -> None:

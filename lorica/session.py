@@ -78,8 +78,9 @@ class Session:
         """How many tasks have been learned and saved (one, for all tasks that a method learns at once)."""
         return len(self.record.entries)
 
-    def restore(self) -> None:
-        """Takes up what the folder holds: the newest checkpoint, and the snapshot of the task after it, if there is one.
+    def restore(self, *, to_learn: bool = True) -> None:
+        """Takes up what the folder holds: the newest checkpoint, and the snapshot of the task after it, if there is one; with what
+        learning on needs, if it is `to_learn`.
 
         Raises:
             CheckpointError: what is there is damaged, or of another method or backbone.
@@ -92,7 +93,7 @@ class Session:
         else:
             self.folder.snapshot.unlink(missing_ok=True)
         if self.learned:
-            self.checkpoints.load(self.method, to_learn=True, into_method=not self._resumed)
+            self.checkpoints.load(self.method, to_learn=to_learn, into_method=not self._resumed)
         self._cut_history(self._resumed.history if self._resumed else self.checkpoints.history)
 
     @property

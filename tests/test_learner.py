@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ from lorica.calibration import Calibration, fit, probabilities
 from lorica.data.stream import Split
 from lorica.descent import Descent
 from lorica.errors import CheckpointError, DataError, LoricaError, RegressionError, TrainingError
+from lorica.export import export
 from lorica.files import RunFolder
 from lorica.learner import Learner, load
 from lorica.predictor import Predictor
@@ -661,6 +663,9 @@ def test_partial_fit_with_names_that_are_digits(recipe: Values) -> None:
     numbered = Learner(recipe=recipe).partial_fit(coloured(0), [7] * 12)
     numbered.partial_fit(coloured(1), ["007"] * 12)  # two classes, which must not become one number
     assert numbered.classes_.tolist() == ["7", "007"]
+    forgot = Learner(recipe=recipe).partial_fit(of_classes(0, 1)[0], [7] * 12 + [8] * 12)
+    forgot.forget(forgot.classes_[0], hide=True)
+    assert forgot.classes_.size == 1
 
 
 @pytest.mark.parametrize("form", ["list", "tensor", "pictures", "files", "floats", "generator"])
@@ -1228,11 +1233,76 @@ def test_a_class_that_is_forgotten_was_never_there(recipe: Values, tmp_path: Pat
     assert np.array_equal(whole.predict_proba(images), before.predict_proba(images))
 
 
+def test_a_hidden_class_counts_once_and_can_be_forgotten_yet(recipe: Values, tmp_path: Path) -> None:
+    learner, without = (
+        Learner(tmp_path / each, recipe=recipe, keep=2, forgettable=True) for each in ("one", "without")
+    )
+    learner.learn(of_classes(0, 1, 2))
+    without.learn(of_classes(0, 2))
+    counts = learner.method.own_state()["discriminant.counts"]
+    learner.forget(CLASS_NAMES[1], hide=True)
+    assert learner.learn(of_classes(1)) is None  # they are in its sums
+    assert learner.purge().remarks == (
+        f"the statistics of {CLASS_NAMES[1]} are still in the model, which only predicts them no more",
+    )
+    assert learner.learn(of_classes(1)) is None
+    assert torch.equal(learner.method.own_state()["discriminant.counts"], counts)
+    assert learner.forget(CLASS_NAMES[1]).remarks == ()
+    assert apart(learner, without) <= 1e-5
+    assert learner.purge().remarks == ()
+    assert learner.learn(of_classes(1)) is not None
+
+
+def test_an_image_counts_once_for_each_class_that_it_was_learned_as(recipe: Values, tmp_path: Path) -> None:
+    learner = Learner(tmp_path, recipe=recipe | {"method": METHODS["prototypes"]}, keep=0)
+    images, names = of_classes(0)
+    learner.learn((images, names))
+    learner.learn((images, ["other"] * len(images)))
+    for labels in (names, ["other"] * len(images)):
+        assert learner.learn((images, labels)) is None
+    assert learner.method.own_state()["means.counts"].tolist() == [12, 12]
+    learner.purge()
+    assert learner.learn((images, names)) is None
+    learner.forget("other")
+    assert learner.learn((images, names)) is None
+
+
+def test_purging_names_exports_that_have_a_forgotten_class(recipe: Values, tmp_path: Path) -> None:
+    learner = Learner(tmp_path, recipe=recipe | {"method": {"name": "linear_probe"}})
+    learner.learn(of_classes(0, 1))
+    export(learner, tmp_path / "export" / "other", "timm")
+    learner.forget(CLASS_NAMES[0], hide=True)
+    remarks = learner.purge().remarks
+    assert remarks[1:] == (f"export/other, an export, still has {CLASS_NAMES[0]}; export again",)
+
+
+def test_what_predicts_is_the_newest_though_it_was_asked_for_before(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner, begun, load_now = Learner(model), threading.Event(), Learner._load
+
+    def slow(self: Learner, version: int | None) -> Predictor:
+        found = load_now(self, version)
+        begun.set()
+        time.sleep(0.5)
+        return found
+
+    monkeypatch.setattr(Learner, "_load", slow)
+    asking = threading.Thread(target=lambda: learner.predictor)
+    asking.start()
+    begun.wait()
+    monkeypatch.undo()
+    learner.learn(of_classes(0, seed=3))
+    asking.join()
+    assert torch.equal(learner.logits(PROBE), logits(model))
+
+
 def test_what_cannot_be_forgotten(model: Path, recipe: Values, tmp_path: Path) -> None:
     learner, before = Learner(model), files_of(model)
     for names, words in (
         ([CLASS_NAMES[0]], r"cannot be taken out of discriminant.*hide predicts them no more"),
         (["nobody"], r"does not know nobody; it knows"),
+        ([], "expected names of classes, got none"),
         (list(CLASS_NAMES[:6]), "at least one class has to stay"),
     ):
         with pytest.raises(LoricaError, match=re.compile(words, re.DOTALL)):
@@ -1292,11 +1362,11 @@ def test_what_is_purged_is_nowhere_in_the_folder(recipe: Values, tmp_path: Path)
     assert torch.equal(purged.logits(images), twin.logits(images))
     purged.rollback(4)
     assert torch.equal(purged.logits(images), before)
+    assert purged.purge().number == 8  # what learning on needs is not there, and still is not
+    assert torch.equal(load(tmp_path / "purged").logits(images), before)
     with pytest.raises(LoricaError, match="predicts, but does not learn on"):
-        purged.purge()
-    purged.rollback(5)
-    assert purged.purge().number == 9
-    assert [each.is_there for each in purged.history()] == [False] * 8 + [True]
+        purged.learn(of_classes(5))
+    assert [each.is_there for each in purged.history()] == [False] * 7 + [True]
 
 
 def test_purging_says_what_the_model_itself_still_has(model: Path, tmp_path: Path) -> None:
@@ -1374,6 +1444,23 @@ def apart(found: Learner, expected: Learner) -> float:
     assert found.class_names == expected.class_names
     one, other = middle(found.logits(images)), middle(expected.logits(images))
     return ((one - other).abs().max() / other.abs().max()).item()
+
+
+@pytest.mark.parametrize("name", ["rolda", "prototypes", "aper", "ran_pac"])
+def test_what_was_joined_is_on_the_disk(name: str, recipe: Values, tmp_path: Path) -> None:
+    """What both copies added is new to the version in common, and only a part of it to the one that takes up."""
+    options = METHODS.get(name, {"name": name, "width": 40} if name == "ran_pac" else {"name": name})
+    one = Learner(tmp_path / "one", recipe=recipe | {"method": options}, keep=2)
+    one.learn(of_classes(0, 1))
+    one.save(tmp_path / "other")
+    other = Learner(tmp_path / "other", keep=2)
+    one.learn(of_classes(2))
+    other.learn(of_classes(3, 4))
+    one.join(other)
+    again = load(tmp_path / "one")
+    assert torch.equal(again.logits(PROBE), one.logits(PROBE))
+    for key, value in one.method.own_state().items():
+        assert torch.equal(again.method.own_state()[key], value), key
 
 
 @pytest.mark.parametrize("name", ["rolda", "prototypes", "ran_pac"])

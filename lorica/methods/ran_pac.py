@@ -132,7 +132,7 @@ class RanPAC(FirstTaskMethod):
     def traces_of(self, classes: Collection[int]) -> Iterator[str]:
         """Lambda, too."""
         yield from super().traces_of(classes)
-        yield from self.regression.trace_of(classes, self.task)
+        yield from self.regression.trace_of(classes, self.tasks)
 
     def solve_again(self) -> None:
         """(4) with lambda as it is: it was chosen on images that are gone."""

@@ -296,7 +296,7 @@ class Readout(Method):
         yield from self.learner.traces_of(classes)
         match self.statistics:
             case RidgeHead() as regression:
-                yield from regression.trace_of(classes, self.task)
+                yield from regression.trace_of(classes, self.tasks)
             case AlignedHead():
                 yield (
                     f"the aligned head was trained on draws that stood for {self._names(sorted(classes))}, too; with the next task it is "
