@@ -79,6 +79,13 @@ class Album:
                     self._kept.append((found["kept"], found["kept_labels"]))
 
     @property
+    def frozen(self) -> int:
+        """How many of the latest tasks were learned frozen."""
+        learned = [line for number in self._path if (line := self._lines[number - 1]).tasks]
+        notes = [line.change.note if line.change else {} for line in reversed(learned)]
+        return next((place for place, note in enumerate(notes) if not note.get("frozen")), len(notes))
+
+    @property
     def live(self) -> list[int]:
         """Numbers of the classes that are predicted."""
         return [number for number in range(len(self.names)) if number not in self.forgotten]

@@ -373,7 +373,7 @@ class Learner:
                     )
                     raise LoricaError([*why, remedy])
                 method.forget(gone, parts)
-                traces = list(method.traces_of(gone))
+                traces = list(method.traces_of(gone, frozen=album.frozen))
             logits = jury.logits(plain_form(method))
             moved = Moved.between(jury.labels, was, right(logits, jury.labels, left))
             note = {
@@ -769,6 +769,7 @@ class Learner:
             "images": int((~aside).sum()),
             "set_aside": int(aside.sum()),
             "from": arrival.where,
+            **({"frozen": True} if frozen else {}),
             **_moved_note(moved, album_names),
             **self._fitted(kept_logits, kept_labels, live, len(album_names)),
         }

@@ -538,17 +538,14 @@ class RidgeHead(nn.Module):
         """Whether it was loaded without G and Q: it classifies, but nothing can be added."""
         return self.is_empty() and bool(self.weight.any())
 
-    def trace_of(self, classes: Collection[int], tasks: Sequence[Task]) -> Iterator[str]:
-        """What `forget` leaves of classes, for people: `fit` chooses the ridge on the samples of its task, and `fit_frozen`, of which
-        nothing is left to tell it by but that all classes are new, keeps the one that there is."""
-        names = dict[int, str]()
-        for task in reversed(tasks):
-            names |= dict(zip(task.classes, task.class_names, strict=True))
-            if task.classes != task.new_classes:
-                break
-        if known := [name for number, name in sorted(names.items()) if number in classes]:
+    def trace_of(self, classes: Collection[int], fitted: Task) -> Iterator[str]:
+        """What `forget` leaves of classes, for people: `fit` chose the ridge on the samples of the task that it was called for last;
+        `fit_frozen` keeps it."""
+        if names := [
+            name for number, name in zip(fitted.classes, fitted.class_names, strict=True) if number in classes
+        ]:
             yield (
-                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(known)}, too; the next task that is "
+                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(names)}, too; the next task that is "
                 "not learned frozen has one of its own"
             )
 

@@ -1233,6 +1233,17 @@ def test_a_class_that_is_forgotten_was_never_there(recipe: Values, tmp_path: Pat
     assert np.array_equal(whole.predict_proba(images), before.predict_proba(images))
 
 
+def test_a_ridge_that_frozen_tasks_kept_is_a_trace(recipe: Values, tmp_path: Path) -> None:
+    made = recipe | {"method": {"name": "ran_pac", "tuning": "none", "width": 40}}
+    learner = Learner(tmp_path, recipe=made, keep=2, forgettable=True)
+    learner.learn(of_classes(0, 1))
+    learner.learn(of_classes(2), frozen=True)
+    (trace,) = learner.forget(CLASS_NAMES[1]).remarks
+    assert f"may have been chosen on images of {CLASS_NAMES[1]}, too" in trace
+    learner.learn(of_classes(3, 4))
+    assert learner.forget(CLASS_NAMES[0]).remarks == ()
+
+
 def test_a_hidden_class_counts_once_and_can_be_forgotten_yet(recipe: Values, tmp_path: Path) -> None:
     learner, without = (
         Learner(tmp_path / each, recipe=recipe, keep=2, forgettable=True) for each in ("one", "without")

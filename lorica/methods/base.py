@@ -273,9 +273,13 @@ class Method(nn.Module, ABC):
             for label, why in module.unforgettable(classes, parts.within(place)):
                 yield f"{self._names([label])} cannot be taken out of {place}: {why}"
 
-    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+    def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
         """What the model still has of these classes once `forget` has taken them out, for people. Where there is nothing, it is the model
-        that never had an image of them: sums to rounding in float64, what is solved from them to rounding in float32."""
+        that never had an image of them: sums to rounding in float64, what is solved from them to rounding in float32.
+
+        Args:
+            frozen: how many of the latest tasks were learned frozen, which choose nothing anew.
+        """
         for task in self.trained_on():
             if own := sorted(set(classes) & set(task.classes)):
                 yield (

@@ -85,8 +85,8 @@ class LinearHeadMethod(Method):
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         return self.head(self.features(inputs))
 
-    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
-        yield from super().traces_of(classes)
+    def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
+        yield from super().traces_of(classes, frozen=frozen)
         yield f"other rows of the head were trained beside those of {self._names(sorted(classes))}, which are zero"
 
     def classifier(self) -> Classifier | None:

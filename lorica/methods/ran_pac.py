@@ -129,10 +129,10 @@ class RanPAC(FirstTaskMethod):
         if self.regression.has_no_sums:
             yield NO_SUMS
 
-    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+    def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
         """Lambda, too."""
-        yield from super().traces_of(classes)
-        yield from self.regression.trace_of(classes, self.tasks)
+        yield from super().traces_of(classes, frozen=frozen)
+        yield from self.regression.trace_of(classes, self.tasks[-1 - frozen])
 
     def solve_again(self) -> None:
         """(4) with lambda as it is: it was chosen on images that are gone."""

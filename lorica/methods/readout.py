@@ -291,12 +291,12 @@ class Readout(Method):
     def trained_on(self) -> Sequence[Task]:
         return self.learner.trained_on()
 
-    def traces_of(self, classes: Collection[int]) -> Iterator[str]:
+    def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
         """Those of the method, whose own predictions are not read here, and those of the statistics."""
-        yield from self.learner.traces_of(classes)
+        yield from self.learner.traces_of(classes, frozen=frozen)
         match self.statistics:
             case RidgeHead() as regression:
-                yield from regression.trace_of(classes, self.tasks)
+                yield from regression.trace_of(classes, self.tasks[-1 - frozen])
             case AlignedHead():
                 yield (
                     f"the aligned head was trained on draws that stood for {self._names(sorted(classes))}, too; with the next task it is "
