@@ -179,6 +179,7 @@ class Account:
     Attributes:
         names: of the classes, in the order of their numbers.
         forgotten: those of the classes that have been forgotten, and not learned again.
+        hidden: those of them that were only hidden, and can be forgotten yet.
         tensors: names of those that the newest checkpoint consists of.
         tasks: how many the newest checkpoint has learned.
         rows: those of the accuracy matrix.
@@ -188,6 +189,7 @@ class Account:
 
     names: dict[str, int] = field(default_factory=dict)
     forgotten: set[int] = field(default_factory=set)
+    hidden: set[int] = field(default_factory=set)
     tensors: set[str] = field(default_factory=set)
     tasks: int = 0
     rows: int = 0
@@ -206,7 +208,7 @@ class Account:
                 yield f"task.index is {task.index}, expected {self.tasks + place}"
             yield from _class_misfits(task, names)
             names |= _new_names(task)
-        if unknown := set(line.forgotten) - set(names.values()):  # one that was hidden can be forgotten yet
+        if unknown := set(line.forgotten) - (set(names.values()) - (self.forgotten - self.hidden)):
             yield f"forgotten has {shown(min(unknown))}, expected the number of a class that is known"
         yield from self._tensor_misfits(line)
         lengths = [len(row) for row in line.entry.rows]
@@ -281,6 +283,10 @@ class Account:
             self.names |= _new_names(task)
             self.forgotten -= set(task.classes)
         self.forgotten |= set(line.forgotten)
+        hides = line.change is not None and bool(line.change.note.get("hidden"))
+        self.hidden = (
+            (self.hidden | set(line.forgotten)) if hides else (self.hidden - set(line.forgotten))
+        ) & self.forgotten
         self.tensors = ((set() if line.base else self.tensors) - set(line.removed)) | set(line.whole)
         self.tasks += len(line.tasks)
         self.rows += len(line.entry.rows)
