@@ -105,7 +105,9 @@ class DataConfig(Section):
         le=178,
         description="larger images are refused; JPEGs are decoded at a fraction of their size",
     )
-    cache_gib: float = Field(default=2.0, ge=0, description="memory for decoded images, GiB")
+    cache_gib: float = Field(
+        default=2.0, ge=0, description="memory for decoded images, GiB, and a quarter as much for features that stay"
+    )
 
     @model_validator(mode="after")
     def _validation_has_data(self) -> DataConfig:

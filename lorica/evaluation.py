@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Float
 
 from lorica.adapters.attach import merged
 from lorica.errors import LoricaError
-from lorica.methods.base import Data, Method
+from lorica.methods.base import Data, Method, Rereadable
 from lorica.progress import Reporter, Silent
 from lorica.types import Task, seen_classes
 
@@ -44,7 +45,7 @@ def plain_form(method: Method) -> Method:
 
 
 @runtime_checkable
-class TestData(Data, Protocol):
+class TestData(Rereadable, Protocol):
     """Data whose passes can be joined: samples of several tasks then share batches."""
 
     def __len__(self) -> int: ...
@@ -78,12 +79,13 @@ def accuracy_row(
     reporter = reporter or Silent()
     seen = seen_classes(tasks)
     splits = [test_data(task.index) for task in tasks]
-    joined = splits[0].followed_by(splits[1:])
-    reporter.stage(f"{method.name}: testing", joined.number_of_batches(batch_size))
+    # one after another where features may be known, which are computed in the same batches at every time; else in full batches
+    parts = [split.unread for split in splits] if method.trunk_rests else [splits[0].followed_by(splits[1:])]
+    reporter.stage(f"{method.name}: testing", sum(part.number_of_batches(batch_size) for part in parts))
     correct = []
     method.eval()
     plain = plain_form(method)
-    for batch in joined.batches(batch_size, device=accelerator.device):
+    for batch in chain.from_iterable(part.batches(batch_size, device=accelerator.device) for part in parts):
         with accelerator.autocast():
             logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
         correct.append(require_numbers(logits, method)[:, :seen].argmax(dim=1) == batch.labels)
