@@ -167,6 +167,17 @@ class EvaluateConfig(Section):
         "new task's images moves their features",
     )
 
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="earlier tasks are tested after every that many tasks, and at the end; the newest one always",
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The keys that say what reads the method, see `lorica.methods.build_method`."""
+        return self.model_dump(exclude={"every"})
+
     @model_validator(mode="after")
     def _every_key_has_an_effect(self) -> EvaluateConfig:
         idle = [key for key, given in (("layers", self.layers is not None), ("drift", self.drift != "none")) if given]

@@ -64,6 +64,7 @@ def accuracy_row(
     accelerator: Accelerator,
     batch_size: int = 256,
     reporter: Reporter | None = None,
+    only: Sequence[Task] | None = None,
 ) -> list[float]:
     """Accuracy on the test data of each of the given tasks, as fractions: one row of the matrix.
 
@@ -72,13 +73,14 @@ def accuracy_row(
     Args:
         tasks: the tasks learned so far, in stream order.
         test_data: gives the test data of a task by its index.
+        only: those of them that are tested; absent = all.
 
     Raises:
         LoricaError: logits that are not a number.
     """
     reporter = reporter or Silent()
     seen = seen_classes(tasks)
-    splits = [test_data(task.index) for task in tasks]
+    splits = [test_data(task.index) for task in (tasks if only is None else only)]
     # one after another where features may be known, which are computed in the same batches at every time; else in full batches
     parts = [split.unread for split in splits] if method.trunk_rests else [splits[0].followed_by(splits[1:])]
     reporter.stage(f"{method.name}: testing", sum(part.number_of_batches(batch_size) for part in parts))
