@@ -62,6 +62,8 @@ def main() -> None:
     given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     rows = []
+    with tempfile.TemporaryDirectory() as folder:  # whatever is imported late, or set up once, is of neither
+        measured(read_recipe("digits", ["method.name=prototypes"]), Path(folder, "first"))
     for method in given.methods.split(","):
         for tasks in map(int, given.tasks.split(",")):
             settings = [*given.overrides, f"method.name={method}", f"stream.tasks={tasks}", "checkpoints=newest"]

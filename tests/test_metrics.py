@@ -150,7 +150,7 @@ def test_the_last_whole_row_counts_where_a_run_stopped_behind_it() -> None:
 
 @pytest.mark.parametrize("row", [[None, 0.5, 0.5], [0.5, 0.5, None], [None, None, None]])
 def test_a_row_is_whole_or_of_its_newest_task(row: list[float | None]) -> None:
-    with pytest.raises(ValueError, match="row 2 is .* expected it whole, or None for all but its last"):
+    with pytest.raises(ValueError, match=r"row 2 is .* expected it whole, or None for all but its last"):
         metrics.acc([[0.9], [0.6, 0.8], row])
     with pytest.raises(ValueError, match="row 0"):
         metrics.acc([[None]])
