@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -80,17 +79,19 @@ def accuracy_row(
     """
     reporter = reporter or Silent()
     seen = seen_classes(tasks)
-    splits = [test_data(task.index) for task in (tasks if only is None else only)]
-    # one after another where features may be known, which are computed in the same batches at every time; else in full batches
-    parts = [split.unread for split in splits] if method.trunk_rests else [splits[0].followed_by(splits[1:])]
-    reporter.stage(f"{method.name}: testing", sum(part.number_of_batches(batch_size) for part in parts))
+    splits: list[Any] = [test_data(task.index) for task in (tasks if only is None else only)]
+    sizes = [len(split) for split in splits]
+    if method.trunk_rests:  # features may be known
+        splits = [split.unread for split in splits]
+    joined = splits[0].followed_by(splits[1:])
+    reporter.stage(f"{method.name}: testing", joined.number_of_batches(batch_size))
     correct = []
     method.eval()
     plain = plain_form(method)
-    for batch in chain.from_iterable(part.batches(batch_size, device=accelerator.device) for part in parts):
+    for batch in joined.batches(batch_size, device=accelerator.device):
         with accelerator.autocast():
             logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
         correct.append(require_numbers(logits, method)[:, :seen].argmax(dim=1) == batch.labels)
         reporter.step()
-    of_tasks = torch.cat(correct).split([len(split) for split in splits])
+    of_tasks = torch.cat(correct).split(sizes)
     return [int(right.sum()) / len(right) for right in of_tasks]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lorica import unread
 from lorica.adapters.attach import attach, merged
 from lorica.adapters.tuning import Bottlenecks
+from lorica.backbones import encoder as encoders
 from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageReader
 from lorica.data.sources import Source, arrays
@@ -434,11 +435,23 @@ def test_the_file_is_used_again_and_goes_with_its_memory() -> None:
     assert file.closed
 
 
+def test_a_trunk_is_looked_at_once_in_a_test(
+    tiny_encoder: MakeEncoder, six_classes: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, stream = made("prototypes", tiny_encoder()), stream_of(six_classes)
+    learned(method, stream)
+    looked = list[nn.Module]()
+    own = encoders.content
+    monkeypatch.setattr(encoders, "content", lambda module: looked.append(module) or own(module))
+    accuracy_row(method, stream.tasks, lambda i: stream.test(stream.tasks[i]), accelerator=Accelerator(cpu=True))
+    assert len(looked) == 1
+
+
 def test_training_features_are_dropped_with_their_task(tiny_encoder: MakeEncoder, six_classes: Source) -> None:
     method, stream = made("prototypes", tiny_encoder()), stream_of(six_classes)
     learned(method, stream)
     kept = {id(key[0]) for key in stream._memory._held}
-    assert kept == {id(stream.test(task).unread.samples) for task in stream.tasks}
+    assert kept == {id(samples) for task in stream.tasks for _, samples in stream.test(task).unread._parts}
 
 
 def test_images_are_not_decoded_where_their_features_are_known(

@@ -5,6 +5,7 @@ A class is renumbered by its position in the stream's class order. What a sample
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
@@ -96,12 +97,18 @@ class UnreadSplit:
     computed before; see `lorica.unread`."""
 
     def __init__(self, split: Split, memory: Memory) -> None:
-        self._split = split
-        self.samples = Samples(len(split), split.read, memory)
+        self._memory = memory
+        self._parts = [(split, Samples(len(split), split.read, memory))]
+
+    def followed_by(self, others: Sequence[UnreadSplit]) -> UnreadSplit:
+        """These samples, then those of others, in one pass, in which no batch has samples of two: so they are always the same."""
+        joined = copy.copy(self)
+        joined._parts = [part for each in (self, *others) for part in each._parts]
+        return joined
 
     def number_of_batches(self, batch_size: int) -> int:
-        """Batches in one pass, a smaller last one included."""
-        return self._split.number_of_batches(batch_size)
+        """Batches in one pass, smaller ones included."""
+        return sum(split.number_of_batches(batch_size) for split, _ in self._parts)
 
     def batches(
         self,
@@ -113,16 +120,18 @@ class UnreadSplit:
         first: int = 0,
     ) -> Iterator[Batch]:
         """As those of a `Split`."""
-        if augment != "none":
-            yield from self._split.batches(batch_size, device=device, augment=augment, draws=draws, first=first)
-            return
         pass_ = Pass(ordered=draws is None)
-        for _, chosen in self._split.chosen(batch_size, draws, first):
-            yield Batch(Unread(self.samples, chosen, device, pass_), self._split.labels[chosen].to(device))
+        for split, samples in self._parts:
+            if augment != "none":
+                yield from split.batches(batch_size, device=device, augment=augment, draws=draws, first=first)
+                continue
+            for _, chosen in split.chosen(batch_size, draws, first):
+                yield Batch(Unread(samples, chosen, device, pass_), split.labels[chosen].to(device))
 
     def forget(self) -> None:
         """Drops what is kept of them."""
-        self.samples.memory.forget(self.samples)
+        for _, samples in self._parts:
+            self._memory.forget(samples)
 
 
 class Stream:
