@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder
 from lorica.backbones.view import Change, computing, view
+from lorica.sharing import dropout
 from lorica.types import Inputs
 
 Forward = Callable[..., Tensor]
@@ -75,7 +76,7 @@ class Bottlenecks(Tuning):
     def _add(self, number: int, entering: list[Tensor], own: Forward, tokens: Tensor) -> Tensor:
         output = own(tokens)
         hidden = F.relu(F.linear(entering.pop(), self.down[number], self.down_bias[number]))
-        hidden = F.dropout(hidden, self.dropout, training=self.training)
+        hidden = dropout(hidden, self.dropout, training=self.training)
         return output + self.scale * F.linear(hidden, self.up[number], self.up_bias[number])
 
 

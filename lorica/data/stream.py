@@ -17,6 +17,7 @@ from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source, split_per_class
 from lorica.errors import DataError
 from lorica.randomness import Draws
+from lorica.sharing import ALL, Share, drawing_for
 from lorica.types import Batch, Task
 
 
@@ -50,24 +51,32 @@ class Split:
         augment: str = "none",
         draws: Draws | None = None,
         first: int = 0,
+        share: Share = ALL,
     ) -> Iterator[Batch]:
         """One pass from batch number `first` on, the last batch maybe smaller.
 
-        With `draws` it is in random order and augmented, else in order and not augmented.
+        With `draws` it is in random order and augmented, else in order and not augmented. A share of it is, with `draws`, a part of
+        each batch, and else neighbours of all samples, from which as large batches are made.
         """
         if draws is None and augment != "none":
             raise ValueError(f"augment={augment!r} needs draws")
         order = (
             torch.arange(len(self)) if draws is None else torch.randperm(len(self), generator=draws.generator("order"))
         )
-        for step in range(first, self.number_of_batches(batch_size)):
-            chosen = order[step * batch_size : (step + 1) * batch_size]
+        if draws is None:
+            order = order[share.of_samples(len(order)).rows]
+        for step in range(first, -(-len(order) // batch_size)):
+            chosen, part = order[step * batch_size : (step + 1) * batch_size], None
             if draws is None:
                 inputs = self._opened.fetch(self.indices[chosen], device=device)
             else:
+                if share.of > 1:
+                    part = share.of_batch(len(chosen))
+                    chosen = chosen[part.rows]
                 generator = draws.at(step=step).generator("augmentation")
-                inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
-            yield Batch(inputs, self.labels[chosen].to(device))
+                with drawing_for(part):
+                    inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
+            yield Batch(inputs, self.labels[chosen].to(device), part)
 
 
 class Stream:
