@@ -6,6 +6,7 @@ A lone process is the ordinary case, in which nothing here costs anything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from lorica.interruption import Followed, Terminated
 from lorica.sharing import Share
 
 _T = TypeVar("_T")
+_blocks = itertools.count()  # of `ending_together`: the same in all processes
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,14 @@ class Processes:
             Followed: another one has raised before.
             LoricaError: another one has ended and did not come to raise.
         """
+        block = next(_blocks)
         try:
             yield
         except BaseException as error:
             if self.alone or isinstance(error, Followed):
                 raise
             try:
-                first = dist.distributed_c10d._get_default_store().add("lorica/raised", 1) == 1
+                first = dist.distributed_c10d._get_default_store().add(f"lorica/raised in {block}", 1) == 1
             except RuntimeError:  # the store has gone with the main process
                 first = self.is_main
             if not first:

@@ -1,12 +1,17 @@
 """What `tests/test_processes.py` starts in several processes: methods that learn two tasks, of which each process says what it has then.
 
-    python tests/in_processes.py FOLDER NAME.safetensors CASE …      a case is method[:variant][+option=value …]
+    python tests/in_processes.py FOLDER RECIPE CASE …      a case is method[:variant][+section.key=value …]
+
+Then they run a recipe for one task, resume it until one of them gets a signal, and run it anew until one of them fails.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +21,17 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+from lorica import cli
 from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageReader
 from lorica.data.sources import Source, arrays
 from lorica.data.stream import Stream
-from lorica.descent import Fit
+from lorica.descent import Descent, Fit
+from lorica.errors import DataError
 from lorica.evaluation import accuracy_row
 from lorica.methods import Method, build_method, find_method
+from lorica.run import run
+from lorica.session import Session
 from lorica.training import learn_task
 
 # the last batch has one image, too few for two processes; the others are divided unevenly
@@ -102,12 +111,44 @@ def learned(case: str, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     return state | {f"{case}/accuracy": torch.tensor(row, dtype=torch.float64)}
 
 
-def main(folder: str, *cases: str) -> None:
+def stopping(number: int) -> Callable[[Session, Descent], None]:
+    """`Session._between_steps` where the process of that number gets a signal in its fourth step."""
+    between = Session._between_steps
+
+    def stop(session: Session, descent: Descent) -> None:
+        if session.processes.index == number and descent.taken == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        between(session, descent)
+
+    return stop
+
+
+def fail(session: Session, descent: Descent) -> None:
+    """`Session._between_steps` where the second process cannot go on."""
+    if session.processes.index == 1:
+        raise DataError("an image of the second process cannot be read")
+
+
+def main(folder: Path, recipe: str, *cases: str) -> None:
     torch.set_num_threads(1)
     accelerator = Accelerator(cpu=True)
+    index = accelerator.process_index
     found = {name: value for case in cases for name, value in learned(case, accelerator).items()}
-    save_file(found, Path(folder) / f"{accelerator.process_index}_of_{accelerator.num_processes}.safetensors")
+    save_file(found, folder / f"{index}.safetensors")
+    told: dict[str, Any] = {}
+    result = run(recipe, out=folder / "run", stop_after=1, progress=False)
+    told["learned"] = len(result.accuracy)
+    between = Session._between_steps
+    Session._between_steps = stopping(1)
+    try:
+        run(recipe, out=folder / "run", resume=True, progress=False)
+    except BaseException as error:
+        told["stopped"] = type(error).__name__
+    (folder / f"{index}.json").write_text(json.dumps(told))
+    Session._between_steps = fail if index else between
+    sys.argv = ["lorica", "run", recipe, "--out", str(folder / "failed")]
+    cli.main()
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]), *sys.argv[2:])
