@@ -215,9 +215,14 @@ def make_accelerator(recipe: Recipe, *, of: int = 1) -> Accelerator:
             "many as there are, or let all of them compute with device=cpu"
         )
     found = Accelerator(cpu=not on_gpus, mixed_precision=precision)
-    if found.num_processes != of:
+    if found.num_processes != of or found.distributed_type not in ("MULTI_GPU", "MULTI_CPU"):
         raise LoricaError(
-            f"WORLD_SIZE is {of}, and Accelerate finds {found.num_processes} processes ({found.distributed_type}); start them by `torchrun`"
+            f"WORLD_SIZE is {of}, and Accelerate finds {found.num_processes} processes of kind {found.distributed_type.value}; start them by "
+            "`torchrun`, or by `accelerate launch` without other settings than their number"
+        )
+    if found.gradient_accumulation_steps != 1:
+        raise LoricaError(
+            "--gradient_accumulation_steps of `accelerate launch`: the recipe says it, as fit.accumulate; leave it out"
         )
     return found
 

@@ -84,7 +84,7 @@ def test_shares_of_batches_are_the_batches(six_classes, augment: str) -> None:
 def test_shares_of_a_pass_are_the_pass(six_classes) -> None:
     data = Stream(six_classes, tasks=3, reader=ImageReader(32))
     split = data.train(data.tasks[0])
-    whole = list(split.batches(24, device=CPU))[0]
+    whole = next(split.batches(24, device=CPU))
     found = [batch for number in range(5) for batch in split.batches(3, device=CPU, share=Share(number, 5))]
     assert torch.equal(torch.cat([batch.inputs for batch in found]), whole.inputs)
     assert torch.equal(torch.cat([batch.labels for batch in found]), whole.labels)
