@@ -324,7 +324,7 @@ def test_one_of_several_processes_is_refused_where_it_cannot_share(
     with pytest.raises(LoricaError, match=f"one of several processes \\({name} is '2'\\) that cannot find each other"):
         run(prototypes, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(LoricaError, match="this is computed by one; `lorica run` alone shares its work"):
+    with pytest.raises(LoricaError, match="a model is changed by one; `lorica run` alone shares its work"):
         Learner(tmp_path / "model", recipe=prototypes).learn(tmp_path)
     assert not (tmp_path / "model").exists()
 
