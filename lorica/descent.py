@@ -121,9 +121,8 @@ class Descent:
             self._schedule = _schedule(plain, fit, self.steps * fit.epochs)
             self._optimizer = accelerator.prepare_optimizer(plain)
         self._terms: dict[str, Tensor] = {}  # of the latest batch
-        self._there: tuple[list[bool], Tensor] | None = (
-            None  # which parameters have gradients here, on the device as well
-        )
+        # which parameters had gradients here, and the same on the device
+        self._there: tuple[list[bool], Tensor] | None = None
         nothing = torch.tensor(-1, device=accelerator.device)
         self._first_bad, self._bad_value = nothing, nothing.float()  # step of the first loss that was not finite
 
