@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,23 +20,13 @@ from lorica.data.sources import Source, load_source
 from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
 from lorica.files import RunFolder
+from lorica.launch import as_a_lone_one, require_alone
 from lorica.methods import Method, Readout, build_method, find_method
 from lorica.nested import flatten
 from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
 from lorica.results import read_result
 from lorica.types import Task
-
-# what launchers set: how many processes there are, and which of them this one is
-_SIZES = (
-    "WORLD_SIZE",
-    "LOCAL_WORLD_SIZE",
-    "OMPI_COMM_WORLD_SIZE",
-    "MV2_COMM_WORLD_SIZE",
-    "PMI_SIZE",
-    "SLURM_STEP_NUM_TASKS",
-)
-_RANKS = ("RANK", "LOCAL_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK")
 
 
 @dataclass
@@ -55,23 +45,35 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe, source: Source | None = None, shown: AbstractContextManager[Reporter] | None = None
+    recipe: Recipe,
+    source: Source | None = None,
+    shown: AbstractContextManager[Reporter] | None = None,
+    *,
+    accelerator: Accelerator | None = None,
 ) -> Assembly:
     """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was.
 
-    `shown` is told of the data that is looked at, and closed before weights may be fetched, which has bars of its own.
+    Args:
+        shown: is told of the data that is looked at, and closed before weights may be fetched, which has bars of its own.
+        accelerator: of whoever is one of several processes, which is otherwise refused.
     """
-    accelerator = _accelerator(recipe)
+    accelerator = accelerator or _of_lone_process(recipe)
     with shown or nullcontext(Silent()) as reporter:
         source = source or build_source(recipe, reporter=reporter)
     method = _build_method(recipe, accelerator)
-    return Assembly(recipe, build_stream(recipe, source, method.encoder), method, accelerator)
+    stream = build_stream(recipe, source, method.encoder, shared=accelerator.num_processes > 1)
+    return Assembly(recipe, stream, method, accelerator)
+
+
+def _of_lone_process(recipe: Recipe) -> Accelerator:
+    require_alone("this is computed by one")
+    return make_accelerator(recipe)
 
 
 def build_model(recipe: Recipe) -> tuple[Accelerator, Method]:
     """A method that has learned nothing yet around the recipe's backbone, and where it computes. The caller's random state is
     left as it was."""
-    accelerator = _accelerator(recipe)
+    accelerator = _of_lone_process(recipe)
     return accelerator, _build_method(recipe, accelerator)
 
 
@@ -82,10 +84,11 @@ def _build_method(recipe: Recipe, accelerator: Accelerator) -> Method:
         return build_method(recipe.method, encoder, **recipe.evaluate.reading)
 
 
-def machine_facts(device: torch.device, encoder: Encoder) -> dict[str, Any]:
+def machine_facts(device: torch.device, encoder: Encoder, processes: int = 1) -> dict[str, Any]:
     """What environment.json says of where a method computes, and on what."""
     return {
         "device": str(device),
+        "processes": processes,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
@@ -145,8 +148,8 @@ def build_reader(recipe: Recipe, encoder: Encoder) -> Reader:
     return kind(**encoder.reading(), **{key: getattr(recipe.data, key) for key in kind.options})
 
 
-def build_stream(recipe: Recipe, source: Source, encoder: Encoder) -> Stream:
-    """The recipe's tasks, which its method can learn.
+def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bool = False) -> Stream:
+    """The recipe's tasks, which its method can learn; in several processes, if they are `shared`.
 
     Raises:
         LoricaError: all that is in the way.
@@ -162,16 +165,20 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder) -> Stream:
         validation_seed=data.split_seed,
         cache_bytes=int(data.cache_gib * 2**30),
     )
-    problems = list(_misfits(recipe, stream))
+    problems = list(_misfits(recipe, stream, shared=shared))
     if problems:
         raise RecipeError(problems)
     return stream
 
 
-def _misfits(recipe: Recipe, stream: Stream) -> Iterator[str]:
-    """Why this method cannot learn this stream, or not be read as the recipe says."""
+def _misfits(recipe: Recipe, stream: Stream, *, shared: bool) -> Iterator[str]:
+    """Why this method cannot learn this stream so, or not be read as the recipe says."""
     method = find_method(recipe.method.name)
     yield from method.misfits(recipe.method, [task for task, _ in arrivals(stream, method)])
+    for why in method.unshared(recipe.method) if shared else ():
+        yield f"{why}, and several processes have other batches than one; start a lone process"
+    for why in method.undivided(recipe.method) if recipe.fit.accumulate > 1 else ():
+        yield f"fit.accumulate: {why}, so that a batch cannot be computed in parts; leave it out, and use smaller batches"
     evaluate = recipe.evaluate
     if evaluate.readout != "head":
         yield from Readout.cannot_read(method, evaluate.readout, layers=evaluate.layers)
@@ -184,32 +191,40 @@ def require_device(recipe: Recipe) -> None:
         raise RecipeError(f"device: {recipe.device} is not available on this machine; it has {have}; use device=auto")
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
+def make_accelerator(recipe: Recipe, *, of: int = 1) -> Accelerator:
+    """Where the recipe is computed, by this process, or by this one among several.
+
+    Args:
+        of: how many processes there are, see `lorica.launch.launched`.
+
+    Raises:
+        LoricaError: a device that is not there; or, for several processes, not for each of them.
+    """
     require_device(recipe)
     # Accelerate keeps its state for the whole process; runs that follow each other may differ in device and precision
     AcceleratorState._reset_state(reset_partial_state=True)
-    with _one_process():
-        return Accelerator(cpu=recipe.device == "cpu", mixed_precision="bf16" if recipe.precision == "bf16" else "no")
-
-
-@contextmanager
-def _one_process() -> Iterator[None]:
-    """Accelerate does not see what launchers leave in the environment: a lone process is an ordinary one, whatever its rank.
-
-    Raises:
-        LoricaError: this process is one of several.
-    """
-    for name in _SIZES:
-        if os.environ.get(name, "1") not in ("", "0", "1"):
-            raise LoricaError(
-                f"this is one of several processes ({name} is {os.environ[name]!r:.40}), and a run uses one; start it without "
-                f"`torchrun`, `accelerate launch`, `mpirun` or `srun`, or unset {name}"
-            )
-    hidden = {name: os.environ.pop(name) for name in (*_SIZES, *_RANKS) if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
+    precision = "bf16" if recipe.precision == "bf16" else "no"
+    if of == 1:
+        with as_a_lone_one():
+            return Accelerator(cpu=recipe.device == "cpu", mixed_precision=precision)
+    on_gpus = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1 + int(os.environ["LOCAL_RANK"])))
+    if recipe.device == "mps" or (on_gpus and here > torch.cuda.device_count()):
+        raise RecipeError(
+            f"device: each process needs a GPU of its own, and this machine has {torch.cuda.device_count()} for {here} processes; start as "
+            "many as there are, or let all of them compute with device=cpu"
+        )
+    found = Accelerator(cpu=not on_gpus, mixed_precision=precision)
+    if found.num_processes != of or found.distributed_type not in ("MULTI_GPU", "MULTI_CPU"):
+        raise LoricaError(
+            f"WORLD_SIZE is {of}, and Accelerate finds {found.num_processes} processes of kind {found.distributed_type.value}; start them by "
+            "`torchrun`, or by `accelerate launch` without other settings than their number"
+        )
+    if found.gradient_accumulation_steps != 1:
+        raise LoricaError(
+            "--gradient_accumulation_steps of `accelerate launch`: the recipe says it, as fit.accumulate; leave it out"
+        )
+    return found
 
 
 def arrivals(stream: Stream, method: Method | type[Method]) -> list[tuple[Task, Any]]:

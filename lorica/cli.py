@@ -7,6 +7,7 @@ tables and errors in recipes do without.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -18,12 +19,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lorica import commands
+from lorica import commands, launch
 from lorica.commands import MethodFile, naming
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
-from lorica.interruption import Terminated
+from lorica.interruption import Followed, Terminated
 from lorica.methods import method_descriptions
 from lorica.methods.config import Drift, Kind
 from lorica.progress import progress_bar
@@ -108,6 +109,7 @@ class Format(StrEnum):
 @app.command()
 def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo")) -> None:
     """Digits in 5 tasks: forgetting, and its cure, in two minutes and without a download."""
+    launch.require_alone("a demonstration is made by one")
     _figures()
     from lorica import demo as demonstration
 
@@ -132,7 +134,11 @@ def run(
     from lorica.run import default_folder
 
     folder = out or default_folder(recipe, resolved)
+    if not launch.is_main():
+        logging.getLogger("lorica").setLevel(logging.CRITICAL)
     result = run_recipe(resolved, out=folder, resume=resume, overwrite=overwrite, stop_after=stop_after)
+    if not launch.is_main():
+        return
     figures.draw_all([result], folder / "figures")
     if result.complete:
         console.print(tables.to_rich(tables.summarise([result]), width=console.width, encoding=console.encoding))
@@ -462,12 +468,14 @@ def main() -> None:
     except LoricaError as error:
         if "--debug" in sys.argv:
             raise
+        if not launch.is_heard():
+            raise SystemExit(2) from None
         for line in screenful(error.problems):
             errors.print(line, style="red", soft_wrap=True)
         raise SystemExit(2) from None
     except (SystemExit, KeyboardInterrupt) as leaving:
         code = leaving.code if isinstance(leaving, SystemExit) else _INTERRUPTED
-        if code == _INTERRUPTED or isinstance(leaving, Terminated):
+        if (code == _INTERRUPTED or isinstance(leaving, Terminated)) and not isinstance(leaving, Followed):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
             why = leaving.signal.name if isinstance(leaving, Terminated) else "interrupted"
             errors.print(

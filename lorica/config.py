@@ -37,7 +37,7 @@ _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.h
 PLACES = ("data.root", "backbone.weights")
 """Keys that say where things are and not what they are, which their contents decide."""
 
-FREE = ("device", "checkpoints", "snapshot_seconds", *PLACES)
+FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", *PLACES)
 """Keys in which a run may go on otherwise than it began."""
 
 _GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
@@ -146,6 +146,12 @@ class FitConfig(Section):
         default="none", description="`crop_flip` crops the resized centre square, not the original"
     )
     clip_norm: float = Field(default=0.0, ge=0, description="largest norm of a step's gradient, 0 for any")
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        exclude_if=lambda value: value == 1,  # as in recipes from before there was this key
+        description="parts in which each process computes its batch, one after another, for less memory; the step is that of the whole",
+    )
 
 
 class EvaluateConfig(Section):

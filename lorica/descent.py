@@ -6,6 +6,7 @@ and what is drawn at a step follow from where it stands (`lorica.randomness`), n
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,9 +21,11 @@ from torch import Tensor, nn
 
 from lorica.errors import CheckpointError, TrainingError
 from lorica.methods.base import Data, Losses, Method
+from lorica.processes import Processes
 from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
 from lorica.reading import WRITTEN, Count, Plain, shown
+from lorica.sharing import Part, drawing_for
 from lorica.types import Batch
 
 RECORD_EVERY = 10
@@ -44,6 +47,7 @@ class Fit:
     schedule: Literal["constant", "cosine"]
     augment: str
     clip_norm: float = 0.0
+    accumulate: int = 1
 
 
 class Standing(BaseModel):
@@ -70,11 +74,15 @@ class Standing(BaseModel):
 class Descent:
     """A stage: some parameters of a method, trained on some data for some epochs. Everything else is frozen meanwhile.
 
+    Several processes each compute a part of every batch, which `fit.accumulate` divides further, and take the step of the whole:
+    gradients, and the values of terms, are added up with weights that together are 1.
+
     Attributes:
         epoch, step: the batch that comes next; `step` counts within the epoch.
         steps: batches of an epoch.
 
     Args:
+        divided: the losses of a batch are the means of those of its parts (`Method.undivided`). Otherwise each process computes all of it.
         draws: the place of this stage, from which all that it draws follows.
         record: takes a row of the history every `RECORD_EVERY` steps and at the end of each epoch, see `row`.
         after_step: called between batches, when the descent can be saved.
@@ -95,12 +103,14 @@ class Descent:
         record: Callable[[dict[str, Any]], None] | None = None,
         after_step: Callable[[Descent], None] | None = None,
         guarded: Callable[[], AbstractContextManager[None]] = nullcontext,
+        divided: bool = True,
     ) -> None:
         self.method, self.parameters, self.fit, self.draws = method, parameters, fit, draws
         self.epoch = self.step = 0
         self.steps = data.number_of_batches(fit.batch_size)
         self._losses, self._data, self._accelerator, self._reporter = losses, data, accelerator, reporter or Silent()
         self._record, self._after_step, self._guarded = record, after_step, guarded
+        self._processes, self._divided = Processes.of(accelerator), divided
         for parameter in method.parameters():
             parameter.requires_grad_(False)
         for parameter in parameters:
@@ -111,6 +121,8 @@ class Descent:
             self._schedule = _schedule(plain, fit, self.steps * fit.epochs)
             self._optimizer = accelerator.prepare_optimizer(plain)
         self._terms: dict[str, Tensor] = {}  # of the latest batch
+        # which parameters had gradients here, and the same on the device
+        self._there: tuple[list[bool], Tensor] | None = None
         nothing = torch.tensor(-1, device=accelerator.device)
         self._first_bad, self._bad_value = nothing, nothing.float()  # step of the first loss that was not finite
 
@@ -118,6 +130,11 @@ class Descent:
     def taken(self) -> int:
         """Batches taken so far, over all epochs."""
         return self.epoch * self.steps + self.step
+
+    @property
+    def is_looked_at(self) -> bool:
+        """Whether all wait for the device between the batch taken last and the next one, since the loss is looked at."""
+        return self.step == 0 or self.taken % RECORD_EVERY == 0
 
     def run(self) -> None:
         """Takes all batches that are left.
@@ -137,10 +154,11 @@ class Descent:
                     augment=self.fit.augment,
                     draws=self.draws.at(epoch=self.epoch),
                     first=self.step,
+                    **(self._processes.taking if self._divided else {}),
                 )
                 for batch in batches:
                     self.take(batch)
-                    if self.step == 0 or self.taken % RECORD_EVERY == 0:
+                    if self.is_looked_at:
                         row = self.row()
                         note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
                         if self._record:
@@ -155,33 +173,74 @@ class Descent:
 
         It seeds torch's own random state, see `Draws.seeded`.
         """
-        self.draws.at(epoch=self.epoch, step=self.step).reseed("step")
         self._terms = {}
-        for terms in self._yielded(iter(self._losses(batch))):
+        parts = [(part, weight, iter(self._losses(part))) for part, weight in self._parts(batch)]
+        for number in itertools.count():
+            terms = self._backward(parts, number)
+            if terms is None:
+                break
             loss = torch.stack(list(terms.values())).sum()
-            found = ~loss.detach().isfinite() & (self._first_bad < 0)
-            self._bad_value = torch.where(found, loss.detach().float(), self._bad_value)
+            found = ~loss.isfinite() & (self._first_bad < 0)
+            self._bad_value = torch.where(found, loss.float(), self._bad_value)
             self._first_bad = torch.where(found, self.taken, self._first_bad)
-            self._optimizer.zero_grad()
-            self._accelerator.backward(loss)
             self.method.edit_gradients()
             if self.fit.clip_norm:
                 nn.utils.clip_grad_norm_(self.parameters, self.fit.clip_norm)
             self._optimizer.step()
-            self._terms |= {name: term.detach() for name, term in terms.items()}
+            self._terms |= terms
         self._rate = max(self._schedule.get_last_lr())
         self._schedule.step()
         last = self.step + 1 == self.steps
         self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
 
-    def _yielded(self, losses: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-        """The losses, each computed under the run's precision; the caller's step in between runs outside it."""
-        while True:
-            with self._accelerator.autocast():
+    def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
+        """What this process computes of a batch one after another, each with its weight in the whole. What every process computes
+        weighs as little as there are of them."""
+        samples = len(batch.labels)
+        own = batch.part or Part(0, samples, samples)
+        whole = own.whole if samples < own.whole else samples * self._processes.number
+        parts = own.divided(self.fit.accumulate) if self._divided else [own]
+        if len(parts) == 1:
+            return [(batch, samples / whole)]
+        cut = [(part, slice(part.first - own.first, part.stop - own.first)) for part in parts]
+        return [(Batch(batch.inputs[rows], batch.labels[rows], part), len(part) / whole) for part, rows in cut]
+
+    def _backward(
+        self, parts: list[tuple[Batch, float, Iterator[dict[str, Tensor]]]], number: int
+    ) -> dict[str, Tensor] | None:
+        """The terms of a batch, of that yield, and the gradients of their sum; None where the losses yield no more. Losses are computed
+        under the run's precision; the caller's step runs outside it."""
+        sums: dict[str, Tensor] = {}
+        for place, (part, weight, losses) in enumerate(parts):
+            if number == 0 or len(parts) > 1:  # every part draws alike what it does not draw for single samples
+                self.draws.at(epoch=self.epoch, step=self.step).reseed(f"step{number or ''}")
+            with drawing_for(part.part), self._accelerator.autocast():
                 terms = next(losses, None)
             if terms is None:
-                return
-            yield terms
+                return None
+            if place == 0:
+                self._optimizer.zero_grad()
+            loss = torch.stack(list(terms.values())).sum()
+            self._accelerator.backward(loss if weight == 1 else weight * loss)
+            for name, term in terms.items():
+                own = term.detach() if weight == 1 else weight * term.detach()
+                sums[name] = sums[name] + own if name in sums else own
+        return sums if self._processes.alone else self._added(sums)
+
+    def _added(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The terms, added up over all processes, and with them the gradients. A parameter without one in all of them stays so, which
+        optimisers pass over."""
+        there = [parameter.grad is not None for parameter in self.parameters]
+        if self._there is None or self._there[0] != there:
+            self._there = there, torch.tensor(there, dtype=torch.float32, device=self._accelerator.device)
+        own = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
+        *gradients, found, values = self._processes.added(
+            [*own, self._there[1], torch.stack([term.float() for term in terms.values()])]
+        )
+        anywhere = there if all(there) else found.tolist()
+        for parameter, gradient, has_one in zip(self.parameters, gradients, anywhere, strict=True):
+            parameter.grad = gradient if has_one else None
+        return dict(zip(terms, values, strict=True))
 
     def row(self) -> dict[str, Any]:
         """What is to say of the latest batch: task, stage, epoch and step (from 0), the largest learning rate, the value of each

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from lorica.adapters.attach import merged
 from lorica.errors import LoricaError
 from lorica.methods.base import Data, Method, Rereadable
+from lorica.processes import Processes
 from lorica.progress import Reporter, Silent
 from lorica.types import Task, seen_classes
 
@@ -84,14 +85,16 @@ def accuracy_row(
     if method.trunk_rests:  # features may be known
         splits = [split.unread for split in splits]
     joined = splits[0].followed_by(splits[1:])
-    reporter.stage(f"{method.name}: testing", joined.number_of_batches(batch_size))
+    processes = Processes.of(accelerator)
+    reporter.stage(f"{method.name}: testing", -(-joined.number_of_batches(batch_size) // processes.number))
     correct = []
     method.eval()
     plain = plain_form(method)
-    for batch in joined.batches(batch_size, device=accelerator.device):
+    for batch in joined.batches(batch_size, device=accelerator.device, **processes.taking):
         with accelerator.autocast():
             logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
         correct.append(require_numbers(logits, method)[:, :seen].argmax(dim=1) == batch.labels)
         reporter.step()
-    of_tasks = torch.cat(correct).split(sizes)
+    everywhere = processes.gathered(torch.cat(correct).byte() if correct else None)
+    of_tasks = everywhere.split(sizes)
     return [int(right.sum()) / len(right) for right in of_tasks]

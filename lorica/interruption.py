@@ -20,6 +20,10 @@ class Terminated(SystemExit):
         self.signal = signal.Signals(number)
 
 
+class Followed(SystemExit):
+    """Another process of the run has ended, and says why; this one ends without a word, with the same exit code."""
+
+
 class Interruptions:
     """Ctrl-C, SIGTERM and SIGHUP for the length of a `with` block.
 

@@ -55,6 +55,7 @@ from lorica.interruption import Interruptions
 from lorica.isolation import isolated
 from lorica.journal import Change, line_of_descent
 from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
+from lorica.launch import require_alone
 from lorica.methods import Method, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
@@ -652,6 +653,7 @@ class Learner:
     @contextmanager
     def _changing(self, progress: bool | Reporter) -> Iterator[tuple[Reporter, Interruptions]]:
         """The folder for this process, and in it for this thread, alone."""
+        require_alone("a model is changed by one")
         reporter = progress_bar() if progress is True else nullcontext(progress or Silent())
         with (
             isolated(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from lorica.assembly import (
     build_source,
     build_stream,
     machine_facts,
+    make_accelerator,
     require_device,
     saved_recipe,
 )
@@ -35,9 +36,11 @@ from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
+from lorica.launch import launched
 from lorica.methods import Readout, build_method
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
+from lorica.processes import Processes
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Result, read_result
 from lorica.session import Session
@@ -58,6 +61,9 @@ def run(
 ) -> Result:
     """Learns a stream of tasks with one method and leaves the results in a folder.
 
+    Several processes (`torchrun`, `accelerate launch`) share the work of one run if each of them calls this with the same arguments; all
+    of them return the result, which the main one has written.
+
     Args:
         recipe: a packaged recipe's name, a YAML file, a mapping with the same keys, or a `Recipe` read already.
         out: the run's folder; absent = runs/<recipe>/<method>, with variant and seed where they are not the default.
@@ -77,6 +83,7 @@ def run(
     """
     if resume and overwrite:
         raise LoricaError("--resume continues the run in the folder, --overwrite starts it anew; give one of them")
+    number = launched()
     resolved = read_recipe(recipe, overrides)
     if source is not None:
         resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
@@ -84,22 +91,39 @@ def run(
     if resume and wrote(folder.recipe):
         resolved = as_saved(resolved, saved_recipe(folder, method_file=_method_file(resolved)))
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
-    with refusals(folder.path):
-        folder.tidy()
-        if place() == (folder.path, True) and (result := _finished(folder)):
+    accelerator = make_accelerator(resolved, of=number) if number > 1 else None
+    processes = Processes.of(accelerator) if accelerator else Processes()
+    progress = progress and processes.is_main
+    with processes.ending_together(), refusals(folder.path):
+        processes.by_main(folder.tidy)
+        if processes.by_main(place) == (folder.path, True) and (
+            result := processes.by_main(partial(_finished, folder))
+        ):
             return result
-        parts = assemble(resolved, source, _shown(progress))
-        with folder.taken(), Interruptions() as interruptions, _shown(progress) as reporter:
-            for remark in remarks(parts.stream.source.facts):
+        parts = assemble(resolved, source, _shown(progress), accelerator=accelerator)
+        with (
+            processes.entered_by_main(folder.taken()),
+            Interruptions() as interruptions,
+            _shown(progress) as reporter,
+        ):
+            for remark in _remarks(parts, processes):
                 reporter.say(remark)
-            where, resumed = place()  # again: the folder may have been another process's in between
-            if where == folder.path:
+            # again: the folder may have been another process's in between
+            where, resumed = processes.by_main(place)
+            if where == folder.path and processes.is_main:
                 folder.give_up_anew()
             try:
                 return _learn_stream(parts, folder, RunFolder(where), resumed, stop_after, reporter, interruptions)
             finally:
-                if not _has_begun(folder.anew):
+                if processes.is_main and not _has_begun(folder.anew):
                     folder.give_up_anew()
+
+
+def _remarks(parts: Assembly, processes: Processes) -> Iterator[str]:
+    """What there is to say of the data, and of several processes."""
+    yield from remarks(parts.stream.source.facts)
+    for why in () if processes.alone else parts.method.undivided(parts.method.config):
+        yield f"{parts.method.name}: {why}, so that each process trains on whole batches, no sooner than one alone"
 
 
 def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
@@ -209,9 +233,11 @@ def _learn_stream(
 ) -> Result:
     """What is left of the stream; the folder is this process's own. Until something is learned, the run may be elsewhere."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
+    processes = Processes.of(parts.accelerator)
     contents = contents_of(stream.source, reporter)
+    processes.require_same("the data", short_digest(contents))
     if not resumed:
-        where.clear()
+        processes.by_main(where.clear)
     session = Session(
         method,
         Fit(**recipe.fit.model_dump()),
@@ -226,7 +252,8 @@ def _learn_stream(
     session.restore()
     require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
     require_same_data(where, contents)
-    _describe(parts, where, contents, restored=bool(session.learned))
+    if processes.is_main:
+        _describe(parts, where, contents, restored=bool(session.learned))
     tasks = [
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
@@ -246,7 +273,7 @@ def _learn_stream(
                 results.write()
     finally:
         results.write()
-    return read_result(folder.path)
+    return processes.by_main(partial(read_result, folder.path))
 
 
 def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restored: bool) -> None:
@@ -258,7 +285,9 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
     resolved, encoder, device = parts.recipe.resolved(), parts.method.encoder, parts.accelerator.device
     folder.path.mkdir(exist_ok=True)
     if not folder.environment.exists():
-        facts = machine_facts(device, encoder) | {"data": parts.stream.source.facts | {"contents": contents}}
+        facts = machine_facts(device, encoder, parts.accelerator.num_processes) | {
+            "data": parts.stream.source.facts | {"contents": contents}
+        }
         again = {"written_again": True} if restored else {}
         write_json(folder.environment, environment() | facts | again)
     text = recipe_text(resolved)  # another one where data or weights have moved
@@ -269,7 +298,7 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
 def _settle(session: Session, folder: RunFolder) -> None:
     """Once a run that learns elsewhere has learned something, it takes the place of the one in the folder."""
     if session.learned and session.folder.path != folder.path:
-        folder.hand_over()
+        session.processes.by_main(folder.hand_over)
         session.move(folder)
 
 
@@ -292,9 +321,9 @@ class _Results:
         return self._took < 0.1 or time.monotonic() - self._ended >= 20 * self._took
 
     def write(self) -> None:
-        """Nothing where they are up to date."""
+        """Nothing where they are up to date, or where another process writes them."""
         session, recipe = self._session, self._recipe
-        if session.learned == self._entries:
+        if session.learned == self._entries or not session.processes.is_main:
             return
         began = time.monotonic()
         metrics = session.record.metrics(

@@ -30,6 +30,7 @@ from lorica.errors import CheckpointError
 from lorica.files import RunFolder, append_line, cut
 from lorica.interruption import Interruptions
 from lorica.methods.base import Data, Method
+from lorica.processes import Processes
 from lorica.progress import Reporter, Silent
 from lorica.results import Entry, Record
 from lorica.training import Watch, learn_task
@@ -37,10 +38,10 @@ from lorica.types import Task
 
 
 class Session:
-    """One method that learns one task after another.
+    """One method that learns one task after another; in several processes, the main one of which alone writes.
 
     Args:
-        folder: where checkpoints, snapshots and history go; this process has it to itself (`RunFolder.taken`).
+        folder: where checkpoints, snapshots and history go; this process has it to itself (`RunFolder.taken`), or the main one has.
         keep: see `lorica.checkpoint.Keep`.
         snapshot_seconds: time between snapshots of the task under way; 0 = never.
         interruptions: a signal that they hold back finds a snapshot written.
@@ -62,6 +63,7 @@ class Session:
         undoable: int = 1,
     ) -> None:
         self.method, self.fit, self.seed, self.accelerator, self.folder = method, fit, seed, accelerator, folder
+        self.processes = Processes.of(accelerator)
         self.keep: Keep = keep
         self.snapshot_seconds = snapshot_seconds
         self.reporter, self.interruptions = reporter or Silent(), interruptions or Interruptions()
@@ -84,17 +86,29 @@ class Session:
 
         Raises:
             CheckpointError: what is there is damaged, or of another method or backbone.
+            LoricaError: several processes do not see the same there.
         """
-        self.checkpoints.open(self.keep)
+        main = self.processes.is_main
+        if not main:
+            self.processes.wait()
+        self._restore(to_learn)
+        if main:
+            self.processes.wait()
+        self.processes.require_same(f"{self.folder.path}", [self.learned and self.checkpoints.seal, self.resumes])
+
+    def _restore(self, to_learn: bool) -> None:
+        if self.processes.is_main:
+            self.checkpoints.open(self.keep)
         self.record = Record(self.checkpoints.entries)
         found = snapshot.read(self.folder.snapshot)
         if found and found.is_of(len(self.checkpoints.learned_tasks), self.seed, self.method.encoder.fingerprint):
             self._resumed = found
-        else:
+        elif self.processes.is_main:
             self.folder.snapshot.unlink(missing_ok=True)
         if self.learned:
             self.checkpoints.load(self.method, to_learn=to_learn, into_method=not self._resumed)
-        self._cut_history(self._resumed.history if self._resumed else self.checkpoints.history)
+        if self.processes.is_main:
+            self._cut_history(self._resumed.history if self._resumed else self.checkpoints.history)
 
     @property
     def resumes(self) -> bool:
@@ -130,7 +144,12 @@ class Session:
                 seed=self.seed,
                 accelerator=self.accelerator,
                 reporter=self.reporter,
-                watch=Watch(self._write_row, self._between_steps, self._descended, self.interruptions.held),
+                watch=Watch(
+                    self._write_row if self.processes.is_main else None,
+                    self._between_steps,
+                    self._descended,
+                    self.interruptions.held,
+                ),
                 resumed=found.descent if found else None,
                 frozen=frozen,
                 notes_parts=notes_parts,
@@ -149,10 +168,11 @@ class Session:
             train_seconds=self._train_seconds,
             cost=cost.measure(self.method, self._trained),
         )
-        self.checkpoints.save(self.method, entry, keep=self.keep, history=self._history_size(), **of_model)
+        if self.processes.is_main:
+            self.checkpoints.save(self.method, entry, keep=self.keep, history=self._history_size(), **of_model)
+            self.folder.snapshot.unlink(missing_ok=True)
         self.record.entries.append(entry)
         self._under_way = False
-        self.folder.snapshot.unlink(missing_ok=True)
 
     def abandon(self) -> bool:
         """Leaves history and snapshot as they were before the task under way. False: none has begun."""
@@ -179,10 +199,15 @@ class Session:
         return self.folder.history.stat().st_size if self.folder.history.exists() else 0
 
     def _between_steps(self, descent: Descent) -> None:
-        wanted = self.interruptions.waiting is not None
-        if descent.draws.stage == 0 and self.snapshot_seconds and (wanted or self._is_due()):
+        """Several processes agree on a signal where all wait for the device anyway, so that none goes on without another."""
+        if not self.processes.alone and descent.is_looked_at:
+            self.interruptions.waiting = self.processes.largest(self.interruptions.waiting or 0) or None
+        leaving = self.interruptions.waiting is not None and (self.processes.alone or descent.is_looked_at)
+        if descent.draws.stage == 0 and self.snapshot_seconds and (leaving or self._is_due()):
             self._take(descent)
-        self.interruptions.release()
+        if leaving:
+            self.processes.wait()  # for the snapshot
+            self.interruptions.release()
 
     def _descended(self, descent: Descent) -> None:
         if self.snapshot_seconds and (self._is_due() or self.folder.snapshot.exists()):
@@ -192,7 +217,8 @@ class Session:
         return time.monotonic() - self._snapshot_at >= self.snapshot_seconds
 
     def _take(self, descent: Descent) -> None:
-        snapshot.take(self.folder.snapshot, descent, seed=self.seed, history=self._history_size())
+        if self.processes.is_main:
+            snapshot.take(self.folder.snapshot, descent, seed=self.seed, history=self._history_size())
         self._snapshot_at = time.monotonic()
 
 

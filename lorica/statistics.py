@@ -28,6 +28,7 @@ from lorica.errors import LoricaError, TrainingError
 from lorica.linalg import double, float64_device, packed, products, unpacked
 from lorica.parts import NO_PARTS, Part, Parts, parts_of
 from lorica.randomness import Draws
+from lorica.sharing import ALL, Share
 from lorica.types import Batch, Task
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
@@ -898,15 +899,19 @@ class PseudoFeatures:
         augment: str = "none",
         draws: Draws | None = None,
         first: int = 0,
+        share: Share = ALL,
     ) -> Iterator[Batch]:
-        """One epoch from batch number `first` on; there is nothing to augment, and without `draws` there is no epoch."""
+        """One epoch from batch number `first` on, or a share of each batch; there is nothing to augment, and without `draws` there is no
+        epoch."""
         if draws is None:
             raise ValueError("draws: expected, since every feature is drawn")
         shares, size = self.gaussians.shares(), self.times * batch_size
         order = torch.randperm(size * len(shares), generator=draws.generator("order"))[: self.number * size]
         for step, part in enumerate(order.split(size)[first:], start=first):
             pairs, noise = shares[part // size], draws.at(step=step).generator("features")
-            yield Batch(self.gaussians.draw(pairs, noise).to(device), pairs[:, 0].to(device))
+            own = share.of_batch(len(pairs))
+            drawn, labels = self.gaussians.draw(pairs, noise)[own.rows], pairs[own.rows, 0]
+            yield Batch(drawn.to(device), labels.to(device), own if share.of > 1 else None)
 
 
 class AlignedHead(Gaussians):

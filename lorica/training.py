@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lorica.descent import Descent, Fit, Standing
 from lorica.errors import LoricaError
 from lorica.methods.base import Context, Data, Losses, Method, Rereadable, shapes_of
+from lorica.processes import Processes
 from lorica.progress import Reporter
 from lorica.randomness import Draws
 from lorica.types import Task
@@ -70,7 +71,7 @@ def learn_task(
     """
     if frozen and (why := list(method.cannot_freeze(task))):
         raise LoricaError([f"task {task.index + 1} cannot be learned frozen: {each}" for each in why])
-    device = accelerator.device
+    device, processes = accelerator.device, Processes.of(accelerator)
     trained: dict[str, torch.Size] = {}
     draws, stages = Draws(seed, task=task.index), count()
     if resumed is None:
@@ -97,6 +98,7 @@ def learn_task(
             record=watch.record,
             after_step=watch.after_step,
             guarded=watch.guarded,
+            divided=losses != method.losses or not any(method.undivided(method.config)),
         )
 
     def descend(
@@ -114,12 +116,13 @@ def learn_task(
     passes = fit.epochs * method.passes()
     context = Context(
         task=task,
-        batches=lambda: data.batches(eval_batch_size, device=device),
+        batches=lambda **share: data.batches(eval_batch_size, device=device, **share),
         epochs=fit.epochs,
         steps=passes * data.number_of_batches(fit.batch_size),
         descend=descend,
         frozen=frozen,
         notes_parts=notes_parts,
+        processes=processes,
     )
     if resumed is None:
         with draws.seeded("begin", device):
@@ -136,4 +139,9 @@ def learn_task(
         method.end_task(context)
     if unread:
         unread.forget()  # a task is learned once
+    state = {} if processes.alone else method.running_state()  # the same but for what a device may round otherwise
+    processes.require_same(
+        "what the task has left", [method.structure(), {name: each.shape for name, each in state.items()}]
+    )
+    processes.as_on_main(state.values())
     return trained

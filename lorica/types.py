@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lorica.sharing import Part
 from lorica.unread import Unread
 
 
@@ -95,7 +96,11 @@ class Batch:
     """Inputs on the training device, and the numbers of their classes.
 
     Images are augmented and not yet normalised; a method may give itself batches of something else (features).
+
+    Attributes:
+        part: which samples of a batch these are; None where they are all of it.
     """
 
     inputs: Inputs | Float[Tensor, "n features"]
     labels: Int[Tensor, " n"]
+    part: Part | None = None

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorica import files, ownership
+from lorica import Learner, files, ownership
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
 from lorica.report import figures
@@ -317,13 +317,16 @@ def test_resume_and_overwrite_contradict_each_other(prototypes: dict[str, Any], 
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_one_of_several_processes_is_refused_whatever_the_launcher(
+def test_one_of_several_processes_is_refused_where_it_cannot_share(
     name: str, prototypes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "2")
-    with pytest.raises(LoricaError, match=f"one of several processes \\({name} is '2'\\), and a run uses one"):
+    with pytest.raises(LoricaError, match=f"one of several processes \\({name} is '2'\\) that cannot find each other"):
         run(prototypes, out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+    with pytest.raises(LoricaError, match="a model is changed by one; `lorica run` alone shares its work"):
+        Learner(tmp_path / "model", recipe=prototypes).learn(tmp_path)
+    assert not (tmp_path / "model").exists()
 
 
 def test_a_lone_process_with_a_rank_is_an_ordinary_one(

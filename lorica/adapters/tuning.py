@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lorica.backbones.encoder import Encoder, trains
 from lorica.backbones.view import Change, computing, view
+from lorica.sharing import dropout
 from lorica.types import Inputs
 from lorica.unread import Unread, content
 
@@ -94,7 +95,7 @@ class Bottlenecks(Tuning):
     def _add(self, number: int, entering: list[Tensor], own: Forward, tokens: Tensor) -> Tensor:
         output = own(tokens)
         hidden = F.relu(F.linear(entering.pop(), self.down[number], self.down_bias[number]))
-        hidden = F.dropout(hidden, self.dropout, training=self.training)
+        hidden = dropout(hidden, self.dropout, training=self.training)
         return output + self.scale * F.linear(hidden, self.up[number], self.up_bias[number])
 
 

@@ -31,7 +31,8 @@ class Opened(Protocol):
     def augmented(
         self, indices: Int[Tensor, " n"], kind: str, generator: torch.Generator, *, device: torch.device
     ) -> Inputs:
-        """The same as they are trained on, with `fit.augment` and a CPU generator. DataError for a kind it does not know."""
+        """The same as they are trained on, with `fit.augment` and a CPU generator, from which it draws by
+        `lorica.sharing.per_sample`: these may be a part of a batch. DataError for a kind it does not know."""
         ...
 
 

@@ -19,6 +19,7 @@ from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source, split_per_class
 from lorica.errors import DataError
 from lorica.randomness import Draws
+from lorica.sharing import ALL, Part, Share, drawing_for
 from lorica.types import Batch, Inputs, Task
 from lorica.unread import Memory, Pass, Samples, Unread
 
@@ -59,28 +60,39 @@ class Split:
         augment: str = "none",
         draws: Draws | None = None,
         first: int = 0,
+        share: Share = ALL,
     ) -> Iterator[Batch]:
         """One pass from batch number `first` on, the last batch maybe smaller.
 
-        With `draws` it is in random order and augmented, else in order and not augmented.
+        With `draws` it is in random order and augmented, else in order and not augmented. A share of it is, with `draws`, a part of
+        each batch, and else neighbours of all samples, from which as large batches are made.
         """
         if draws is None and augment != "none":
             raise ValueError(f"augment={augment!r} needs draws")
-        for step, chosen in self.chosen(batch_size, draws, first):
+        for step, chosen, part in self.chosen(batch_size, draws, first, share):
             if draws is None:
                 inputs = self.read(chosen, device)
             else:
                 generator = draws.at(step=step).generator("augmentation")
-                inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
-            yield Batch(inputs, self.labels[chosen].to(device))
+                with drawing_for(part):
+                    inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
+            yield Batch(inputs, self.labels[chosen].to(device), part)
 
-    def chosen(self, batch_size: int, draws: Draws | None, first: int) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
-        """The number of each batch of such a pass, and the places of its samples in the split."""
-        order = (
-            torch.arange(len(self)) if draws is None else torch.randperm(len(self), generator=draws.generator("order"))
-        )
-        for step in range(first, self.number_of_batches(batch_size)):
-            yield step, order[step * batch_size : (step + 1) * batch_size]
+    def chosen(
+        self, batch_size: int, draws: Draws | None, first: int, share: Share, rows: slice | None = None
+    ) -> Iterator[tuple[int, Int[Tensor, " n"], Part | None]]:
+        """The number of each batch of such a pass, the places of its samples in the split, and what part of a batch they are; in order,
+        those of some `rows`, by default the share's."""
+        if draws is None:
+            order = torch.arange(len(self))[rows or share.of_samples(len(self)).rows]
+        else:
+            order = torch.randperm(len(self), generator=draws.generator("order"))
+        for step in range(first, -(-len(order) // batch_size)):
+            chosen, part = order[step * batch_size : (step + 1) * batch_size], None
+            if draws is not None and share.of > 1:
+                part = share.of_batch(len(chosen))
+                chosen = chosen[part.rows]
+            yield step, chosen, part
 
     def read(self, places: Int[Tensor, " n"], device: torch.device) -> Inputs:
         """The samples at these places of the split, not augmented."""
@@ -118,15 +130,21 @@ class UnreadSplit:
         augment: str = "none",
         draws: Draws | None = None,
         first: int = 0,
+        share: Share = ALL,
     ) -> Iterator[Batch]:
         """As those of a `Split`."""
         pass_ = Pass(ordered=draws is None)
+        own, begins = share.of_samples(sum(len(split) for split, _ in self._parts)), 0  # neighbours over all of them
         for split, samples in self._parts:
+            rows = slice(max(own.first - begins, 0), max(own.stop - begins, 0))
+            begins += len(split)
             if augment != "none":
-                yield from split.batches(batch_size, device=device, augment=augment, draws=draws, first=first)
+                yield from split.batches(
+                    batch_size, device=device, augment=augment, draws=draws, first=first, share=share
+                )
                 continue
-            for _, chosen in split.chosen(batch_size, draws, first):
-                yield Batch(Unread(samples, chosen, device, pass_), split.labels[chosen].to(device))
+            for _, chosen, part in split.chosen(batch_size, draws, first, share, rows):
+                yield Batch(Unread(samples, chosen, device, pass_), split.labels[chosen].to(device), part)
 
     def forget(self) -> None:
         """Drops what is kept of them."""

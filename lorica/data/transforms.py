@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lorica.errors import DataError
+from lorica.sharing import per_sample
 
 AUGMENTATIONS = ("none", "shift", "flip", "crop_flip")
 
@@ -75,7 +76,7 @@ def augment(
     if kind == "shift":
         return _shift(images, image_size // 10, generator)
     if kind == "flip":
-        mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+        mirrored = per_sample(len(images), lambda n: torch.rand(n, generator=generator)).to(images.device) < 0.5
         return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
     return images
 
@@ -83,7 +84,8 @@ def augment(
 def _shift(images: Float[Tensor, "n 3 s s"], reach: int, generator: torch.Generator) -> Float[Tensor, "n 3 s s"]:
     """Each image moved down and right by whole numbers of pixels drawn from -reach … reach."""
     side = images.shape[-1]
-    offsets = (torch.rand(len(images), 2, generator=generator) * (2 * reach + 1)).long() - reach
+    uniform = per_sample(len(images), lambda n: torch.rand(n, 2, generator=generator))
+    offsets = (uniform * (2 * reach + 1)).long() - reach
     origin = (torch.arange(side) - offsets[:, :, None]).clamp(0, side - 1).to(images.device)  # [n, 2, s]
     rows = origin[:, 0, None, :, None].expand_as(images)
     columns = origin[:, 1, None, None, :].expand_as(images)
@@ -95,7 +97,7 @@ def _crop_flip(
 ) -> Float[Tensor, "n 3 {size} {size}"]:
     """Random resized crop and mirroring as one affine map per image; extents and centres are fractions of the side."""
     n, tries = len(images), _CROP_TRIES
-    uniform = torch.rand(n, 2 * tries + 3, generator=generator)
+    uniform = per_sample(n, lambda n: torch.rand(n, 2 * tries + 3, generator=generator))
     area = _CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * uniform[:, :tries]
     narrow, wide = math.log(_CROP_RATIO[0]), math.log(_CROP_RATIO[1])
     ratio = torch.exp(narrow + (wide - narrow) * uniform[:, tries : 2 * tries])

@@ -21,6 +21,12 @@ context says so, and whoever learns keeps (`taken_parts`). What training has lef
 Two models of a method can be *joined* where all that they remember of classes are sums over samples, of features that are the same in
 both: `summed` says which, and `join` adds them up. A method that trains on every task refuses.
 
+Several processes can learn together, and a batch can be computed in parts one after another. So the losses of a batch are the means of
+those of its parts, weighted by their samples, or do not depend on samples (a penalty on weights); all parts yield equally often, and what
+`losses` draws for single samples it draws by `lorica.sharing.per_sample`. What changes with every step, `edit_gradients` counts, which is
+called once for each yield. A method whose losses are otherwise says so (`undivided`), and each process then computes whole batches. Gradients
+are those of `trainable`, added up over all processes before `edit_gradients`, however `losses` came to them.
+
 Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`). The
 shape of that state follows from the tasks it was grown for and from `structure()`, plain values that most methods do not
 need, so that a checkpoint loads by growing again, restoring the structure and copying the tensors in.
@@ -45,7 +51,9 @@ from lorica.methods.config import LowRankConfig as LowRankConfig
 from lorica.methods.config import MethodConfig
 from lorica.methods.config import Variants as Variants
 from lorica.parts import NO_PARTS, Parts
+from lorica.processes import Processes
 from lorica.randomness import Draws
+from lorica.sharing import Share
 from lorica.types import Batch, Inputs, Task, seen_classes
 
 SAME = 1e-5
@@ -64,8 +72,10 @@ class Data(Protocol):
         augment: str = "none",
         draws: Draws | None = None,
         first: int = 0,
+        share: Share = ...,
     ) -> Iterator[Batch]:
-        """One pass from batch number `first` on; in random order and augmented where there are `draws`."""
+        """One pass from batch number `first` on; in random order and augmented where there are `draws`. Only one of several processes asks
+        for a `share` of it, see `lorica.sharing.Share`."""
         ...
 
     def number_of_batches(self, batch_size: int) -> int:
@@ -109,30 +119,37 @@ class Context:
 
     Attributes:
         task: the task.
-        batches: its training data in order, not augmented, anew at each call.
+        batches: its training data in order, not augmented, anew at each call; all of it in every process, unless told to give a share.
         epochs: of the descent on this task, as the recipe says.
         steps: batches that this descent takes, over all its passes.
         descend: another stage of training, see `Descend`.
         frozen: the logits of earlier classes are to keep their bits; the method has said that it can (`Method.cannot_freeze`).
         notes_parts: `end_task` is to note what each class adds to sums, for `Method.taken_parts`.
+        processes: those that learn together.
     """
 
     task: Task
-    batches: Callable[[], Iterator[Batch]]
+    batches: Callable[..., Iterator[Batch]]
     epochs: int
     steps: int
     descend: Descend
     frozen: bool = False
     notes_parts: bool = False
+    processes: Processes = Processes()
+
+    def own_batches(self) -> Iterator[Batch]:
+        """What falls to this process of `batches`, maybe nothing: for sums, which `processes.added` then adds up over all of them."""
+        return self.batches(**self.processes.taking)
 
     def gathered(
         self, features: Callable[[Inputs], Tensor], *, of: Collection[int] | None = None
     ) -> tuple[Float[Tensor, "samples ..."], Int[Tensor, " samples"]]:
         """What `features` makes of all inputs of `batches` (or of those `of` some of the task's classes), and their labels; without
-        gradients, in float32 whatever the precision of the run."""
+        gradients, in float32 whatever the precision of the run. Each process computes its share, and all have all of them."""
         with torch.no_grad():
-            pairs = [(features(batch.inputs), batch.labels) for batch in self.batches()]
-        found, labels = torch.cat([part for part, _ in pairs]), torch.cat([labels for _, labels in pairs])
+            pairs = [(features(batch.inputs), batch.labels) for batch in self.own_batches()]
+        columns = [torch.cat(parts) for parts in zip(*pairs, strict=True)] or [None, None]
+        found, labels = map(self.processes.gathered, columns)
         if of is None or set(of) == set(self.task.classes):
             return found, labels
         own = torch.isin(labels, torch.tensor(list(of), dtype=torch.long, device=labels.device))
@@ -193,6 +210,18 @@ class Method(nn.Module, ABC):
         if total is not None and total < len(tasks):
             yield f"method.total_tasks: the stream has {len(tasks)} tasks, which is more than {total}"
 
+    @classmethod
+    def undivided(cls, config: MethodConfig) -> Iterator[str]:
+        """Why the losses of a batch are not the means of those of its parts, weighted by their samples. Each of several processes then
+        computes whole batches: with the same result, and no sooner; and a batch is not computed in parts."""
+        return iter(())
+
+    @classmethod
+    def unshared(cls, config: MethodConfig) -> Iterator[str]:
+        """Why predictions depend on what else is in a batch, so that several processes, each of which computes some of it, cannot have
+        those of a lone one, and are refused."""
+        return iter(())
+
     @property
     def task(self) -> Task:
         """The task being learned, or learned last."""
@@ -228,7 +257,7 @@ class Method(nn.Module, ABC):
         """Named loss terms of a batch; one optimiser step for each yield."""
 
     def edit_gradients(self) -> None:
-        """Between the backward pass and the optimiser step."""
+        """Between the backward pass and the optimiser step, once for each yield; the gradients are those of the whole batch."""
 
     def end_task(self, context: Context) -> None:
         """After training on a task."""

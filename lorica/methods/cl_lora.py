@@ -225,6 +225,12 @@ class CLLoRA(Method):
         yield from only_old_classes(tasks, "cl_lora has a space for each task, in which it tells the new classes apart")
 
     @classmethod
+    def undivided(cls, config: MethodConfig) -> Iterator[str]:
+        by_variant = config.of_variant().get("reassignment")
+        if getattr(config, "distillation", False) and by_variant in ("gradients", "product"):
+            yield f"method.reassignment={by_variant} multiplies gradients of a batch with each other"
+
+    @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "schedule": "cosine"}
 

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
+from lorica.methods.base import MethodConfig
 from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
@@ -93,6 +94,19 @@ class DualPrompt(LinearHeadMethod):
         self.general_prompt = nn.Parameter(torch.zeros(shape, device=self.device))
         self.prompts = TaskPrompts(blocks, config.length, encoder.width, start=config.start, device=self.device)
         self.keys = nn.ParameterList()
+
+    @classmethod
+    def undivided(cls, config: MethodConfig) -> Iterator[str]:
+        yield from cls.unshared(config)
+
+    @classmethod
+    def unshared(cls, config: MethodConfig) -> Iterator[str]:
+        for key, why in (
+            ("batch_majority", "makes one choice for a whole batch"),
+            ("scrambled", "mixes the inputs of a batch up"),
+        ):
+            if getattr(config, key, False):
+                yield f"method.{key} {why}"
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:

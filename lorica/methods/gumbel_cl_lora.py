@@ -207,13 +207,15 @@ class GumbelCLLoRA(LinearHeadMethod):
         return [self.magnitudes, self.logits, *self.directions.factors(), *self.head_parameters()]
 
     def anneal(self) -> None:
-        """Sets tau for the next training step."""
+        """Sets tau for the training step that comes next."""
         start, end = self.config.temperature
         if self.anneal_rate is None:
             tau = start * (end / start) ** (self.step / (self.steps - 1) if self.steps > 1 else 1)
         else:
             tau = end + (start - end) * self.anneal_rate**self.step
         self.temperature.fill_(tau)
+
+    def edit_gradients(self) -> None:
         self.step += 1
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:

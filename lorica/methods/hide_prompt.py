@@ -166,6 +166,17 @@ class HiDePrompt(LinearHeadMethod):
         )
 
     @classmethod
+    def undivided(cls, config: MethodConfig) -> Iterator[str]:
+        if getattr(config, "contrast_weight", 0):
+            yield "method.contrast_weight sets a term in which the features of a batch repel each other"
+        yield from cls.unshared(config)
+
+    @classmethod
+    def unshared(cls, config: MethodConfig) -> Iterator[str]:
+        if getattr(config, "scrambled", False):
+            yield "method.scrambled mixes the inputs of a batch up"
+
+    @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "adam", "learning_rate": 0.03 * 24 / 256, "weight_decay": 0.0, "schedule": "cosine"}
 
@@ -240,11 +251,12 @@ class HiDePrompt(LinearHeadMethod):
     @torch.no_grad()
     def remember(self, context: Context) -> None:
         """(5) for the new classes, and for those that return once they have been forgotten, under the prompt as it now is."""
-        seen = [
-            (query(self.encoder, b.inputs), self.prompted(b.inputs, self.prompts.rows[-1][None]), b.labels)
-            for b in context.batches()
-        ]
-        frozen, prompted, labels = (torch.cat(parts) for parts in zip(*seen, strict=True))
+
+        def both(inputs: Inputs) -> Float[Tensor, "n 2 features"]:
+            return torch.stack([query(self.encoder, inputs), self.prompted(inputs, self.prompts.rows[-1][None])], dim=1)
+
+        found, labels = context.gathered(both)
+        frozen, prompted = found.unbind(1)
         new = (self.prompted_features.clusters == 0)[labels]
         frozen, prompted, labels = frozen[new], prompted[new], labels[new]
         self.frozen_features.fit(frozen, labels)

@@ -245,12 +245,12 @@ class InfLoRA(LinearHeadMethod):
 
     def second_moments(self, context: Context) -> dict[str, Float64[Tensor, "d d"]]:
         """C of every block, from one pass over the task's data (for `released_code`, C C)."""
-        sums: dict[str, Tensor] = {}
+        sums = {block: double(memory.vectors.new_zeros(2 * [len(memory.vectors)])) for block, _, memory in self.parts()}
         tokens = dict.fromkeys(self.inputs, 0)
 
         def add(block: str, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             x = double(arguments[0]).flatten(0, -2)
-            sums[block] = sums[block] + x.T @ x if block in sums else x.T @ x
+            sums[block] += x.T @ x
             tokens[block] += len(x)
 
         hooks = [
@@ -258,12 +258,14 @@ class InfLoRA(LinearHeadMethod):
             for block, linear in self.inputs.items()
         ]
         try:
-            for batch in context.batches():
+            for batch in context.own_batches():
                 self.encoder.features(batch.inputs)
         finally:
             for hook in hooks:
                 hook.remove()
-        moments = {block: total / tokens[block] for block, total in sums.items()}
+        counted = torch.tensor([*tokens.values()], dtype=torch.float64, device=next(iter(sums.values())).device)
+        *totals, counted = context.processes.added([*sums.values(), counted])
+        moments = {block: total / number for block, total, number in zip(sums, totals, counted, strict=True)}
         return {b: c @ c for b, c in moments.items()} if self.squared else moments
 
     def diagnostics(self) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from lorica.adapters.prefix import prefixes, query
 from lorica.backbones.encoder import Encoder
 from lorica.heads import cosines
-from lorica.methods.base import Variants
+from lorica.methods.base import MethodConfig, Variants
 from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
 from lorica.types import Batch, Inputs, Task
 
@@ -121,6 +121,15 @@ class L2P(LinearHeadMethod):
             shape = (len(self.blocks), 2, *shape)
         self.prompts = nn.Parameter(torch.zeros(size, *shape, device=self.device))
         self.keys = nn.Parameter(torch.zeros(size, encoder.width, device=self.device))
+
+    @classmethod
+    def undivided(cls, config: MethodConfig) -> Iterator[str]:
+        yield from cls.unshared(config)
+
+    @classmethod
+    def unshared(cls, config: MethodConfig) -> Iterator[str]:
+        if getattr(config, "batch_majority", False):
+            yield "method.batch_majority makes one choice for a whole batch"
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:

@@ -76,6 +76,7 @@ from lorica.errors import BackboneError
 from lorica.heads import cosines
 from lorica.methods.base import Context, LowRankConfig, Method, known_again, places_among
 from lorica.parts import moved_by
+from lorica.sharing import per_sample
 from lorica.statistics import NO_SUMS, SHRINKAGE, Discriminant, affine_drift
 from lorica.types import Batch, Inputs, Task
 
@@ -213,7 +214,7 @@ class RoLDA(Method):
         """(1)."""
         inputs, labels = batch.inputs, self.task.positions(batch.labels)
         if self.rotations:
-            turns = torch.randint(ROTATIONS, (len(labels),)).to(labels.device)
+            turns = per_sample(len(labels), lambda n: torch.randint(ROTATIONS, (n,))).to(labels.device)
             inputs, labels = rotated(cast(Tensor, inputs), turns), ROTATIONS * labels + turns
         logits = SCALE * cosines(self.encoder.features(inputs), self.head)
         yield {"cross_entropy": F.cross_entropy(logits, labels)}

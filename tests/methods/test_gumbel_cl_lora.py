@@ -213,8 +213,11 @@ def test_temperature(tiny_encoder, variant, at) -> None:
     method.begin_task(context(method, steps=11))
     reached = []
     for _ in range(11):
-        for _ in method.losses(Batch(IMAGES, torch.tensor([2, 3, 2, 3]))):
-            reached.append(method.temperature.item())
+        for _ in range(2):  # parts of one batch
+            for _ in method.losses(Batch(IMAGES, torch.tensor([2, 3, 2, 3]))):
+                reached.append(method.temperature.item())
+        assert reached.pop() == reached[-1]
+        method.edit_gradients()
     assert {step: reached[step] for step in at} == pytest.approx(at)
     assert method.diagnostics()["temperature"] == pytest.approx(reached[-1])
 
