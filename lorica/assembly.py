@@ -91,6 +91,11 @@ def machine_facts(device: torch.device, encoder: Encoder, processes: int = 1) ->
         "processes": processes,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
+        # in which CUDA takes float32: tf32 has 10 bits of mantissa, and is torch's own choice for convolutions
+        "float32_on_cuda": {
+            "matmul": torch.backends.cuda.matmul.fp32_precision,
+            "convolution": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+        },
         "backbone": {"name": encoder.name, "tag": encoder.tag, "fingerprint": encoder.fingerprint},
     }
 

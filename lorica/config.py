@@ -212,7 +212,10 @@ class Recipe(Section):
     snapshot_seconds: float = Field(
         default=60.0, ge=0, description="time between snapshots of the task under way, for --resume; 0 = never"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="of what the backbone computes; bf16 is slower than fp32 on a CPU without instructions for it",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
     def resolved(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from lorica.adapters.attach import at_once
 from lorica.errors import CheckpointError, TrainingError
 from lorica.methods.base import Data, Losses, Method
 from lorica.processes import Processes
@@ -214,7 +215,7 @@ class Descent:
         for place, (part, weight, losses) in enumerate(parts):
             if number == 0 or len(parts) > 1:  # every part draws alike what it does not draw for single samples
                 self.draws.at(epoch=self.epoch, step=self.step).reseed(f"step{number or ''}")
-            with drawing_for(part.part), self._accelerator.autocast():
+            with drawing_for(part.part), self._accelerator.autocast(), at_once(self._accelerator.device):
                 terms = next(losses, None)
             if terms is None:
                 return None
@@ -390,10 +391,11 @@ def _groups(parameters: list[nn.Parameter], factors: Mapping[nn.Parameter, float
 
 
 def _optimizer(groups: list[dict[str, Any]], fit: Fit) -> torch.optim.Optimizer:
+    # all parameters in one operation: the same bits as one after another, on a CPU too, where it is not torch's own choice
+    shared: dict[str, Any] = {"lr": fit.learning_rate, "weight_decay": fit.weight_decay, "foreach": True}
     if fit.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=fit.learning_rate, momentum=fit.momentum, weight_decay=fit.weight_decay)
-    kind = torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=fit.learning_rate, weight_decay=fit.weight_decay)
+        return torch.optim.SGD(groups, momentum=fit.momentum, **shared)
+    return (torch.optim.Adam if fit.optimizer == "adam" else torch.optim.AdamW)(groups, **shared)
 
 
 def _schedule(optimizer: torch.optim.Optimizer, fit: Fit, steps: int) -> torch.optim.lr_scheduler.LRScheduler:

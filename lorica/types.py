@@ -83,7 +83,7 @@ class Task:
 
     def positions(self, labels: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
         """Where in `classes` each of these labels is."""
-        return torch.searchsorted(torch.tensor(self.classes, device=labels.device), labels)
+        return torch.searchsorted(torch.tensor(self.classes).to(labels.device, non_blocking=True), labels)
 
 
 def seen_classes(tasks: Iterable[Task]) -> int:

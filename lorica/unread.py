@@ -183,6 +183,8 @@ class Unread:
         return self.read().to(device)
 
     def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, slice | list | Tensor) and self._read is None:
+            return Unread(self._samples, self._places[which], self._device, self.pass_)
         return self.read()[which]
 
     def __getattr__(self, name: str) -> Any:

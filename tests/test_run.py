@@ -153,6 +153,7 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
     environment = json.loads((folder / "environment.json").read_text())
     assert environment["device"] == "cpu"
     assert environment["gpu"] is None
+    assert environment["float32_on_cuda"] == {"matmul": "none", "convolution": "tf32"}  # torch's own choices
     assert environment["backbone"]["name"] == "test_vit"
     assert environment["data"]["train"] == 72
     cost = json.loads((folder / "cost.json").read_text())

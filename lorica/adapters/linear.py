@@ -64,6 +64,7 @@ class AdaptedLinear(nn.Module):
         self.linear = linear
         self.increments: dict[Rows, Callable[[], Tensor]] = {}
 
+    @torch.compiler.disable()  # where a block is compiled, increments enter as inputs: no task makes anything to compile anew
     def _increments(self) -> list[Tensor]:
         # in full precision: under autocast the Gram norms would be computed in bfloat16
         with torch.autocast(self.linear.weight.device.type, enabled=False):

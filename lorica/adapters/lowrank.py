@@ -5,17 +5,18 @@ Everywhere U is "up" [d_out, r], D is "down" [r, d_in], and an update is c U D. 
     <U_i D_i, U_j D_j>  =  trace(D_i' U_i' U_j D_j)  =  sum((U_i' U_j) * (D_i D_j')),
 
 norms and inner products of updates need only the small Gram matrices of their factors, never a d_out x d_in product.
+Any of it can be had for several projections of one shape at once, whose factors then have a leading dimension.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, overload, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lorica.backbones.encoder import Site
@@ -24,16 +25,16 @@ SQUARED_NORM_FLOOR = 1e-12  # keeps the gradient of the norm finite at U = 0 or 
 
 
 def inner_product(
-    up_i: Float[Tensor, "out r"],
-    down_i: Float[Tensor, "r inp"],
-    up_j: Float[Tensor, "out s"],
-    down_j: Float[Tensor, "s inp"],
-) -> Float[Tensor, ""]:
+    up_i: Float[Tensor, "*sites out r"],
+    down_i: Float[Tensor, "*sites r inp"],
+    up_j: Float[Tensor, "*sites out s"],
+    down_j: Float[Tensor, "*sites s inp"],
+) -> Float[Tensor, " *sites"]:
     """<U_i D_i, U_j D_j>, the Frobenius inner product of two updates."""
-    return ((up_i.T @ up_j) * (down_i @ down_j.T)).sum()
+    return ((up_i.mT @ up_j) * (down_i @ down_j.mT)).sum((-2, -1))
 
 
-def frobenius_norm(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
+def frobenius_norm(up: Float[Tensor, "*sites out r"], down: Float[Tensor, "*sites r inp"]) -> Float[Tensor, " *sites"]:
     """||U D||_F; its gradient is finite everywhere.
 
     Where columns of U cancel, rounding can make the square negative: it counts as 0.
@@ -41,14 +42,15 @@ def frobenius_norm(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> 
     return (inner_product(up, down, up, down).clamp_min(0) + SQUARED_NORM_FLOOR).sqrt()
 
 
-def norm_product(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
+def norm_product(up: Float[Tensor, "*sites out r"], down: Float[Tensor, "*sites r inp"]) -> Float[Tensor, " *sites"]:
     """||U||_F ||D||_F, an upper bound of ||U D||_F that SD-LoRA's released code divides by; never zero."""
-    return (torch.linalg.vector_norm(up) * torch.linalg.vector_norm(down)).clamp_min(SQUARED_NORM_FLOOR**0.5)
+    of_up, of_down = (torch.linalg.vector_norm(factor, dim=(-2, -1)) for factor in (up, down))
+    return (of_up * of_down).clamp_min(SQUARED_NORM_FLOOR**0.5)
 
 
-def no_norm(up: Float[Tensor, "out r"], down: Float[Tensor, "r inp"]) -> Float[Tensor, ""]:
+def no_norm(up: Float[Tensor, "*sites out r"], down: Float[Tensor, "*sites r inp"]) -> Float[Tensor, " *sites"]:
     """1: directions are kept as they were learned."""
-    return up.new_ones(())
+    return up.new_ones(up.shape[:-2])
 
 
 def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"], float]:
@@ -77,6 +79,29 @@ class Factored(Protocol):
     def as_factors(self, *given: Any) -> tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]:
         """U and D, of which `forward` gives U D when called with the same arguments."""
         ...
+
+
+class Stack(NamedTuple):
+    """The factors of several `LowRankSum` of one shape and of the same ranks, one after another in a leading dimension."""
+
+    up: Float[Tensor, "sites out r"]
+    down: Float[Tensor, "sites r inp"]
+    frozen_up: Float[Tensor, "sites out ranks"]
+    frozen_down: Float[Tensor, "sites ranks inp"]
+    rank_sizes: Int[Tensor, " frozen"]
+
+    def __call__(
+        self,
+        frozen_coefficients: Float[Tensor, " frozen"],
+        coefficient: Float[Tensor, ""] | Float[Tensor, " sites"] | float,
+    ) -> Float[Tensor, "sites out inp"]:
+        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction may be each site's own."""
+        own = coefficient[..., None, None] if isinstance(coefficient, Tensor) else coefficient
+        current = self.up @ (own * self.down)
+        if not self.frozen_down.shape[1]:
+            return current
+        per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[1])
+        return torch.baddbmm(current, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
 
 
 class LowRankSum(nn.Module):
@@ -206,8 +231,24 @@ class LowRankUpdates(nn.Module):
         for site in sites:
             self.add_module(site.name, LowRankSum(site.out_features, site.in_features, device=device))
 
-    def __getitem__(self, site: Site) -> LowRankSum:
-        return cast(LowRankSum, self.get_submodule(site.name))
+    @overload
+    def __getitem__(self, site: Site) -> LowRankSum: ...
+    @overload
+    def __getitem__(self, site: tuple[Site, ...]) -> Stack: ...
+    @overload
+    def __getitem__(self, site: Site | tuple[Site, ...]) -> LowRankSum | Stack: ...
+    def __getitem__(self, site: Site | tuple[Site, ...]) -> LowRankSum | Stack:
+        """The sum of a site, or the factors of several sites of one shape."""
+        if isinstance(site, Site):
+            return cast(LowRankSum, self.get_submodule(site.name))
+        sums = [self[each] for each in site]
+        return Stack(
+            torch.stack([each.up for each in sums]),
+            torch.stack([each.down for each in sums]),
+            torch.stack([each.frozen_up for each in sums]),
+            torch.stack([each.frozen_down for each in sums]),
+            sums[0].rank_sizes,
+        )
 
     def __iter__(self) -> Iterator[LowRankSum]:
         return (cast(LowRankSum, self.get_submodule(name)) for name in self._names)

@@ -59,7 +59,7 @@ class Ablation(LinearHeadMethod):
         self.directions = LowRankUpdates(sites, device=self.device)
         self.magnitude = nn.Parameter(torch.ones((), device=self.device))  # alpha, or alpha_t
         self.register_buffer("frozen_magnitudes", torch.empty(0, device=self.device))  # of directions 1 … t-1
-        attach(encoder, sites, self.increment)
+        attach(encoder, sites, self.increment, together=True)
 
     frozen_magnitudes: Tensor
 
@@ -68,8 +68,8 @@ class Ablation(LinearHeadMethod):
         """Whether directions are divided by their norms."""
         return True
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
-        """The row's sum of weighted unit directions, for one projection."""
+    def increment(self, site: Site | tuple[Site, ...]) -> Float[Tensor, "*sites out inp"]:
+        """The row's sum of weighted unit directions, for one projection, or for several of one shape."""
         directions = self.directions[site]
         norm = frobenius_norm(directions.up, directions.down) if self.normalised else 1.0
         return directions(self.frozen_magnitudes, self.magnitude / norm)

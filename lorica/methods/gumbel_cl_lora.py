@@ -35,7 +35,7 @@ one gate, an entropy summed over 24 equal gates, and a limit of 20 tasks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,7 @@ class GumbelCLLoRA(LinearHeadMethod):
         self.register_buffer("temperature", torch.ones((), device=self.device))  # reached so far
         self.step, self.steps = 0, 1
         self.step_gates: Tensor | None = None  # during a training step, so that all projections see one draw of noise
-        attach(encoder, sites, self.increment)
+        attach(encoder, sites, self.increment, together=config.gate == "network")
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
@@ -151,11 +151,11 @@ class GumbelCLLoRA(LinearHeadMethod):
             gated.remove(len(self.stored) - 1)
         beta = torch.zeros_like(self.logits)
         if gated:
-            places = torch.tensor(gated, device=self.device)
+            places = torch.tensor(gated).to(self.device, non_blocking=True)
             scores = self.logits[places]
             if noisy:
                 noise = -torch.log(-torch.log(torch.rand(scores.shape).clamp(1e-9, 1 - 1e-7)))
-                scores = scores + self.config.noise * noise.to(scores)
+                scores = scores + self.config.noise * noise.to(scores, non_blocking=True)
             scores = scores / self.temperature
             if self.config.top_k:
                 best = scores.topk(min(self.config.top_k, len(gated)), dim=0).indices
@@ -174,12 +174,12 @@ class GumbelCLLoRA(LinearHeadMethod):
             beta = F.one_hot(beta.argmax(0), len(beta)).movedim(-1, 0).to(beta)
         return beta
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
-        """The sum in (1), for one projection."""
+    def increment(self, site: Site | tuple[Site, ...]) -> Float[Tensor, "*sites out inp"]:
+        """The sum in (1), for one projection; or, where all have one gate, for several of one shape."""
         gates = self.settled_gates() if self.step_gates is None else self.step_gates
-        own = gates[:, site.block] if self.config.gate == "block" else gates
+        own = gates if self.config.gate == "network" else gates[:, cast(Site, site).block]
         coefficients, update = own * self.magnitudes, self.directions[site]
-        if not update.up.shape[1]:  # the current direction has been pruned
+        if not update.up.shape[-1]:  # the current direction has been pruned
             return update(coefficients, 0.0)
         current = coefficients[-1]
         if self.gate_current:

@@ -216,6 +216,7 @@ class HiDePrompt(LinearHeadMethod):
         terms = {"cross_entropy": self.cross_entropy(self.head(features), batch.labels)}
         if weight := self.config.contrast_weight:
             normalised = self.config.of_variant()["normalised"]
+            # the one wait of a step: how many centroids there are, only the device knows
             terms["contrast"] = weight * contrast(self.prompted_features.centroids(), features, normalised=normalised)
         yield terms
 

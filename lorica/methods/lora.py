@@ -33,10 +33,10 @@ class LoRA(LinearHeadMethod):
         super().__init__(config, encoder)
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)
-        attach(encoder, sites, self.increment)
+        attach(encoder, sites, self.increment, together=True)
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
-        """U D of one projection."""
+    def increment(self, site: Site | tuple[Site, ...]) -> Float[Tensor, "*sites out inp"]:
+        """U D of one projection, or of several of one shape."""
         return self.updates[site](torch.empty(0, device=self.device), 1.0)
 
     def grow(self, task: Task) -> None:

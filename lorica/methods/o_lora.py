@@ -90,12 +90,12 @@ class OLoRA(LinearHeadMethod):
         self.scale: float = 32 / config.rank if chosen["scale"] is None else chosen["scale"]
         sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(sites, device=self.device)
-        attach(encoder, sites, self.increment)
+        attach(encoder, sites, self.increment, together=True)
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
-        """s times the sum in (1), for one projection."""
+    def increment(self, site: Site | tuple[Site, ...]) -> Float[Tensor, "*sites out inp"]:
+        """s times the sum in (1), for one projection, or for several of one shape."""
         update = self.updates[site]
-        return update(update.up.new_full((len(update.ranks),), self.scale), self.scale)
+        return update(update.up.new_full((len(update.rank_sizes),), self.scale), self.scale)
 
     def grow(self, task: Task) -> None:
         super().grow(task)

@@ -152,16 +152,16 @@ class RoLDA(Method):
         self.register_buffer("projection", projection, persistent=False)
         self.discriminant = Discriminant(width, device=self.device)
         if config.passes:
-            attach(encoder, self.sites, self.increment)
+            attach(encoder, self.sites, self.increment, together=True)
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "adam", "learning_rate": 2e-3, "schedule": "cosine"}
 
-    def increment(self, site: Site, current: float = 1.0) -> Float[Tensor, "out inp"]:
-        """The sum of updates of one projection, with that much of the current one."""
+    def increment(self, site: Site | tuple[Site, ...], current: float = 1.0) -> Float[Tensor, "*sites out inp"]:
+        """The sum of updates of one projection, or of several of one shape, with that much of the current one."""
         update = self.updates[site]
-        return update(update.up.new_ones(len(update.ranks)), current)
+        return update(update.up.new_ones(len(update.rank_sizes)), current)
 
     def passes(self) -> int:
         return self.config.passes
@@ -214,7 +214,8 @@ class RoLDA(Method):
         """(1)."""
         inputs, labels = batch.inputs, self.task.positions(batch.labels)
         if self.rotations:
-            turns = per_sample(len(labels), lambda n: torch.randint(ROTATIONS, (n,))).to(labels.device)
+            turns = per_sample(len(labels), lambda n: torch.randint(ROTATIONS, (n,)))
+            turns = turns.to(labels.device, non_blocking=True)
             inputs, labels = rotated(cast(Tensor, inputs), turns), ROTATIONS * labels + turns
         logits = SCALE * cosines(self.encoder.features(inputs), self.head)
         yield {"cross_entropy": F.cross_entropy(logits, labels)}
@@ -332,7 +333,7 @@ def rotated(
     images: Float[Tensor, "n channels side side"], turns: Int[Tensor, " n"]
 ) -> Float[Tensor, "n channels side side"]:
     """Each image turned by its number of quarter turns."""
-    turned = images.clone()
-    for number in range(1, ROTATIONS):
-        turned[turns == number] = torch.rot90(images[turns == number], number, dims=(2, 3))
+    turned, turns = images, turns.view(-1, 1, 1, 1)
+    for number in range(1, ROTATIONS):  # all of them each time: to pick some, the CPU would wait for the device
+        turned = torch.where(turns == number, torch.rot90(images, number, dims=(2, 3)), turned)
     return turned

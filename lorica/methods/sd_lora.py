@@ -116,14 +116,14 @@ class SDLoRA(LinearHeadMethod):
         sites = encoder.select(config.projections)
         self.directions = LowRankUpdates(sites, device=self.device)
         self.magnitudes = nn.Parameter(torch.empty(0, device=self.device))  # alpha_1 … alpha_t
-        attach(encoder, sites, self.increment)
+        attach(encoder, sites, self.increment, together=True)
 
     @classmethod
     def fit_defaults(cls, variant: str | None) -> Mapping[str, Any]:
         return {"optimizer": "sgd"} if variant == "released_code" else {}
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
-        """The sum over tasks in Eq. 4, for one projection."""
+    def increment(self, site: Site | tuple[Site, ...]) -> Float[Tensor, "*sites out inp"]:
+        """The sum over tasks in Eq. 4, for one projection, or for several of one shape."""
         directions = self.directions[site]
         current = self.magnitudes[-1]
         if self.exact:
@@ -251,7 +251,7 @@ class SDLoRAKD(SDLoRA):
     def start_of(self, task: Task) -> torch.Generator | None:
         return torch.Generator().manual_seed(int(self.start_seed)) if self.start == "shared" else None
 
-    def increment(self, site: Site) -> Float[Tensor, "out inp"]:
+    def increment(self, site: Site | tuple[Site, ...]) -> Float[Tensor, "*sites out inp"]:
         """Eq. 4 over the directions that are kept; that of the current task may be absorbed by now."""
         if self.kept[-1:] == [self.task.index]:
             return super().increment(site)

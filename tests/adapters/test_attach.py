@@ -1,11 +1,12 @@
 """Attaching, merging and other increments on a real (tiny, random) timm ViT."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from lorica.adapters.attach import attach, attached, merged, with_increments
+from lorica.adapters.attach import at_once, attach, attached, merged, with_increments
 from lorica.adapters.linear import AdaptedLinear
 
 
@@ -71,3 +72,71 @@ def test_other_increments_at_some_sites(grown) -> None:
     assert torch.equal(other.features(x), plain.features(x))
     assert not torch.equal(other.features(x), encoder.features(x))
     assert torch.equal(encoder.features(torch.ones(1, 3, 32, 32)), before)
+
+
+@pytest.fixture
+def counted(tiny_encoder):
+    """An encoder with c times a fixed increment at q, v and fc1, the c, and what the increments have been asked for."""
+    encoder, asked, c = tiny_encoder(), [], torch.nn.Parameter(torch.ones(()))
+    sites, generator = encoder.select(("q", "v", "fc1")), torch.Generator().manual_seed(1)
+    fixed = {site: 0.1 * torch.randn(site.out_features, site.in_features, generator=generator) for site in sites}
+
+    def increment(site):
+        asked.append(site)
+        return c * (torch.stack([fixed[each] for each in site]) if isinstance(site, tuple) else fixed[site])
+
+    attach(encoder, sites, increment, together=True)
+    return encoder, sites, c, asked
+
+
+DEVICE = torch.device("cuda")  # which need not be there: only its kind is asked for
+X = torch.rand(2, 3, 32, 32)
+
+
+def test_at_once_each_shape_is_computed_once_in_a_pass(counted) -> None:
+    encoder, sites, _, asked = counted
+    expected = encoder.features(X)
+    assert asked == list(sites)
+    asked.clear()
+    with at_once(DEVICE):
+        found = encoder.features(X)
+    by_shape = [tuple(each for each in sites if (each.kind == "fc1") == of_fc1) for of_fc1 in (False, True)]
+    assert asked == by_shape
+    assert torch.equal(found, expected)
+
+
+def test_on_a_cpu_one_by_one(counted) -> None:
+    encoder, sites, _, asked = counted
+    with at_once(torch.device("cpu")):
+        encoder.features(X)
+    assert asked == list(sites)
+
+
+def test_at_once_every_pass_is_of_the_weights_as_they_are(counted) -> None:
+    """Also within one block, after a pass that went through the first half alone, and with gradients after one without."""
+    encoder, _, c, _ = counted
+    with at_once(DEVICE):
+        with torch.no_grad():
+            encoder.features(X)
+            encoder.blocks[0](encoder.embed(X))
+            c.mul_(3)
+        (first,) = torch.autograd.grad(encoder.features(X)[:, 0].sum(), c)
+        (second,) = torch.autograd.grad(encoder.features(X)[:, 0].sum(), c)  # a graph of its own
+    found = encoder.features(X)
+    (expected,) = torch.autograd.grad(found[:, 0].sum(), c)
+    torch.testing.assert_close((first, second), (expected, expected), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        c.div_(3)
+    assert not torch.equal(encoder.features(X), found)
+
+
+def test_at_once_is_of_its_own_thread_and_ends(counted) -> None:
+    encoder, sites, _, asked = counted
+    with at_once(DEVICE), ThreadPoolExecutor(1) as pool:
+        encoder.blocks[0](encoder.embed(X))  # leaves some unused
+        asked.clear()
+        pool.submit(encoder.features, X).result()
+    assert asked == list(sites)
+    asked.clear()
+    encoder.features(X)
+    assert asked == list(sites)

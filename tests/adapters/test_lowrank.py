@@ -111,6 +111,29 @@ def grown_updates(ranks: list[int], blocks: int = 2) -> tuple[LowRankUpdates, li
 
 
 @given(seed=st.integers(0, 100), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5))
+def test_several_sites_at_once_are_each_of_them(seed: int, ranks: list[int]) -> None:
+    """Sums with one coefficient for all or one for each site, and norms, against dense products."""
+    torch.manual_seed(seed)
+    sites, (updates, _) = [Site(block, "q", f"b{block}", (0, 6), 5) for block in (0, 1)], grown_updates(ranks)
+    stack, frozen, own = updates[tuple(sites)], torch.randn(len(ranks) - 1), torch.randn(2)
+    dense = torch.stack([each.up @ each.down for each in updates])
+    earlier = [
+        sum(
+            (c * u @ d for c, (u, d) in zip(frozen, map(each.frozen, range(len(frozen))), strict=True)),
+            torch.zeros(6, 5),
+        )
+        for each in updates
+    ]
+    for coefficient in (own, own[0], 0.5):
+        scaled = torch.as_tensor(coefficient).view(-1, 1, 1) * dense
+        torch.testing.assert_close(stack(frozen, coefficient), torch.stack(earlier) + scaled, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(frobenius_norm(stack.up, stack.down), dense.flatten(1).norm(dim=1), atol=1e-6, rtol=1e-5)
+    lengths = [each.up.norm() * each.down.norm() for each in updates]
+    torch.testing.assert_close(norm_product(stack.up, stack.down), torch.stack(lengths))
+    assert torch.equal(no_norm(stack.up, stack.down), torch.ones(2))
+
+
+@given(seed=st.integers(0, 100), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_gram_equals_the_products_of_dense_stacked_directions(seed: int, ranks: list[int]) -> None:
     torch.manual_seed(seed)
     updates, stacked = grown_updates(ranks)
