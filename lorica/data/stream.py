@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lorica.data.ahead import ahead, sent
 from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source, split_per_class
 from lorica.errors import DataError
@@ -53,21 +54,25 @@ class Split:
     ) -> Iterator[Batch]:
         """One pass from batch number `first` on, the last batch maybe smaller.
 
-        With `draws` it is in random order and augmented, else in order and not augmented.
+        With `draws` it is in random order and augmented, else in order and not augmented. A batch is made while the one
+        before it is used, which changes nothing of what is in it.
         """
         if draws is None and augment != "none":
             raise ValueError(f"augment={augment!r} needs draws")
         order = (
             torch.arange(len(self)) if draws is None else torch.randperm(len(self), generator=draws.generator("order"))
         )
-        for step in range(first, self.number_of_batches(batch_size)):
+
+        def batch(step: int) -> Batch:
             chosen = order[step * batch_size : (step + 1) * batch_size]
             if draws is None:
                 inputs = self._opened.fetch(self.indices[chosen], device=device)
             else:
                 generator = draws.at(step=step).generator("augmentation")
                 inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
-            yield Batch(inputs, self.labels[chosen].to(device))
+            return Batch(inputs, sent(self.labels[chosen], device))
+
+        yield from ahead(map(batch, range(first, self.number_of_batches(batch_size))))
 
 
 class Stream:

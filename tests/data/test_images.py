@@ -11,6 +11,8 @@ from lorica.data.images import ImageArrays, ImageCache, ImageReader
 from lorica.data.samples import Samples
 from lorica.errors import DataError
 
+CPU = torch.device("cpu")
+
 
 class Damaged(ImageArrays):
     """Images of one colour, their number; two of them cannot be read."""
@@ -20,7 +22,7 @@ class Damaged(ImageArrays):
             np.arange(5, dtype=np.uint8)[:, None, None].repeat(6, 1).repeat(6, 2), np.zeros(5, np.int64), "plain"
         )
 
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
         if index in (1, 3):
             raise DataError(f"data.root: {self.describe(index)}: damaged")
         return super().decode(index)
@@ -29,9 +31,9 @@ class Damaged(ImageArrays):
 def test_the_cache_names_every_image_of_a_batch_that_cannot_be_read() -> None:
     cache = ImageCache(Damaged(), 4, 1000)
     with pytest.raises(DataError) as caught:
-        cache.squares(torch.arange(5))
+        cache.squares(torch.arange(5), CPU)
     assert caught.value.problems == ("data.root: plain[1]: damaged", "data.root: plain[3]: damaged")
-    assert cache.squares(torch.tensor([4, 0, 2, 4]))[:, 0, 0, 0].tolist() == [4, 0, 2, 4]
+    assert cache.squares(torch.tensor([4, 0, 2, 4]), CPU)[:, 0, 0, 0].tolist() == [4, 0, 2, 4]
 
 
 @pytest.mark.parametrize("crop_pct", [0.0, 1.5])

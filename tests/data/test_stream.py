@@ -29,7 +29,7 @@ class Plain(Images):
         super().__init__(labels)
         self.decoded: Counter[int] = Counter()
 
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
         self.decoded[index] += 1
         return np.full((12, 10, 3), index, np.uint8)
 
