@@ -200,8 +200,8 @@ def _range_fault(images: Shaped[np.ndarray, "n h w c"]) -> str | None:
 
 
 class ImageCache:
-    """Samples as uint8 images, decoded by threads on first use and kept while `budget` bytes last: squares of `size` pixels, or, where
-    that takes less, images smaller than these, at their own size.
+    """Samples as uint8 images, decoded by threads on first use and kept while `budget` bytes last: as squares of `size` pixels, or, if
+    they have at most a quarter of these pixels, at their own size. The larger ones cost more time than they would save memory.
 
     What comes after that is decoded at every use: nothing is evicted, so cyclic reading does not thrash.
     """
@@ -228,11 +228,9 @@ class ImageCache:
     def squares(self, indices: Int[Tensor, " n"], device: torch.device) -> UInt8[Tensor, "n 3 s s"]:
         """The same on a device, all of them squares of `size` pixels: enlarged there by a GPU, else before; the bits are the same."""
         images = self.images(indices)
-        return (
-            enlarged_on(device, images, self._size)
-            if device.type == "cuda"
-            else _enlarged(images, self._size).to(device)
-        )
+        if device.type == "cuda":
+            return enlarged_on(device, images, self._size)
+        return _enlarged(images, self._size).to(device)
 
     def _decode(self, index: int) -> UInt8[np.ndarray, "3 h w"] | DataError:
         try:
@@ -240,7 +238,7 @@ class ImageCache:
         except DataError as error:
             return error
         middle = without_ends(image)
-        if middle.shape[0] * middle.shape[1] < self._size**2:
+        if 4 * middle.shape[0] * middle.shape[1] <= self._size**2:
             return middle.transpose(2, 0, 1).copy()
         return fit_square(image, self._size)
 
@@ -266,15 +264,12 @@ def _enlarged(images: Sequence[UInt8[np.ndarray, "3 h w"]], size: int) -> UInt8[
     """The same by Pillow in threads, which on a CPU is several times as fast."""
     squares = np.empty((len(images), 3, size, size), np.uint8)
 
-    def fill(place: int) -> None:
-        image = images[place]
-        squares[place] = image if image.shape[1:] == (size, size) else fit_square(image.transpose(1, 2, 0), size)
-
-    def fill_some(first: int) -> None:
+    def fill(first: int) -> None:
         for place in range(first, len(images), WORKERS):
-            fill(place)
+            image = images[place]
+            squares[place] = image if image.shape[1:] == (size, size) else fit_square(image.transpose(1, 2, 0), size)
 
-    list(_decoders().map(fill_some, range(min(WORKERS, len(images)))))
+    list(_decoders().map(fill, range(min(WORKERS, len(images)))))
     return torch.from_numpy(squares)
 
 
@@ -285,15 +280,21 @@ class OpenedImages:
         self._cache, self._image_size = cache, image_size
 
     def fetch(self, indices: Int[Tensor, " n"], *, device: torch.device) -> Float[Tensor, "n 3 s s"]:
-        return centre_crop(self._canvases(indices, device), self._image_size)
+        return _fractions(centre_crop(self._cache.squares(indices, device), self._image_size))
 
     def augmented(
         self, indices: Int[Tensor, " n"], kind: str, generator: torch.Generator, *, device: torch.device
     ) -> Float[Tensor, "n 3 s s"]:
-        return augment(self._canvases(indices, device), kind, self._image_size, generator)
+        squares = self._cache.squares(indices, device)
+        if kind == "crop_flip":
+            return augment(_fractions(squares), kind, self._image_size, generator)
+        return _fractions(
+            augment(squares, kind, self._image_size, generator)
+        )  # whole pixels move: a quarter of the bytes
 
-    def _canvases(self, indices: Int[Tensor, " n"], device: torch.device) -> Float[Tensor, "n 3 c c"]:
-        return self._cache.squares(indices, device).float().div_(255)
+
+def _fractions(images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 s s"]:
+    return images.float().div_(255)
 
 
 class ImageReader:

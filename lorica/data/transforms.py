@@ -11,7 +11,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Real, UInt8
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
@@ -93,7 +93,7 @@ def _taps(old: int, new: int) -> tuple[Int[Tensor, "taps {new}"], Int[Tensor, "t
     return torch.from_numpy(np.minimum(places, old - 1).T.copy()), torch.from_numpy(rounded.T.copy())
 
 
-def centre_crop(images: Float[Tensor, "n 3 s s"], size: int) -> Float[Tensor, "n 3 {size} {size}"]:
+def centre_crop(images: Real[Tensor, "n 3 s s"], size: int) -> Real[Tensor, "n 3 {size} {size}"]:
     """The centre `size` x `size` pixels. DataError when the images are smaller."""
     side = images.shape[-1]
     if side < size:
@@ -103,9 +103,9 @@ def centre_crop(images: Float[Tensor, "n 3 s s"], size: int) -> Float[Tensor, "n
 
 
 def augment(
-    images: Float[Tensor, "n 3 s s"], kind: str, image_size: int, generator: torch.Generator
-) -> Float[Tensor, "n 3 {image_size} {image_size}"]:
-    """Squares in [0, 1] of at least `image_size` pixels, augmented on their device, each by its own random numbers.
+    images: Real[Tensor, "n 3 s s"], kind: str, image_size: int, generator: torch.Generator
+) -> Real[Tensor, "n 3 {image_size} {image_size}"]:
+    """Squares in [0, 1] (or, but for `crop_flip`, in bytes) of at least `image_size` pixels, augmented on their device, each by its own random numbers.
 
     `none`: centre crop. `shift`: centre crop, then moved by up to a tenth of the side (whole pixels) along each axis,
     the edge replicated. `flip`: centre crop, mirrored left to right half of the time. `crop_flip`: a rectangle of 5 to
@@ -127,7 +127,7 @@ def augment(
     return images
 
 
-def _shift(images: Float[Tensor, "n 3 s s"], reach: int, generator: torch.Generator) -> Float[Tensor, "n 3 s s"]:
+def _shift(images: Real[Tensor, "n 3 s s"], reach: int, generator: torch.Generator) -> Real[Tensor, "n 3 s s"]:
     """Each image moved down and right by whole numbers of pixels drawn from -reach … reach."""
     side = images.shape[-1]
     offsets = (torch.rand(len(images), 2, generator=generator) * (2 * reach + 1)).long() - reach
