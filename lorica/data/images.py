@@ -211,7 +211,7 @@ class ImageCache:
         self._kept: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
         self._keeping = threading.Lock()
 
-    def images(self, indices: Int[Tensor, " n"]) -> list[UInt8[np.ndarray, "3 h w"]]:
+    def images(self, indices: Int[Tensor, " n"]) -> list[UInt8[np.ndarray, "3 _ _"]]:
         """The images of these sample numbers, as they are kept. DataError naming all of them that cannot be read."""
         numbers = indices.tolist()
         absent = [number for number in dict.fromkeys(numbers) if number not in self._kept]
@@ -244,7 +244,7 @@ class ImageCache:
 
 
 def enlarged_on(
-    device: torch.device, images: Sequence[UInt8[np.ndarray, "3 h w"]], size: int
+    device: torch.device, images: Sequence[UInt8[np.ndarray, "3 _ _"]], size: int
 ) -> UInt8[Tensor, "n 3 {size} {size}"]:
     """Squares on a device, of images that are sent to it as they are."""
     alike: dict[tuple[int, ...], list[int]] = {}
@@ -260,7 +260,7 @@ def enlarged_on(
     return torch.cat(parts)[sent(order, device)]
 
 
-def _enlarged(images: Sequence[UInt8[np.ndarray, "3 h w"]], size: int) -> UInt8[Tensor, "n 3 {size} {size}"]:
+def _enlarged(images: Sequence[UInt8[np.ndarray, "3 _ _"]], size: int) -> UInt8[Tensor, "n 3 {size} {size}"]:
     """The same by Pillow in threads, which on a CPU is several times as fast."""
     squares = np.empty((len(images), 3, size, size), np.uint8)
 
