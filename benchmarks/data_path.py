@@ -9,11 +9,11 @@ On the training images of the recipe's first task, by the library's own `Split.b
                the rounds, each with a cache of its own. `2 / 1` is the median ratio of their times in a round
   model        images a second of the method's step alone, on one batch that is there; and
   both         of the same number of steps on batches of a later epoch, one after the other. The two alternate, and `both / model`
-               is the median ratio of their times in a round, with quartiles
+               is the median ratio of their times in a round, with quartiles; on a CPU, of their processor times, all threads together
   waits        the share of the time of `both` in which the loop stood waiting for its next batch
-  cache        memory that the process has gained by the first epoch, in MB: batches under way included
+  a thousand   MB that a thousand of these images take in the cache; it may have place for fewer
 
-On a CPU, what the data costs is what it takes from the model, waiting or not, unless cores are free: `both / model` says it all.
+On a CPU, the data takes its time from the model, waiting or not, unless cores are free: there `both / model` is the upper bound.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Annotated
 
-import psutil
 import torch
 import typer
 from rich.console import Console
@@ -51,16 +50,18 @@ def main(
     read = read_recipe(recipe, overrides or [])
     parts = assemble(read)
     with progress_bar() as reporter:
-        first, second, gained = _data_alone(parts, rounds, reporter)
-        model, both, waits = _with_model(parts, rounds, steps, reporter)
-    images = len(parts.stream.train(parts.stream.tasks[0]))
+        first, second = _data_alone(parts, rounds, reporter)
+        model, both, ratios, waits = _with_model(parts, rounds, steps, reporter)
+    split = _split(parts)
+    images = len(split)
+    taken = sum(image.nbytes for image in split._opened._cache.images(split.indices[:1000])) / min(images, 1000)
     of_steps = steps * read.fit.batch_size
     table = Table(
-        "images", "epoch 1", "epoch 2", "2 / 1", "model", "both", "both / model", "waits", "cache, MB",
+        "images", "epoch 1", "epoch 2", "2 / 1", "model", "both", "both / model", "waits", "a thousand, MB",
         title=f"images a second, {read.data.source}, canvas of {read.backbone.image_size} / {read.data.crop_pct:g}",
         caption=f"{rounds} rounds, {steps} steps, {parts.accelerator.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
     )  # fmt: skip
-    low, middle, high = _quartiles([one / other for one, other in zip(both, model, strict=True)])
+    low, middle, high = _quartiles(ratios)
     table.add_row(
         str(images),
         f"{images / statistics.median(first):.0f}",
@@ -70,30 +71,27 @@ def main(
         f"{of_steps / statistics.median(both):.1f}",
         f"{middle:.3f} ({low:.3f} … {high:.3f})",
         f"{statistics.median(waits):.1%}",
-        f"{gained / 1e6:.0f}",
+        f"{taken / 1e3:.1f}",
     )
     Console(width=150).print(table)
 
 
-def _data_alone(parts: Assembly, rounds: int, reporter: Reporter) -> tuple[list[float], list[float], int]:
-    """Seconds of first and second epochs, and the memory that the first of all has taken."""
-    first, second, gained = [], [], 0
+def _data_alone(parts: Assembly, rounds: int, reporter: Reporter) -> tuple[list[float], list[float]]:
+    """Seconds of first and second epochs."""
+    first, second = [], []
     reporter.stage("data alone", 2 * rounds)
-    for number in range(rounds):
+    for _ in range(rounds):
         split = _split(parts)
         for epoch, times in enumerate((first, second)):
-            before = psutil.Process().memory_info().rss
             times.append(_seconds(parts, lambda epoch=epoch: sum(1 for _ in _batches(parts, split, epoch))))  # noqa: B023
-            if not number and not epoch:
-                gained = psutil.Process().memory_info().rss - before
             reporter.step()
-    return first, second, gained
+    return first, second
 
 
 def _with_model(
     parts: Assembly, rounds: int, steps: int, reporter: Reporter
-) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of steps on one batch and on batches as they come, and the share of the latter that was waiting."""
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Seconds of steps on one batch and on batches as they come, their ratio, and the share of the latter that was waiting."""
     method, accelerator, split = parts.method, parts.accelerator, _split(parts)
     for _ in _batches(parts, split, 0):  # fills the cache
         pass
@@ -103,8 +101,9 @@ def _with_model(
         losses=method.losses, data=split, draws=DRAWS, accelerator=accelerator,
     )  # fmt: skip
     same = next(_batches(parts, split, 0))
-    model, both, waits = [], [], []
+    model, both, ratios, waits = [], [], [], []
     waited = 0.0
+    on_cpu = accelerator.device.type == "cpu"
 
     def take(batches: Iterator[Batch]) -> None:
         nonlocal waited
@@ -118,18 +117,22 @@ def _with_model(
 
     reporter.stage("steps", rounds + 1)
     for number in range(rounds + 1):  # the first warms up
+        marks = [time.process_time()]
         alone = _seconds(parts, lambda: take(iter([same] * steps)))
+        marks.append(time.process_time())
         coming, waited = _batches(parts, split, number), 0.0
-        begun = next(coming)  # as in the middle of an epoch
-        descent.take(begun)
+        descent.take(next(coming))  # as in the middle of an epoch
+        marks.append(time.process_time())
         together = _seconds(parts, lambda: take(islice(coming, steps)))  # noqa: B023
-        coming.close()
+        marks.append(time.process_time())
+        del coming
         if number:
             model.append(alone)
             both.append(together)
             waits.append(waited / together)
+            ratios.append((marks[3] - marks[2]) / (marks[1] - marks[0]) if on_cpu else together / alone)
         reporter.step()
-    return model, both, waits
+    return model, both, ratios, waits
 
 
 def _split(parts: Assembly) -> Split:

@@ -56,7 +56,7 @@ class Decoding:
             picture that uses fewer is refused.
         max_megapixels: larger pictures are refused; a JPEG is decoded at a half, a quarter or an eighth of its size instead.
         jpeg_draft: a JPEG is decoded at such a fraction of its size wherever that is still as large as needed; faster, and the
-            pixels are others, since what is left out was averaged in blocks.
+            pixels are others, since the decoder leaves out frequencies block by block.
 
     Raises:
         DataError: a background that is no colour.

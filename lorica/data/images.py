@@ -215,8 +215,14 @@ class ImageCache:
         """The images of these sample numbers, as they are kept. DataError naming all of them that cannot be read."""
         numbers = indices.tolist()
         absent = [number for number in dict.fromkeys(numbers) if number not in self._kept]
-        decoded = dict(zip(absent, _decoders().map(self._decode, absent) if absent else (), strict=True))
-        if problems := [each for image in decoded.values() if isinstance(image, DataError) for each in image.problems]:
+        decoded: dict[int, UInt8[np.ndarray, "3 _ _"]] = {}
+        problems: list[str] = []
+        for number, image in zip(absent, _decoders().map(self._decode, absent), strict=True):
+            if isinstance(image, DataError):
+                problems += image.problems
+            else:
+                decoded[number] = image
+        if problems:
             raise DataError(problems)
         with self._keeping:
             for number, image in decoded.items():
