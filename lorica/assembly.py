@@ -79,7 +79,7 @@ def _build_method(recipe: Recipe, accelerator: Accelerator) -> Method:
     with Draws(recipe.seed).seeded("build", torch.device("cpu")):
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
-        return build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
+        return build_method(recipe.method, encoder, **recipe.evaluate.reading)
 
 
 def machine_facts(device: torch.device, encoder: Encoder) -> dict[str, Any]:

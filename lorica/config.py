@@ -109,7 +109,9 @@ class DataConfig(Section):
         default=False,
         description="decode JPEGs at a half, a quarter or an eighth of their size where that is large enough; faster, other pixels",
     )
-    cache_gib: float = Field(default=2.0, ge=0, description="memory for decoded images, GiB")
+    cache_gib: float = Field(
+        default=2.0, ge=0, description="memory for decoded images, GiB, and a quarter as much for features that stay"
+    )
 
     @model_validator(mode="after")
     def _validation_has_data(self) -> DataConfig:
@@ -168,6 +170,17 @@ class EvaluateConfig(Section):
         description="of a read-out: what becomes of earlier classes' statistics; `affine` moves them as a map fitted on the "
         "new task's images moves their features",
     )
+
+    every: int = Field(
+        default=1,
+        ge=1,
+        description="earlier tasks are tested after every that many tasks, and at the end; the newest one always",
+    )
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The keys that say what reads the method, see `lorica.methods.build_method`."""
+        return self.model_dump(exclude={"every"})
 
     @model_validator(mode="after")
     def _every_key_has_an_effect(self) -> EvaluateConfig:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from lorica.adapters.attach import merged
 from lorica.errors import LoricaError
-from lorica.methods.base import Data, Method
+from lorica.methods.base import Data, Method, Rereadable
 from lorica.progress import Reporter, Silent
 from lorica.types import Task, seen_classes
 
@@ -44,7 +44,7 @@ def plain_form(method: Method) -> Method:
 
 
 @runtime_checkable
-class TestData(Data, Protocol):
+class TestData(Rereadable, Protocol):
     """Data whose passes can be joined: samples of several tasks then share batches."""
 
     def __len__(self) -> int: ...
@@ -63,6 +63,7 @@ def accuracy_row(
     accelerator: Accelerator,
     batch_size: int = 256,
     reporter: Reporter | None = None,
+    only: Sequence[Task] | None = None,
 ) -> list[float]:
     """Accuracy on the test data of each of the given tasks, as fractions: one row of the matrix.
 
@@ -71,13 +72,17 @@ def accuracy_row(
     Args:
         tasks: the tasks learned so far, in stream order.
         test_data: gives the test data of a task by its index.
+        only: those of them that are tested; absent = all.
 
     Raises:
         LoricaError: logits that are not a number.
     """
     reporter = reporter or Silent()
     seen = seen_classes(tasks)
-    splits = [test_data(task.index) for task in tasks]
+    splits: list[Any] = [test_data(task.index) for task in (tasks if only is None else only)]
+    sizes = [len(split) for split in splits]
+    if method.trunk_rests:  # features may be known
+        splits = [split.unread for split in splits]
     joined = splits[0].followed_by(splits[1:])
     reporter.stage(f"{method.name}: testing", joined.number_of_batches(batch_size))
     correct = []
@@ -88,5 +93,5 @@ def accuracy_row(
             logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
         correct.append(require_numbers(logits, method)[:, :seen].argmax(dim=1) == batch.labels)
         reporter.step()
-    of_tasks = torch.cat(correct).split([len(split) for split in splits])
+    of_tasks = torch.cat(correct).split(sizes)
     return [int(right.sum()) / len(right) for right in of_tasks]

@@ -912,6 +912,6 @@ def _load_run(
     recipe = saved_recipe(folder, moved, method_file=method_file)
     with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
         encoder = load_backbone(**recipe.backbone.model_dump()).to(torch.device(device))
-        method = build_method(recipe.method, encoder, **recipe.evaluate.model_dump())
+        method = build_method(recipe.method, encoder, **recipe.evaluate.reading)
     Checkpoints(folder.checkpoints).load(method, tasks)
     return Predictor(method, reader=build_reader(recipe, encoder), precision=precision)

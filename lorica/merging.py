@@ -436,7 +436,7 @@ def _updates(run: Result, parts: Assembly, reporter: Reporter, *, with_informati
     checkpoints = Checkpoints(folder.checkpoints)
     for index, task in enumerate(parts.stream.tasks[:number]):
         with torch.random.fork_rng([]):  # starting values are drawn, and then replaced
-            method = build_method(recipe.method, parts.method.encoder, **recipe.evaluate.model_dump())
+            method = build_method(recipe.method, parts.method.encoder, **recipe.evaluate.reading)
         checkpoints.load(method, index + 1)
         learner = method.learner if isinstance(method, Readout) else method
         if index == 0:

@@ -9,74 +9,84 @@ Two averages go by the name "accuracy" in the literature. The mean over tasks co
 paper, L2P, CODA-Prompt); the mean over samples weighs a task by its test samples (what the released codes of SD-LoRA,
 InfLoRA, CL-LoRA and PILOT report). They differ as soon as test sets differ in size, so both are given.
 
-Every function raises ValueError for a matrix that is empty, not triangular or has an entry outside [0, 1], and for
-counts that do not fit it.
+Where earlier tasks are tested every few tasks only (`evaluate.every`), the rows between are None but for the newest task,
+which is always tested. "After the last one" then means in the last whole row, which is the last row of a complete run;
+averages over time are over whole rows, and a maximum over time is over what was tested.
+
+Every function raises ValueError for a matrix that is empty, not triangular, has an entry outside [0, 1] or a row that is
+neither whole nor of its newest task alone, and for counts that do not fit it.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import cast
+
+Matrix = Sequence[Sequence[float | None]]
 
 
-def acc(a: Sequence[Sequence[float]]) -> float:
+def whole(a: Matrix) -> list[int]:
+    """The rows, from 0, in which every task so far was tested."""
+    return [t for t, row in enumerate(a) if None not in row]
+
+
+def acc(a: Matrix) -> float:
     """Mean over tasks after the last one (Acc of the SD-LoRA paper): 1/T sum_i a[T-1][i]."""
-    _check(a)
-    return fmean(a[-1])
+    return fmean(_whole(a)[-1])
 
 
-def aaa(a: Sequence[Sequence[float]]) -> float:
+def aaa(a: Matrix) -> float:
     """Average anytime accuracy (AAA of the SD-LoRA paper): 1/T sum_t 1/(t+1) sum_{i<=t} a[t][i]."""
-    _check(a)
-    return fmean(fmean(row) for row in a)
+    return fmean(fmean(row) for row in _whole(a))
 
 
-def acc_samples(a: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
+def acc_samples(a: Matrix, counts: Sequence[int]) -> float:
     """Share of all test samples that are right after the last task: sum_i n_i a[T-1][i] / sum_i n_i."""
-    _check(a, counts)
-    return fmean(a[-1], weights=counts)
+    last = _whole(a, counts)[-1]
+    return fmean(last, weights=counts[: len(last)])
 
 
-def aaa_samples(a: Sequence[Sequence[float]], counts: Sequence[int]) -> float:
+def aaa_samples(a: Matrix, counts: Sequence[int]) -> float:
     """Mean over time of the sample-weighted accuracy: 1/T sum_t (sum_{i<=t} n_i a[t][i] / sum_{i<=t} n_i)."""
-    _check(a, counts)
-    return fmean(fmean(row, weights=counts[: len(row)]) for row in a)
+    return fmean(fmean(row, weights=counts[: len(row)]) for row in _whole(a, counts))
 
 
-def forgetting(a: Sequence[Sequence[float]]) -> float:
+def forgetting(a: Matrix) -> float:
     """Forgetting, max-last (Chaudhry et al., 2018): 1/(T-1) sum_{i<T-1} (max_{i<=t<T-1} a[t][i] - a[T-1][i]).
 
     The maximum runs over every row before the last that has column i. The last row is not among them, so the value is
     negative where old tasks end better than they ever were; PILOT and HiDe include it and so cut such gains off at 0.
     0.0 for a single task.
     """
-    _check(a)
-    return _mean(max(row[i] for row in a[i:-1]) - last for i, last in enumerate(a[-1][:-1]))
+    last = _whole(a)[-1]
+    before = a[: len(last) - 1]
+    best = (max(each for row in before[i:] if (each := row[i]) is not None) for i in range(len(before)))
+    return _mean(map(operator.sub, best, last))
 
 
-def forgetting_first_last(a: Sequence[Sequence[float]]) -> float:
+def forgetting_first_last(a: Matrix) -> float:
     """Forgetting, first-last: 1/(T-1) sum_{i<T-1} (a[i][i] - a[T-1][i]); 0.0 for a single task.
 
     What was lost since each task was learned; the negative of `bwt`.
     """
-    _check(a)
-    return _mean(a[i][i] - last for i, last in enumerate(a[-1][:-1]))
+    return _mean(cast(float, a[i][i]) - last for i, last in enumerate(_whole(a)[-1][:-1]))
 
 
-def bwt(a: Sequence[Sequence[float]]) -> float:
+def bwt(a: Matrix) -> float:
     """Backward transfer (Lopez-Paz & Ranzato, 2017): 1/(T-1) sum_{i<T-1} (a[T-1][i] - a[i][i]).
 
     Positive where learning later tasks helped the earlier ones. 0.0 for a single task.
     """
-    _check(a)
-    return _mean(last - a[i][i] for i, last in enumerate(a[-1][:-1]))
+    return 0.0 - forgetting_first_last(a)
 
 
-def new_task(a: Sequence[Sequence[float]]) -> float:
+def new_task(a: Matrix) -> float:
     """Learning accuracy, each task when it was the newest: 1/T sum_i a[i][i]."""
     _check(a)
-    return fmean(row[-1] for row in a)
+    return fmean(cast(float, row[-1]) for row in a)
 
 
 @dataclass(frozen=True)
@@ -89,7 +99,7 @@ class Measure:
         lower_is_better: whether the least value is the best one.
     """
 
-    of: Callable[[Sequence[Sequence[float]], Sequence[int]], float]
+    of: Callable[[Matrix, Sequence[int]], float]
     heading: str | None = None
     lower_is_better: bool = False
 
@@ -108,7 +118,7 @@ MEASURES: dict[str, Measure] = {
 metrics.json, in `lorica.results.Result` and in every table; no other place names them all."""
 
 
-def summary(a: Sequence[Sequence[float]], counts: Sequence[int]) -> dict[str, float]:
+def summary(a: Matrix, counts: Sequence[int]) -> dict[str, float]:
     """The value of each of `MEASURES`, by name."""
     return {name: measure.of(a, counts) for name, measure in MEASURES.items()}
 
@@ -118,14 +128,24 @@ def _mean(differences: Iterable[float]) -> float:
     return fmean(values) if values else 0.0
 
 
-def _check(a: Sequence[Sequence[float]], counts: Sequence[int] | None = None) -> None:
+def _whole(a: Matrix, counts: Sequence[int] | None = None) -> list[list[float]]:
+    """The whole rows of a matrix that has been looked at; the first row is always one."""
+    _check(a, counts)
+    return [cast(list[float], list(a[t])) for t in whole(a)]
+
+
+def _check(a: Matrix, counts: Sequence[int] | None = None) -> None:
     if not a:
         raise ValueError("accuracy matrix: empty, expected one row for each task learned")
     for t, row in enumerate(a):
         if len(row) != t + 1:
             raise ValueError(f"accuracy matrix: row {t} has length {len(row)}, expected {t + 1} (one a task so far)")
+        if None in row and (row[-1] is None or set(row[:-1]) != {None}):
+            raise ValueError(
+                f"accuracy matrix: row {t} is {list(row)}, expected it whole, or None for all but its last"
+            )
         for i, value in enumerate(row):
-            if not 0 <= value <= 1:  # false for NaN too
+            if value is not None and not 0 <= value <= 1:  # false for NaN too
                 raise ValueError(f"accuracy matrix: a[{t}][{i}] is {value}, expected a fraction in [0, 1]")
     if counts is None:
         return

@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from statistics import fmean
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -29,7 +30,7 @@ from pydantic import (
 from lorica.environment import package_version
 from lorica.errors import LoricaError
 from lorica.files import RunFolder
-from lorica.metrics import MEASURES, summary
+from lorica.metrics import MEASURES, Matrix, summary, whole
 from lorica.nested import flatten
 from lorica.reading import WIDER, WRITTEN, Count, Plain, Seconds, misfits, read_json, shown
 
@@ -131,11 +132,11 @@ class Measured:
     """An accuracy matrix, and as attributes the measures of it: each name in `lorica.metrics.MEASURES` is one.
 
     Attributes:
-        accuracy: the matrix a[t][i]; row t has t+1 entries.
+        accuracy: the matrix a[t][i]; row t has t+1 entries, all but the last one None where only the newest task was tested.
         counts: the number of test samples of each of its tasks.
     """
 
-    accuracy: list[list[float]]
+    accuracy: Matrix
     counts: list[int]
 
     def __getattr__(self, name: str) -> float:
@@ -174,7 +175,7 @@ class Metrics(BaseModel):
         seed: of the training.
         tasks: of the whole stream, in order: "classes" (names), "train" and "test" (numbers of samples). The ones beyond
             the rows of `accuracy` have not been learned yet.
-        accuracy: a row for each task learned.
+        accuracy: a row for each task learned; see `lorica.metrics` for rows that are None but for the newest task.
         head_accuracy: the same by the method's own predictions, where `accuracy` is by another read-out.
         complete: whether every task has been learned; follows from the matrix where it is not given.
 
@@ -189,8 +190,8 @@ class Metrics(BaseModel):
     variant: str | None
     seed: int
     tasks: list[Annotated[dict[str, Any], _must_be(_TaskFacts)]]
-    accuracy: list[list[float]]
-    head_accuracy: list[list[float]] | None = None
+    accuracy: list[list[float | None]]
+    head_accuracy: list[list[float | None]] | None = None
     cross_entropy: CrossEntropy | None = None
     diagnostics: Plain = {}
     train_seconds: list[Seconds] = []
@@ -241,7 +242,7 @@ class Metrics(BaseModel):
         """The matrix and the measures by the method's own predictions, where `accuracy` is by another read-out; else None."""
         return None if self.head_accuracy is None else self._with_counts(self.head_accuracy)
 
-    def _with_counts(self, accuracy: list[list[float]]) -> Measured:
+    def _with_counts(self, accuracy: Matrix) -> Measured:
         return Measured(accuracy, [task["test"] for task in self.tasks[: len(accuracy)]])
 
     @property
@@ -260,6 +261,11 @@ class Metrics(BaseModel):
         yield READ_OUTS.get(kind, kind) + ("" if layers is None else f" of {layers} layer{'' if layers == 1 else 's'}")
         if (drift := str(recipe.get("evaluate.drift", "none"))) != "none":
             yield f"{drift} drift"
+
+    @property
+    def averages(self) -> dict[int, float]:
+        """The mean accuracy over the tasks so far, by the number of these, wherever all of them were tested."""
+        return {t + 1: fmean(cast(list[float], self.accuracy[t])) for t in whole(self.accuracy)}
 
     @property
     def magnitudes(self) -> list[list[float]] | None:
@@ -376,8 +382,8 @@ class Entry(BaseModel):
 
     model_config = WRITTEN
 
-    rows: list[list[Fraction]]
-    head_rows: list[list[Fraction]] = []
+    rows: list[list[Fraction | None]]
+    head_rows: list[list[Fraction | None]] = []
     diagnostics: Plain = {}
     train_seconds: Seconds
     data_seconds: Seconds | None = None
@@ -391,12 +397,12 @@ class Record:
     entries: list[Entry] = field(default_factory=list)
 
     @property
-    def rows(self) -> list[list[float]]:
+    def rows(self) -> list[list[float | None]]:
         """The accuracy matrix so far."""
         return [row for entry in self.entries for row in entry.rows]
 
     @property
-    def head_rows(self) -> list[list[float]] | None:
+    def head_rows(self) -> list[list[float | None]] | None:
         """The same by the method's own predictions, where `rows` are by another read-out; else None."""
         return [row for entry in self.entries for row in entry.head_rows] or None
 

@@ -145,7 +145,7 @@ def check(
     # a method of the user's own may look at weights, which are not there; a packaged one does not
     own = resolved.method.name.endswith(".py")
     with torch.random.fork_rng([]), suppress(RuntimeError) if own else nullcontext():
-        build_method(resolved.method, encoder, **resolved.evaluate.model_dump())
+        build_method(resolved.method, encoder, **resolved.evaluate.reading)
     with _shown(progress) as reporter:
         source = source or build_source(resolved, decode_all=decode_all, reporter=reporter)
         return resolved, build_stream(resolved, source, encoder)
@@ -239,8 +239,8 @@ def _learn_stream(
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
             session.learn(task, data)
             stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
-            tested = [_tested(parts, stream.tasks[: stage + 1], reporter) for stage in stages]
-            session.close([row for row, _ in tested], [head_row for _, head_row in tested if head_row])
+            rows, head_rows = zip(*(_rows(parts, stage + 1, reporter) for stage in stages), strict=True)
+            session.close(list(rows), [row for row in head_rows if row])
             _settle(session, folder)
             if results.is_due:
                 results.write()
@@ -317,11 +317,22 @@ def _shown(progress: bool | Reporter) -> AbstractContextManager[Reporter]:
     return progress_bar() if progress is True else nullcontext(progress or Silent())
 
 
-def _tested(parts: Assembly, tasks: Sequence[Task], reporter: Reporter) -> tuple[list[float], list[float] | None]:
-    """The accuracy on each of the tasks; and by the method's own predictions, where it is read otherwise."""
-    test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter)
+def _tested(
+    parts: Assembly, tasks: Sequence[Task], reporter: Reporter, only: Sequence[Task] | None = None
+) -> tuple[list[float], list[float] | None]:
+    """The accuracy on each of the tasks, or of `only` some; and by the method's own predictions, where it is read otherwise."""
+    test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter, only=only)
     own = parts.method.learner if isinstance(parts.method, Readout) else None
     return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
+
+
+def _rows(parts: Assembly, learned: int, reporter: Reporter) -> tuple[list[float | None], list[float | None] | None]:
+    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone."""
+    tasks = parts.stream.tasks
+    whole = learned % parts.recipe.evaluate.every == 0 or learned == len(tasks)
+    row, head_row = _tested(parts, tasks[:learned], reporter, None if whole else tasks[learned - 1 : learned])
+    untested = [None] * (learned - len(row))
+    return [*untested, *row], [*untested, *head_row] if head_row else None
 
 
 def require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) -> None:

@@ -138,7 +138,9 @@ class Session:
             )
         self._train_seconds = time.monotonic() - started
 
-    def close(self, rows: list[list[float]], head_rows: list[list[float]] | None = None, **of_model: Any) -> None:
+    def close(
+        self, rows: list[list[float | None]], head_rows: list[list[float | None]] | None = None, **of_model: Any
+    ) -> None:
         """Saves what was learned last, with what was measured after it: rows of the accuracy matrix; or another change of a
         model, with what `Checkpoints.save` takes of it."""
         entry = Entry(

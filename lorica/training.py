@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lorica.descent import Descent, Fit, Standing
 from lorica.errors import LoricaError
-from lorica.methods.base import Context, Data, Losses, Method, shapes_of
+from lorica.methods.base import Context, Data, Losses, Method, Rereadable, shapes_of
 from lorica.progress import Reporter
 from lorica.randomness import Draws
 from lorica.types import Task
@@ -73,6 +73,13 @@ def learn_task(
     device = accelerator.device
     trained: dict[str, torch.Size] = {}
     draws, stages = Draws(seed, task=task.index), count()
+    if resumed is None:
+        with draws.seeded("grow", device):
+            method.grow(task)
+        method.eval()  # what has just grown, too
+    unread = data.unread if isinstance(data, Rereadable) else None
+    if unread and method.encoder.is_as_loaded and not method.trains_encoder:
+        data = unread
 
     def stage(
         parameters: list[nn.Parameter], epochs: int, losses: Losses = method.losses, data: Data = data, **settings: Any
@@ -104,10 +111,6 @@ def learn_task(
         stage(parameters, epochs, losses, data, **settings).run()
         method.eval()
 
-    if resumed is None:
-        with draws.seeded("grow", device):
-            method.grow(task)
-        method.eval()  # what has just grown, too
     passes = fit.epochs * method.passes()
     context = Context(
         task=task,
@@ -131,4 +134,6 @@ def learn_task(
         watch.descended(main)
     with draws.seeded("end", device):
         method.end_task(context)
+    if unread:
+        unread.forget()  # a task is learned once
     return trained

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lorica.unread import Unread
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -36,8 +38,9 @@ class Tokens:
         return Tokens(self.ids.to(device), self.mask.to(device))
 
 
-Inputs: TypeAlias = Float[Tensor, "n channels height width"] | Tokens
-"""What an encoder reads: images in [0, 1], not yet normalised, or tokens. Both have a length, `[…]` and `to(device)`."""
+Inputs: TypeAlias = Float[Tensor, "n channels height width"] | Tokens | Unread
+"""What an encoder reads: images in [0, 1], not yet normalised, or tokens; or either of them, read once it is needed. All have a
+length, `[…]` and `to(device)`."""
 
 
 @dataclass(frozen=True)

@@ -121,3 +121,36 @@ def test_measures_results_and_reports_do_not_import_torch() -> None:
     )
     folder = Path(metrics.__file__).parent
     assert subprocess.run([sys.executable, "-c", program, folder]).returncode == 0
+
+
+# after tasks 2 and 4 of four, earlier tasks were tested as well
+THIN = [[0.9], [0.6, 0.8], [None, None, 0.9], [0.5, 0.6, 0.7, 1.0]]
+
+
+def test_measures_of_a_matrix_whose_earlier_tasks_were_tested_now_and_then() -> None:
+    assert metrics.whole(THIN) == [0, 1, 3]
+    assert metrics.acc(THIN) == pytest.approx(0.7)
+    assert metrics.aaa(THIN) == pytest.approx((0.9 + 0.7 + 0.7) / 3)
+    assert metrics.acc_samples(THIN, [1, 3, 4, 2]) == pytest.approx((0.5 + 1.8 + 2.8 + 2.0) / 10)
+    assert metrics.aaa_samples(THIN, [1, 3, 4, 2]) == pytest.approx((0.9 + (0.6 + 2.4) / 4 + 0.71) / 3)
+    assert metrics.forgetting(THIN) == pytest.approx((0.4 + 0.2 + 0.2) / 3)
+    assert metrics.forgetting_first_last(THIN) == pytest.approx((0.4 + 0.2 + 0.2) / 3)
+    assert metrics.bwt(THIN) == pytest.approx(-0.8 / 3)
+    assert metrics.new_task(THIN) == pytest.approx(0.9)
+
+
+def test_the_last_whole_row_counts_where_a_run_stopped_behind_it() -> None:
+    stopped = THIN[:3]
+    assert metrics.acc(stopped) == pytest.approx(0.7)
+    assert metrics.forgetting(stopped) == pytest.approx(0.3)
+    assert metrics.bwt(stopped) == pytest.approx(-0.3)
+    assert metrics.acc_samples(stopped, [1, 3, 4]) == pytest.approx((0.6 + 2.4) / 4)
+    assert metrics.new_task(stopped) == pytest.approx((0.9 + 0.8 + 0.9) / 3)
+
+
+@pytest.mark.parametrize("row", [[None, 0.5, 0.5], [0.5, 0.5, None], [None, None, None]])
+def test_a_row_is_whole_or_of_its_newest_task(row: list[float | None]) -> None:
+    with pytest.raises(ValueError, match=r"row 2 is .* expected it whole, or None for all but its last"):
+        metrics.acc([[0.9], [0.6, 0.8], row])
+    with pytest.raises(ValueError, match="row 0"):
+        metrics.acc([[None]])

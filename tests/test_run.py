@@ -788,3 +788,31 @@ def test_numbers_that_json_does_not_have_are_null_in_the_history() -> None:
     }
     expected = {"step": 3, "terms": {"cross_entropy": 0.5, "overflowed": None}, "diagnostics": [None, [1.0, None]]}
     assert _finite(row) == expected
+
+
+@pytest.mark.parametrize(("name", "readout"), [("sd_lora", "head"), ("joint", "head"), ("linear_probe", "prototypes")])
+def test_earlier_tasks_are_tested_after_every_so_many(
+    name: str, readout: str, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    given = {
+        "method": {"name": name, "cross_entropy": "all_seen"},
+        "stream.tasks": 6,
+        "evaluate.readout": readout,
+        "fit.epochs": 1,
+    }
+    every, thin = (
+        run(small_recipe, out=tmp_path / str(each), progress=False, **given, **{"evaluate.every": each})
+        for each in (1, 4)
+    )
+    assert [row.count(None) for row in thin.accuracy] == [0, 1, 2, 0, 4, 0]
+    for found, whole in ((thin, every), (thin.head, every.head)) if readout != "head" else ((thin, every),):
+        for t, row in enumerate(found.accuracy):
+            assert row == (whole.accuracy[t] if t in (0, 3, 5) else [*[None] * t, whole.accuracy[t][-1]])
+        assert (found.acc, found.new_task, found.bwt) == (whole.acc, whole.new_task, whole.bwt)
+    assert read_result(tmp_path / "4").accuracy == thin.accuracy
+    assert sorted(thin.averages) == [1, 4, 6]
+    (tmp_path / "4" / "metrics.json").unlink()
+    assert (
+        run(small_recipe, out=tmp_path / "4", resume=True, progress=False, **given, **{"evaluate.every": 4}).accuracy
+        == thin.accuracy
+    )

@@ -10,15 +10,17 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lorica.backbones.encoder import Encoder
+from lorica.backbones.encoder import Encoder, trains
 from lorica.backbones.view import Change, computing, view
 from lorica.types import Inputs
+from lorica.unread import Unread, content
 
 Forward = Callable[..., Tensor]
 
@@ -26,9 +28,26 @@ Forward = Callable[..., Tensor]
 class Tuning(nn.Module, ABC):
     """Something to train that changes an encoder's features."""
 
-    @abstractmethod
     def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
         """The encoder's features with this module applied; `layers` as in `Encoder.features`."""
+        if isinstance(inputs, Unread):
+            pass_ = inputs.pass_
+            key = pass_.key_of(self, encoder, find=partial(self._key, encoder)) if pass_.ordered else None
+            if key is not None and not trains(self) and not trains(encoder):
+                return inputs.features((key, layers), partial(self.changed, encoder, layers=layers))
+            inputs = inputs.read()
+        return self.changed(encoder, inputs, layers=layers)
+
+    @abstractmethod
+    def changed(self, encoder: Encoder, inputs: Inputs, *, layers: int | None) -> Float[Tensor, "n features"]:
+        """What `features` gives, of inputs that have been read."""
+
+    def _key(self, encoder: Encoder) -> tuple[Any, ...] | None:
+        """What its features follow from, see `Encoder.features`."""
+        if not encoder.is_as_loaded:
+            return None
+        settings = {name: value for name, value in vars(self).items() if isinstance(value, int | float | str)}
+        return type(self), str(settings), content(self), content(encoder)
 
 
 class Bottlenecks(Tuning):
@@ -64,7 +83,7 @@ class Bottlenecks(Tuning):
         for number in range(len(encoder.blocks)):
             encoder.second_half(number)
 
-    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+    def changed(self, encoder: Encoder, inputs: Inputs, *, layers: int | None) -> Float[Tensor, "n features"]:
         changes: dict[nn.Module, Change] = {}
         for number, block in enumerate(encoder.blocks):
             entering: list[Tensor] = []
@@ -91,7 +110,7 @@ class ScaleAndShift(Tuning):
             self.scales[_key(name)] = nn.Parameter((1 + 0.02 * torch.randn(width)).to(device))
             self.shifts[_key(name)] = nn.Parameter((0.02 * torch.randn(width)).to(device))
 
-    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+    def changed(self, encoder: Encoder, inputs: Inputs, *, layers: int | None) -> Float[Tensor, "n features"]:
         changes = {
             encoder.get_submodule(name): computing(
                 partial(_scale_and_shift, self.scales[_key(name)], self.shifts[_key(name)])
@@ -112,7 +131,7 @@ class Prompts(Tuning):
         start = torch.empty(len(encoder.blocks) if deep else 1, length, encoder.width).uniform_(-bound, bound)
         self.tokens = nn.Parameter(start.to(device))
 
-    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+    def changed(self, encoder: Encoder, inputs: Inputs, *, layers: int | None) -> Float[Tensor, "n features"]:
         deeper = zip(encoder.blocks[1:], self.tokens[1:], strict=False)
         changes = {block: computing(partial(_replace_first, prompt)) for block, prompt in deeper}
         return view(encoder, changes).features(inputs, prompt=self.tokens[:1], layers=layers)
@@ -125,7 +144,7 @@ class Copy(Tuning):
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
 
-    def features(self, encoder: Encoder, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
+    def changed(self, encoder: Encoder, inputs: Inputs, *, layers: int | None) -> Float[Tensor, "n features"]:
         return self.encoder.features(inputs, layers=layers)
 
 

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lorica.errors import BackboneError
 from lorica.types import Inputs
+from lorica.unread import Pass, Unread, content
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Encoder(nn.Module, ABC):
         prompt: Float[Tensor, "m length dim"] | None,
         prefixes: Mapping[int, Prefix] | None,
     ) -> Iterator[Float[Tensor, "n tokens dim"]]:
-        tokens = self.embed(inputs)
+        tokens = self.embed(inputs.read() if isinstance(inputs, Unread) else inputs)
         if prompt is not None:
             tokens = torch.cat([prompt.to(tokens).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         blocks = list(self.blocks)
@@ -206,6 +207,10 @@ class Encoder(nn.Module, ABC):
             prompt, prefixes: see `tokens`; what comes out where a prompt went in is in no feature.
             layers: that many last blocks in place of what `pool` reads.
         """
+        if isinstance(inputs, Unread) and prompt is None and prefixes is None:
+            key = inputs.pass_.key_of(self, find=partial(self._key, inputs.pass_))
+            if key is not None and not trains(self):
+                return inputs.features((key, layers), partial(self.features, layers=layers))
         if layers is not None:
             return self.layered_features(inputs, layers, prompt=prompt, prefixes=prefixes)
         return self.pool(_without(prompt, self.tokens(inputs, prompt=prompt, prefixes=prefixes)))
@@ -266,15 +271,46 @@ class Encoder(nn.Module, ABC):
             )
         return tuple(site for site in self.sites if site.kind in kinds)
 
+    @property
+    def is_as_loaded(self) -> bool:
+        """Whether it is made of the modules that it had when its fingerprint was taken: nothing is attached to it now, or all that
+        was has been merged into weights."""
+        return self.__dict__.get("_form") == self._current_form()
+
+    def _current_form(self) -> list[tuple[Any, ...]]:
+        """What it is made of, but for tensors: all that can make features of the same tensors differ."""
+        return [
+            (name, type(module), "forward" in vars(module), len(module._forward_hooks), len(module._forward_pre_hooks))
+            for name, module in self.named_modules()
+        ]
+
+    def _key(self, pass_: Pass) -> str | None:
+        """What its features follow from; None: there is more to it than its own tensors, or it may change while the pass lasts.
+
+        In a pass that trains something, only the encoder that was loaded is trusted to stay what it is, not a copy of it.
+        """
+        if not self.is_as_loaded or (not pass_.ordered and vars(self)["_loaded"] != id(self)):
+            return None
+        return content(self)
+
     @cached_property
     def fingerprint(self) -> str:
         """Short hash of all weights. Read it before adapters are attached or the weights are trained."""
+        self._form, self._loaded = self._current_form(), id(self)
         digest = hashlib.sha256()
         for key, value in self.state_dict().items():
             digest.update(f"{key} {tuple(value.shape)}".encode())
             if not value.is_meta:  # a backbone without weights, as `lorica check` makes it
                 digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def trains(module: nn.Module) -> bool:
+    """Whether features that it makes now have gradients, or are drawn at random."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in module.parameters()):
+        return True
+    drops = (getattr(each, "p", 0) or getattr(each, "drop_prob", 0) for each in module.modules() if each.training)
+    return any(isinstance(share, float) and share > 0 for share in drops)
 
 
 def _without(prompt: Tensor | None, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n others dim"]:

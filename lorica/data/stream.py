@@ -5,7 +5,9 @@ A class is renumbered by its position in the stream's class order. What a sample
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -18,14 +20,18 @@ from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source, split_per_class
 from lorica.errors import DataError
 from lorica.randomness import Draws
-from lorica.types import Batch, Task
+from lorica.types import Batch, Inputs, Task
+from lorica.unread import Memory, Pass, Samples, Unread
 
 
 class Split:
-    """Samples of one or more tasks. `labels`: classes in stream order; `indices`: numbers in the source's samples."""
+    """Samples of one or more tasks. `labels`: classes in stream order; `indices`: numbers in the source's samples; `memory` is for
+    features of them that stay (`unread`)."""
 
-    def __init__(self, opened: Opened, indices: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> None:
-        self._opened = opened
+    def __init__(
+        self, opened: Opened, indices: Int[Tensor, " n"], labels: Int[Tensor, " n"], memory: Memory | None = None
+    ) -> None:
+        self._opened, self._memory = opened, memory or Memory()
         self.indices = indices
         self.labels = labels
 
@@ -36,7 +42,10 @@ class Split:
         """These samples, then those of other splits of the same set, training or test."""
         every = [self, *others]
         return Split(
-            self._opened, torch.cat([split.indices for split in every]), torch.cat([split.labels for split in every])
+            self._opened,
+            torch.cat([split.indices for split in every]),
+            torch.cat([split.labels for split in every]),
+            self._memory,
         )
 
     def number_of_batches(self, batch_size: int) -> int:
@@ -59,20 +68,76 @@ class Split:
         """
         if draws is None and augment != "none":
             raise ValueError(f"augment={augment!r} needs draws")
+
+        def batch(chosen: tuple[int, Int[Tensor, " n"]]) -> Batch:
+            step, places = chosen
+            if draws is None:
+                inputs = self.read(places, device)
+            else:
+                generator = draws.at(step=step).generator("augmentation")
+                inputs = self._opened.augmented(self.indices[places], augment, generator, device=device)
+            return Batch(inputs, sent(self.labels[places], device))
+
+        yield from ahead(map(batch, self.chosen(batch_size, draws, first)))
+
+    def chosen(self, batch_size: int, draws: Draws | None, first: int) -> Iterator[tuple[int, Int[Tensor, " n"]]]:
+        """The number of each batch of such a pass, and the places of its samples in the split."""
         order = (
             torch.arange(len(self)) if draws is None else torch.randperm(len(self), generator=draws.generator("order"))
         )
+        for step in range(first, self.number_of_batches(batch_size)):
+            yield step, order[step * batch_size : (step + 1) * batch_size]
 
-        def batch(step: int) -> Batch:
-            chosen = order[step * batch_size : (step + 1) * batch_size]
-            if draws is None:
-                inputs = self._opened.fetch(self.indices[chosen], device=device)
-            else:
-                generator = draws.at(step=step).generator("augmentation")
-                inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
-            return Batch(inputs, sent(self.labels[chosen], device))
+    def read(self, places: Int[Tensor, " n"], device: torch.device) -> Inputs:
+        """The samples at these places of the split, not augmented."""
+        return self._opened.fetch(self.indices[places], device=device)
 
-        yield from ahead(map(batch, range(first, self.number_of_batches(batch_size))))
+    @cached_property
+    def unread(self) -> UnreadSplit:
+        """The same samples, see there."""
+        return UnreadSplit(self, self._memory)
+
+
+class UnreadSplit:
+    """A split whose samples, where they are not augmented, are read only if something asks for more than features that it
+    computed before; see `lorica.unread`."""
+
+    def __init__(self, split: Split, memory: Memory) -> None:
+        self._memory = memory
+        self._parts = [(split, Samples(len(split), split.read, memory))]
+
+    def followed_by(self, others: Sequence[UnreadSplit]) -> UnreadSplit:
+        """These samples, then those of others, in one pass, in which no batch has samples of two: so they are always the same."""
+        joined = copy.copy(self)
+        joined._parts = [part for each in (self, *others) for part in each._parts]
+        return joined
+
+    def number_of_batches(self, batch_size: int) -> int:
+        """Batches in one pass, smaller ones included."""
+        return sum(split.number_of_batches(batch_size) for split, _ in self._parts)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        device: torch.device,
+        augment: str = "none",
+        draws: Draws | None = None,
+        first: int = 0,
+    ) -> Iterator[Batch]:
+        """As those of a `Split`."""
+        pass_ = Pass(ordered=draws is None)
+        for split, samples in self._parts:
+            if augment != "none":
+                yield from split.batches(batch_size, device=device, augment=augment, draws=draws, first=first)
+                continue
+            for _, chosen in split.chosen(batch_size, draws, first):
+                yield Batch(Unread(samples, chosen, device, pass_), sent(split.labels[chosen], device))
+
+    def forget(self) -> None:
+        """Drops what is kept of them."""
+        for _, samples in self._parts:
+            self._memory.forget(samples)
 
 
 class Stream:
@@ -81,7 +146,7 @@ class Stream:
     `tasks=T`: T groups as even as possible, the larger ones first. `classes_per_task`: a number (the last group may be
     smaller), or one number per task. `seed` orders the classes by RandomState(seed).permutation; None keeps the
     source's order. `validation_fraction` of each class's training samples is held out by a seed of its own. `cache_bytes` are
-    divided between training and test samples by their number. DataError for a division into tasks that is impossible, or that
+    divided between training and test samples by their number; a quarter as much is there for features that stay. DataError for a division into tasks that is impossible, or that
     leaves a task without test or validation samples.
     """
 
@@ -112,35 +177,44 @@ class Stream:
         )
 
         position = np.argsort(order)  # class number in the source -> in the stream
-        self._train_labels = torch.from_numpy(position[source.train.labels])
-        self._test_labels = torch.from_numpy(position[source.test.labels])
-        kept, held = np.arange(len(source.train)), np.arange(0)
+        train_labels = torch.from_numpy(position[source.train.labels])
+        test_labels = torch.from_numpy(position[source.test.labels])
+        kept, held = torch.arange(len(source.train)), torch.arange(0)
         if validation_fraction > 0:
-            kept, held = split_per_class(source.train.labels, validation_fraction, validation_seed)
-        self._kept, self._held = torch.from_numpy(kept), torch.from_numpy(held)
-        self._require_images("test", self._test_labels)
+            kept, held = map(
+                torch.from_numpy, split_per_class(source.train.labels, validation_fraction, validation_seed)
+            )
+        self._require_images("test", test_labels)
         if validation_fraction > 0:
-            self._require_images("validation", self._train_labels[self._held])
+            self._require_images("validation", train_labels[held])
         train_share = len(source.train) / max(1, len(source.train) + len(source.test))
         train_bytes = int(cache_bytes * train_share)
-        self._opened_train = reader.open(source.train, train_bytes)
-        self._opened_test = reader.open(source.test, cache_bytes - train_bytes)
+        opened_train = reader.open(source.train, train_bytes)
+        opened_test = reader.open(source.test, cache_bytes - train_bytes)
+        self._halves = {
+            "train": (opened_train, kept, train_labels),
+            "validation": (opened_train, held, train_labels),
+            "test": (opened_test, torch.arange(len(test_labels)), test_labels),
+        }
+        self._memory = Memory(cache_bytes // 4)
+        self._splits: dict[tuple[str, Task], Split] = {}
 
     def train(self, task: Task) -> Split:
         """The training images of a task, without those held out for validation."""
-        return self._split(self._opened_train, self._kept, self._train_labels, task)
+        return self._split("train", task)
 
     def validation(self, task: Task) -> Split:
         """The training images of a task that were held out; empty when `validation_fraction` is 0."""
-        return self._split(self._opened_train, self._held, self._train_labels, task)
+        return self._split("validation", task)
 
     def test(self, task: Task) -> Split:
         """The test images of a task."""
-        return self._split(self._opened_test, torch.arange(len(self._test_labels)), self._test_labels, task)
+        return self._split("test", task)
 
     def train_all(self) -> Split:
         """The training images of all tasks, without those held out: for joint training."""
-        return Split(self._opened_train, self._kept, self._train_labels[self._kept])
+        opened, kept, labels = self._halves["train"]
+        return Split(opened, kept, labels[kept], self._memory)
 
     def _require_images(self, use: str, labels: Int[Tensor, " n"]) -> None:
         present = set(labels.tolist())
@@ -152,9 +226,13 @@ class Stream:
         if problems:
             raise DataError(problems)
 
-    def _split(self, opened: Opened, indices: Int[Tensor, " m"], labels: Int[Tensor, " n"], task: Task) -> Split:
-        of_task = torch.isin(labels[indices], torch.tensor(task.classes))
-        return Split(opened, indices[of_task], labels[indices[of_task]])
+    def _split(self, use: str, task: Task) -> Split:
+        """Always the same object, since what is kept of its samples is kept with it."""
+        if (use, task) not in self._splits:
+            opened, indices, labels = self._halves[use]
+            of_task = torch.isin(labels[indices], torch.tensor(task.classes))
+            self._splits[use, task] = Split(opened, indices[of_task], labels[indices[of_task]], self._memory)
+        return self._splits[use, task]
 
 
 def _task_sizes(classes: int, tasks: int | None, classes_per_task: int | Sequence[int] | None) -> list[int]:

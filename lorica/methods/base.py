@@ -73,6 +73,16 @@ class Data(Protocol):
         ...
 
 
+@runtime_checkable
+class Rereadable(Data, Protocol):
+    """Data of which features are computed once, as long as what computes them stays what it is (`lorica.unread`)."""
+
+    @property
+    def unread(self) -> Any:
+        """The same samples as `Data` whose inputs are `Unread`; `forget()` drops what is kept of them."""
+        ...
+
+
 Losses = Callable[[Batch], Iterator[dict[str, Float[Tensor, ""]]]]
 
 
@@ -236,6 +246,12 @@ class Method(nn.Module, ABC):
     def reads_encoder(self) -> bool:
         """Whether `features` are those of the encoder with its updates merged, so that a linear map of them can be exported."""
         return self.classifier() is not None
+
+    @property
+    def trunk_rests(self) -> bool:
+        """Whether the encoder, or part of what it computes of an input, is the same after later tasks, so that its features are worth
+        keeping; whether those that are kept are still right is not left to this (`lorica.unread`)."""
+        return not self.trains_encoder and self.encoder.is_as_loaded
 
     @abstractmethod
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:

@@ -266,6 +266,10 @@ class Readout(Method):
                 return Classifier(head.weight, head.bias, layers)
         return None
 
+    @property
+    def trunk_rests(self) -> bool:
+        return self.learner.trunk_rests
+
     def keeps_features(self, task: Task) -> bool:
         return self.learner.keeps_features(task)
 

@@ -263,6 +263,11 @@ class RoLDA(Method):
         if self.discriminant.has_no_sums:
             yield NO_SUMS
 
+    @property
+    def trunk_rests(self) -> bool:
+        """Once there is nothing more to adapt to."""
+        return self.config.adapt == "first" and (bool(self.adapted) or not self.config.passes)
+
     def trained_on(self) -> Sequence[Task]:
         """Those that were adapted to."""
         return [self.tasks[index] for index in self.adapted]
@@ -276,7 +281,7 @@ class RoLDA(Method):
         return self._features_of(self.encoder, inputs, layers)
 
     def _features_of(self, encoder: Encoder, inputs: Inputs, layers: int | None = None) -> Tensor:
-        found = encoder.layered_features(inputs, layers or self.layers)
+        found = encoder.features(inputs, layers=layers or self.layers)
         if layers is not None or self.projection is None:
             return found
         with torch.autocast(found.device.type, enabled=False):

@@ -92,15 +92,15 @@ class StraightLine:
 
 @paper
 def accuracy_curves(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> Figure:
-    """Average accuracy over the tasks seen so far, 1/(t+1) sum_{i<=t} a[t][i], after each task t.
+    """Average accuracy over the tasks seen so far, 1/(t+1) sum_{i<=t} a[t][i], after each task t at which all were tested.
 
     A line for each method: the mean over seeds, with a band of ± one sample standard deviation where there are several.
     """
     rows = _rows(results, by)
     figure, axes = axes_of(3.0)
     for index, row in enumerate(rows):
-        curves = 100 * np.array([[np.mean(accuracies) for accuracies in run.accuracy] for run in row.runs])
-        tasks, mean = np.arange(1, row.tasks + 1), curves.mean(axis=0)
+        curves = 100 * np.array([list(run.averages.values()) for run in row.runs])
+        tasks, mean = list(row.runs[0].averages), curves.mean(axis=0)
         look = look_of(index)
         axes.plot(tasks, mean, linestyle=LINES[index % len(LINES)], label=literal(row.label), **look)
         if row.seeds > 1:
@@ -129,8 +129,8 @@ def accuracy_per_task(results: Sequence[Result], *, by: Callable[[Result], str] 
     handles = []
     for index, row in enumerate(rows):
         look = look_of(index)
-        last = 100 * np.mean([run.accuracy[-1] for run in row.runs], axis=0)
-        new = 100 * np.mean([[accuracies[-1] for accuracies in run.accuracy] for run in row.runs], axis=0)
+        last = 100 * np.mean([np.array(run.accuracy[-1], dtype=float) for run in row.runs], axis=0)
+        new = 100 * np.mean([np.array([each[-1] for each in run.accuracy], dtype=float) for run in row.runs], axis=0)
         tasks = np.arange(1, row.tasks + 1) + 0.8 * ((index + 0.5) / len(rows) - 0.5)
         for axes in panels:  # each draws everything and shows its own part
             axes.vlines(tasks, last, new, color=look["color"], linewidth=1, alpha=0.6)
@@ -154,12 +154,12 @@ def accuracy_matrix(result: Result) -> Figure:
     number = len(result.accuracy)
     matrix: Float[np.ndarray, "tasks tasks"] = np.full((number, number), np.nan)
     for t, row in enumerate(result.accuracy):
-        matrix[t, : t + 1] = 100 * np.array(row)
+        matrix[t, : t + 1] = 100 * np.array(row, dtype=float)  # NaN where a task was not tested
     figure, axes = axes_of(4.4)
     edges = (0.5, number + 0.5, number + 0.5, 0.5)
     image = axes.imshow(matrix, cmap="Blues", vmin=0, vmax=100, extent=edges)
     for t, row in enumerate(result.accuracy if number <= 12 else []):
-        for i, value in enumerate(row):
+        for i, value in ((i, value) for i, value in enumerate(row) if value is not None):
             colour = "white" if value > 0.6 else "black"
             axes.text(i + 1, t + 1, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=7.5)
     number_tasks(axes, 1, number)
@@ -258,9 +258,9 @@ def growth(results: Sequence[Result], *, by: Callable[[Result], str] | None = No
         look = {"linestyle": LINES[index % len(LINES)], **look_of(index)}
         tasks = np.arange(1, row.tasks + 1)
         kept = np.mean([[len(each) for each in run.kept] for run in row.runs], axis=0)
-        accuracy = 100 * np.mean([[np.mean(each) for each in run.accuracy] for run in row.runs], axis=0)
+        accuracy = 100 * np.mean([list(run.averages.values()) for run in row.runs], axis=0)
         left.plot(tasks, kept, label=literal(row.label), **look)
-        right.plot(tasks, accuracy, **look)
+        right.plot(list(row.runs[0].averages), accuracy, **look)
     for axes in (left, right):
         axes.grid(axis="y")
         axes.set(xlabel="tasks learned")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 
-from lorica import snapshot
+from lorica import snapshot, unread
+from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
 from lorica.descent import Descent, Fit
 from lorica.errors import CheckpointError
@@ -47,11 +50,11 @@ class Stopping(Session):
             raise StoppedHere
 
 
-def session_in(folder: Path, method: Method, stop: tuple[int, int] | None = None) -> Stopping:
+def session_in(folder: Path, method: Method, stop: tuple[int, int] | None = None, fit: Fit = FIT) -> Stopping:
     run = RunFolder(folder)
     folder.mkdir(exist_ok=True)
     made = Stopping(
-        method, FIT, seed=3, accelerator=Accelerator(cpu=True), folder=run, snapshot_seconds=1e-9 if stop else 1e9
+        method, fit, seed=3, accelerator=Accelerator(cpu=True), folder=run, snapshot_seconds=1e-9 if stop else 1e9
     )
     made.stop = stop
     made.restore()
@@ -124,6 +127,27 @@ def test_a_read_out_goes_on_too(name, options, small, tiny_encoder, stream, tmp_
         resumed = session_in(folder, build())
         learn(resumed, stream)
         assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "l2p", "hide_prompt"])
+def test_features_that_were_kept_are_computed_again(
+    name: str, small, tiny_encoder, six_classes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In other batches than those of the step that goes on, to the same bits."""
+    monkeypatch.setattr(unread, "BLOCK", 5)
+    fit = replace(FIT, augment="none")
+
+    def learned(folder: Path, stop: tuple[int, int] | None = None) -> Session:
+        session = session_in(folder, build_method(small(name), tiny_encoder()), stop, fit)
+        with suppress(StoppedHere):
+            learn(session, Stream(six_classes, tasks=3, reader=ImageReader(32)))
+        return session
+
+    whole = learned(tmp_path / "whole")
+    for stop in ((0, 2), (1, 4)):
+        learned(tmp_path / "stopped", stop)
+        assert_same(whole, learned(tmp_path / "stopped"))
+        shutil.rmtree(tmp_path / "stopped")
 
 
 def test_a_slow_trunk_goes_on_too(tiny_encoder, stream, tmp_path: Path) -> None:
