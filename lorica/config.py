@@ -105,6 +105,10 @@ class DataConfig(Section):
         le=178,
         description="larger images are refused; JPEGs are decoded at a fraction of their size",
     )
+    jpeg_draft: bool = Field(
+        default=False,
+        description="decode JPEGs at a half, a quarter or an eighth of their size where that is large enough; faster, other pixels",
+    )
     cache_gib: float = Field(
         default=2.0, ge=0, description="memory for decoded images, GiB, and a quarter as much for features that stay"
     )

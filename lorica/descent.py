@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Annotated, Any, Literal
@@ -81,6 +82,7 @@ class Descent:
     Attributes:
         epoch, step: the batch that comes next; `step` counts within the epoch.
         steps: batches of an epoch.
+        waited: seconds that `run` has waited for batches so far, in this process; a GPU may have been busy meanwhile.
 
     Args:
         divided: the losses of a batch are the means of those of its parts (`Method.undivided`). Otherwise each process computes all of it.
@@ -108,6 +110,7 @@ class Descent:
     ) -> None:
         self.method, self.parameters, self.fit, self.draws = method, parameters, fit, draws
         self.epoch = self.step = 0
+        self.waited = 0.0
         self.steps = data.number_of_batches(fit.batch_size)
         self._losses, self._data, self._accelerator, self._reporter = losses, data, accelerator, reporter or Silent()
         self._record, self._after_step, self._guarded = record, after_step, guarded
@@ -149,25 +152,38 @@ class Descent:
         self._reporter.stage(f"{self.method.name}: task {self.method.task.index + 1}", total - self.taken)
         with self._guarded(), self.draws.seeded("steps", self._accelerator.device):
             while self.epoch < self.fit.epochs:
-                batches = self._data.batches(
-                    self.fit.batch_size,
-                    device=self._accelerator.device,
-                    augment=self.fit.augment,
-                    draws=self.draws.at(epoch=self.epoch),
-                    first=self.step,
-                    **(self._processes.taking if self._divided else {}),
-                )
-                for batch in batches:
-                    self.take(batch)
-                    if self.is_looked_at:
-                        row = self.row()
-                        note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
-                        if self._record:
-                            self._record(row)
-                    self._reporter.step(note)
-                    if self._after_step:
-                        self._after_step(self)
+                with closing(
+                    self._batches()
+                ) as batches:  # one that is being made when an error ends this is waited for
+                    for batch in batches:
+                        self.take(batch)
+                        if self.is_looked_at:
+                            row = self.row()
+                            note = f"epoch {row['epoch'] + 1}/{self.fit.epochs}  loss {sum(row['terms'].values()):.3f}"
+                            if self._record:
+                                self._record(row)
+                        self._reporter.step(note)
+                        if self._after_step:
+                            self._after_step(self)
         self.finish()
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        """Those that are left of the epoch; adds to `waited`."""
+        batches = self._data.batches(
+            self.fit.batch_size,
+            device=self._accelerator.device,
+            augment=self.fit.augment,
+            draws=self.draws.at(epoch=self.epoch),
+            first=self.step,
+            **(self._processes.taking if self._divided else {}),
+        )
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waited += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
 
     def take(self, batch: Batch) -> None:
         """The batch that comes next: an optimiser step for each time that the losses yield. Nothing waits for the device.

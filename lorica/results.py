@@ -118,6 +118,7 @@ class _CostFile(BaseModel):
 
     tasks: list[Ledger]
     train_seconds: list[Seconds] = []
+    data_seconds: list[Seconds | None] = []
 
 
 # what figures and analyses look for in a method's diagnostics: a list with something for each task
@@ -375,6 +376,7 @@ class Entry(BaseModel):
         head_rows: the same by the method's own predictions, where `rows` are by another read-out; else none.
         diagnostics: what the method reports then, plain values.
         train_seconds: how long learning took, without the test.
+        data_seconds: of these, how long the main stage waited for batches; None where it was not looked at.
         cost: see `lorica.cost.measure`.
     """
 
@@ -384,6 +386,7 @@ class Entry(BaseModel):
     head_rows: list[list[Fraction | None]] = []
     diagnostics: Plain = {}
     train_seconds: Seconds
+    data_seconds: Seconds | None = None
     cost: Ledger = {}
 
 
@@ -456,7 +459,8 @@ class Record:
 
     def cost(self) -> dict[str, Any]:
         """The contents of cost.json."""
-        return {"tasks": self.costs, "train_seconds": self.train_seconds}
+        waited = [entry.data_seconds for entry in self.entries]
+        return {"tasks": self.costs, "train_seconds": self.train_seconds, "data_seconds": waited}
 
 
 def read_result(path: Path | str) -> Result:

@@ -71,7 +71,7 @@ class Session:
         self.record = Record()
         self._resumed: snapshot.Snapshot | None = None
         self._trained: dict[str, torch.Size] = {}
-        self._train_seconds = 0.0
+        self._train_seconds = self._data_seconds = 0.0
         self._snapshot_at = 0.0
         self._under_way = False
 
@@ -125,6 +125,7 @@ class Session:
             CheckpointError: the snapshot does not fit the data.
         """
         started = self._snapshot_at = time.monotonic()
+        self._data_seconds = 0.0
         self._under_way = True
         found, self._resumed = self._resumed, None
         if found and found.facts.descent.steps != data.number_of_batches(self.fit.batch_size):
@@ -166,6 +167,7 @@ class Session:
             head_rows=head_rows or [],
             diagnostics=self.method.diagnostics(),
             train_seconds=self._train_seconds,
+            data_seconds=self._data_seconds,
             cost=cost.measure(self.method, self._trained),
         )
         if self.processes.is_main:
@@ -210,6 +212,7 @@ class Session:
             self.interruptions.release()
 
     def _descended(self, descent: Descent) -> None:
+        self._data_seconds = descent.waited
         if self.snapshot_seconds and (self._is_due() or self.folder.snapshot.exists()):
             self._take(descent)
 

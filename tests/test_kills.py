@@ -80,11 +80,12 @@ def bits(folder: Path) -> dict[str, Any]:
         if name == "checkpoints/journal.jsonl":
             lines = [json.loads(line) for line in path.read_text().splitlines()]
             for line in lines[1:]:
-                del line["entry"]["train_seconds"], line["seal"]
+                del line["entry"]["train_seconds"], line["entry"]["data_seconds"], line["seal"]
                 line.get("change", {}).pop("date", None)
             left[name] = lines
         elif name in ("metrics.json", "cost.json"):
-            left[name] = {key: value for key, value in json.loads(path.read_text()).items() if key != "train_seconds"}
+            content = json.loads(path.read_text()).items()
+            left[name] = {key: value for key, value in content if key not in ("train_seconds", "data_seconds")}
         elif name != "environment.json":
             left[name] = hashlib.sha256(path.read_bytes()).hexdigest()
     return left

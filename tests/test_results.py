@@ -459,6 +459,7 @@ ENTRIES = [
         head_rows=[[0.25, 2 / 3]],
         diagnostics={"magnitudes": [1.1, 0.8], "residual": 0.9, "late": True},
         train_seconds=59.5,
+        data_seconds=0.5,
         cost={"trainable": 0, "stored": 9},
     ),
 ]
@@ -476,7 +477,7 @@ def test_a_record_collects_its_entries() -> None:
     assert record.diagnostics == {"magnitudes": [[1e-300], [1.1, 0.8]], "residual": [None, 0.9], "late": [True]}
     assert record.train_seconds == [61.0, 59.5]
     assert record.costs == [{"trainable": 10, "stored": 5}, {"trainable": 0, "stored": 9}]
-    assert record.cost() == {"tasks": record.costs, "train_seconds": [61.0, 59.5]}
+    assert record.cost() == {"tasks": record.costs, "train_seconds": [61.0, 59.5], "data_seconds": [None, 0.5]}
 
 
 def test_metrics_follow_from_the_record() -> None:

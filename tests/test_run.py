@@ -157,7 +157,8 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
     assert environment["backbone"]["name"] == "test_vit"
     assert environment["data"]["train"] == 72
     cost = json.loads((folder / "cost.json").read_text())
-    assert len(cost["tasks"]) == len(cost["train_seconds"]) == 3
+    assert len(cost["tasks"]) == len(cost["train_seconds"]) == len(cost["data_seconds"]) == 3
+    assert all(0 < waited < taken for waited, taken in zip(cost["data_seconds"], cost["train_seconds"], strict=True))
 
 
 def test_the_result_is_metrics_json(finished_run: Result) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -119,6 +121,38 @@ def test_a_task_depends_on_its_seed_alone(tiny_encoder: MakeEncoder, stream: Str
         weights.append(method.head.weights[0])
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_stage_knows_how_long_it_waited_and_leaves_no_thread(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    class Slow:
+        """Batches that take their time."""
+
+        def batches(self, *given: Any, **named: Any) -> Iterator[Batch]:
+            for batch in stream.train(stream.tasks[0]).batches(*given, **named):
+                time.sleep(0.05)
+                yield batch
+
+        def number_of_batches(self, batch_size: int) -> int:
+            return 2
+
+    waited: list[float] = []
+    started = time.monotonic()
+    learn_task(
+        Recording(tiny_encoder()), stream.tasks[0], Slow(), fit(epochs=2), seed=0, accelerator=Accelerator(cpu=True),
+        watch=Watch(descended=lambda descent: waited.append(descent.waited)),
+    )  # fmt: skip
+    assert 0.2 <= waited[0] < time.monotonic() - started  # four batches
+
+    def fail(_: Any) -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours") as caught:
+        learn_task(
+            Recording(tiny_encoder()), stream.tasks[0], stream.train(stream.tasks[0]), fit(batch_size=4), seed=0,
+            accelerator=Accelerator(cpu=True), watch=Watch(after_step=fail),
+        )  # fmt: skip
+    assert caught.tb is not None  # which holds every frame
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.01])

@@ -55,6 +55,8 @@ class Decoding:
         bits: how many bits of a 16-bit picture are used (12 for most medical and scientific cameras); None = 16, and a
             picture that uses fewer is refused.
         max_megapixels: larger pictures are refused; a JPEG is decoded at a half, a quarter or an eighth of its size instead.
+        jpeg_draft: a JPEG is decoded at such a fraction of its size wherever that is still as large as needed; faster, and the
+            pixels are others, since the decoder leaves out frequencies block by block.
 
     Raises:
         DataError: a background that is no colour.
@@ -63,6 +65,7 @@ class Decoding:
     background: str = "white"
     bits: int | None = None
     max_megapixels: float = 36.0
+    jpeg_draft: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -72,12 +75,16 @@ class Decoding:
                 f"data.background: expected a colour like white or '#f0f0f0', got {self.background!r}"
             ) from error
 
-    def read(self, file: str | Path | BytesIO) -> UInt8[np.ndarray, "h w 3"]:
+    def read(self, file: str | Path | BytesIO, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """The first picture in a file, by its path or its bytes, turned upright as its EXIF entry says. DataError when it cannot
-        be read."""
+        be read.
+
+        Args:
+            least: pixels of its short side that are needed, if not all of it is; only `jpeg_draft` makes use of it.
+        """
         try:
             with _opened(file) as image:
-                self._require_size(image, shrink=True)
+                self._require_size(image, shrink=True, least=least)
                 stored = _stored_as(image)
                 ImageOps.exif_transpose(image, in_place=True)
                 return self._rgb(image, stored)
@@ -103,16 +110,16 @@ class Decoding:
             return f"{shown(path)}: {_words(error)}"
         return None
 
-    def _require_size(self, image: Image.Image, *, shrink: bool = False) -> None:
+    def _require_size(self, image: Image.Image, *, shrink: bool = False, least: int | None = None) -> None:
         """And that the mode has a known range, which the header tells as well."""
         if image.mode in ("I", "F"):
             raise ValueError("32 bits per pixel, of unknown range; convert it to 8 bits")
         size, limit = image.size, self.max_megapixels * 1e6
-        if shrink and size[0] * size[1] > limit:
-            divisor = next((each for each in (2, 4) if size[0] * size[1] <= limit * each**2), 8)
-            image.draft(
-                None, (size[0] // divisor, size[1] // divisor)
-            )  # only a JPEG can; once, as drafts do not add up
+        divisor = next((each for each in (1, 2, 4) if size[0] * size[1] <= limit * each**2), 8) if shrink else 1
+        if self.jpeg_draft and least:
+            divisor = max(divisor, next((each for each in (8, 4, 2) if min(size) >= each * least), 1))
+        if divisor > 1:  # only a JPEG can; once, as drafts do not add up
+            image.draft(None, (size[0] // divisor, size[1] // divisor))
         if image.width * image.height > limit:
             raise ValueError(
                 f"{size[0]} x {size[1]} pixels, more than data.max_megapixels={self.max_megapixels:g} allows; raise it, "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import threading
 from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,21 +20,36 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+from lorica.data.ahead import sent
 from lorica.data.decoding import DECODING, DEFAULT, Decoding
 from lorica.data.samples import Samples
-from lorica.data.transforms import augment, centre_crop, fit_square
+from lorica.data.transforms import augment, centre_crop, enlarge_squares, fit_square, without_ends
 from lorica.errors import DataError
 from lorica.progress import Reporter, Silent
 
 WORKERS = min(16, os.cpu_count() or 1)  # threads that decode; Pillow releases the interpreter lock
 
 
+@cache
+def _decoders() -> ThreadPoolExecutor:
+    """They begin with the first image, and stay."""
+    return ThreadPoolExecutor(WORKERS, "decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_decoders.cache_clear)  # threads are not copied with a process
+
+
 class Images(Samples):
     """Images with their class numbers, read one at a time (from several threads at once)."""
 
     @abstractmethod
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """The pixels of one image, RGB. DataError when it cannot be read."""
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        """The pixels of one image, RGB. DataError when it cannot be read.
+
+        Args:
+            least: pixels of its short side that are needed; see `Decoding.read`.
+        """
 
 
 class ImageFiles(Images):
@@ -44,8 +60,8 @@ class ImageFiles(Images):
         self.paths = tuple(paths)
         self.decoding = decoding
 
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        return self.decoding.read(self.paths[index])
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        return self.decoding.read(self.paths[index], least)
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
@@ -86,7 +102,7 @@ class ImageArrays(Images):
             )
         self.images = images
 
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
         image = self.images[index]
         return image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
 
@@ -105,8 +121,8 @@ class Pictures(Images):
         super().__init__(labels)
         self.pictures, self.decoding = pictures, decoding
 
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        return pixels_of(self.pictures[index], self.decoding)
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+        return pixels_of(self.pictures[index], self.decoding, least)
 
     def describe(self, index: int) -> str:
         picture = self.pictures[index]
@@ -120,11 +136,12 @@ class Pictures(Images):
         return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
 
 
-def pixels_of(picture: Any, decoding: Decoding = DEFAULT) -> UInt8[np.ndarray, "h w 3"]:
+def pixels_of(picture: Any, decoding: Decoding = DEFAULT, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
     """The pixels of a file or an `io.BytesIO` of its contents, an image of Pillow, an array or a tensor: [h, w], [h, w, 1 or 3], a
-    tensor also [1 or 3, h, w]; uint8, or floats in [0, 1]. DataError for anything else, or what cannot be read."""
+    tensor also [1 or 3, h, w]; uint8, or floats in [0, 1]; `least` as in `Decoding.read`. DataError for anything else, or what cannot
+    be read."""
     if isinstance(picture, str | Path | BytesIO):
-        return decoding.read(picture)
+        return decoding.read(picture, least)
     if isinstance(picture, Image.Image):
         return decoding.convert(picture)
     if isinstance(picture, Tensor):
@@ -161,10 +178,9 @@ def faults(
         return None
 
     found = []
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for each in pool.map(fault, paths):
-            found.append(each)
-            shown.step()
+    for each in _decoders().map(fault, paths):
+        found.append(each)
+        shown.step()
     return found
 
 
@@ -184,46 +200,83 @@ def _range_fault(images: Shaped[np.ndarray, "n h w c"]) -> str | None:
 
 
 class ImageCache:
-    """Samples as uint8 squares of `size` pixels, decoded by threads on first use and kept while `budget` bytes last.
+    """Samples as uint8 images, decoded by threads on first use and kept while `budget` bytes last: as squares of `size` pixels, or, if
+    they have at most a quarter of these pixels, at their own size. The larger ones cost more time than they would save memory.
 
     What comes after that is decoded at every use: nothing is evicted, so cyclic reading does not thrash.
     """
 
     def __init__(self, samples: Images, size: int, budget: int) -> None:
-        self._samples = samples
-        self._size = size
-        capacity = min(len(samples), budget // (3 * size * size))
-        self._store = torch.empty(capacity, 3, size, size, dtype=torch.uint8)  # the system gives the pages when written
-        self._slots = torch.full((len(samples),), -1)
-        self._used = 0
+        self._samples, self._size, self._left = samples, size, budget
+        self._kept: dict[int, UInt8[np.ndarray, "3 h w"]] = {}
+        self._keeping = threading.Lock()
 
-    def squares(self, indices: Int[Tensor, " n"]) -> UInt8[Tensor, "n 3 s s"]:
-        """The images of these sample numbers. DataError naming all of them that cannot be read."""
-        slots = self._slots[indices]
-        if (slots >= 0).all():
-            return self._store[slots]
-        images = torch.empty(len(indices), 3, self._size, self._size, dtype=torch.uint8)
-        images[slots >= 0] = self._store[slots[slots >= 0]]
-        absent = (slots < 0).nonzero().flatten().tolist()
-        with ThreadPoolExecutor(WORKERS) as pool:
-            decoded = [pool.submit(self._decode, int(indices[position])) for position in absent]
+    def images(self, indices: Int[Tensor, " n"]) -> list[UInt8[np.ndarray, "3 _ _"]]:
+        """The images of these sample numbers, as they are kept. DataError naming all of them that cannot be read."""
+        numbers = indices.tolist()
+        absent = [number for number in dict.fromkeys(numbers) if number not in self._kept]
+        decoded: dict[int, UInt8[np.ndarray, "3 _ _"]] = {}
         problems: list[str] = []
-        for position, image in zip(absent, decoded, strict=True):
-            try:
-                images[position] = image.result()
-            except DataError as error:
-                problems += error.problems
-                continue
-            if self._used < len(self._store):
-                self._store[self._used] = images[position]
-                self._slots[indices[position]] = self._used
-                self._used += 1
+        for number, image in zip(absent, _decoders().map(self._decode, absent), strict=True):
+            if isinstance(image, DataError):
+                problems += image.problems
+            else:
+                decoded[number] = image
         if problems:
             raise DataError(problems)
-        return images
+        with self._keeping:
+            for number, image in decoded.items():
+                if number not in self._kept and image.nbytes <= self._left:
+                    self._kept[number] = image
+                    self._left -= image.nbytes
+        return [decoded[number] if number in decoded else self._kept[number] for number in numbers]
 
-    def _decode(self, index: int) -> UInt8[Tensor, "3 s s"]:
-        return torch.from_numpy(fit_square(self._samples.decode(index), self._size))
+    def squares(self, indices: Int[Tensor, " n"], device: torch.device) -> UInt8[Tensor, "n 3 s s"]:
+        """The same on a device, all of them squares of `size` pixels: enlarged there by a GPU, else before; the bits are the same."""
+        images = self.images(indices)
+        if device.type == "cuda":
+            return enlarged_on(device, images, self._size)
+        return _enlarged(images, self._size).to(device)
+
+    def _decode(self, index: int) -> UInt8[np.ndarray, "3 h w"] | DataError:
+        try:
+            image = self._samples.decode(index, self._size)
+        except DataError as error:
+            return error
+        middle = without_ends(image)
+        if 4 * middle.shape[0] * middle.shape[1] <= self._size**2:
+            return middle.transpose(2, 0, 1).copy()
+        return fit_square(image, self._size)
+
+
+def enlarged_on(
+    device: torch.device, images: Sequence[UInt8[np.ndarray, "3 _ _"]], size: int
+) -> UInt8[Tensor, "n 3 {size} {size}"]:
+    """Squares on a device, of images that are sent to it as they are."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        alike.setdefault(image.shape, []).append(place)
+    parts = [
+        enlarge_squares(sent(torch.from_numpy(np.stack([images[place] for place in places])), device), size)
+        for places in alike.values()
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.tensor([place for places in alike.values() for place in places]).argsort()
+    return torch.cat(parts)[sent(order, device)]
+
+
+def _enlarged(images: Sequence[UInt8[np.ndarray, "3 _ _"]], size: int) -> UInt8[Tensor, "n 3 {size} {size}"]:
+    """The same by Pillow in threads, which on a CPU is several times as fast."""
+    squares = np.empty((len(images), 3, size, size), np.uint8)
+
+    def fill(first: int) -> None:
+        for place in range(first, len(images), WORKERS):
+            image = images[place]
+            squares[place] = image if image.shape[1:] == (size, size) else fit_square(image.transpose(1, 2, 0), size)
+
+    list(_decoders().map(fill, range(min(WORKERS, len(images)))))
+    return torch.from_numpy(squares)
 
 
 class OpenedImages:
@@ -233,15 +286,21 @@ class OpenedImages:
         self._cache, self._image_size = cache, image_size
 
     def fetch(self, indices: Int[Tensor, " n"], *, device: torch.device) -> Float[Tensor, "n 3 s s"]:
-        return centre_crop(self._canvases(indices, device), self._image_size)
+        return _fractions(centre_crop(self._cache.squares(indices, device), self._image_size))
 
     def augmented(
         self, indices: Int[Tensor, " n"], kind: str, generator: torch.Generator, *, device: torch.device
     ) -> Float[Tensor, "n 3 s s"]:
-        return augment(self._canvases(indices, device), kind, self._image_size, generator)
+        squares = self._cache.squares(indices, device)
+        if kind == "crop_flip":
+            return augment(_fractions(squares), kind, self._image_size, generator)
+        return _fractions(
+            augment(squares, kind, self._image_size, generator)
+        )  # whole pixels move: a quarter of the bytes
 
-    def _canvases(self, indices: Int[Tensor, " n"], device: torch.device) -> Float[Tensor, "n 3 c c"]:
-        return self._cache.squares(indices).to(device).float().div_(255)
+
+def _fractions(images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 s s"]:
+    return images.float().div_(255)
 
 
 class ImageReader:
@@ -279,16 +338,15 @@ class ImageReader:
 
         def square(picture: Any) -> UInt8[Tensor, "3 s s"] | DataError:
             try:
-                return torch.from_numpy(fit_square(pixels_of(picture, self.decoding), self.canvas))
+                return torch.from_numpy(fit_square(pixels_of(picture, self.decoding, self.canvas), self.canvas))
             except DataError as error:
                 return error
 
-        with ThreadPoolExecutor(WORKERS) if len(given) > 1 else nullcontext() as pool:
-            for each in pool.map(square, given) if pool else map(square, given):
-                if isinstance(each, DataError):
-                    problems += each.problems
-                else:
-                    squares.append(each)
+        for each in _decoders().map(square, given) if len(given) > 1 else map(square, given):
+            if isinstance(each, DataError):
+                problems += each.problems
+            else:
+                squares.append(each)
         if problems:
             raise DataError(problems)
         return centre_crop(torch.stack(squares).float() / 255, self.image_size)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from lorica.data.ahead import ahead, sent
 from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source, split_per_class
 from lorica.errors import DataError
@@ -65,18 +66,23 @@ class Split:
         """One pass from batch number `first` on, the last batch maybe smaller.
 
         With `draws` it is in random order and augmented, else in order and not augmented. A share of it is, with `draws`, a part of
-        each batch, and else neighbours of all samples, from which as large batches are made.
+        each batch, and else neighbours of all samples, from which as large batches are made. A batch is made while the one before it
+        is used, which changes nothing of what is in it.
         """
         if draws is None and augment != "none":
             raise ValueError(f"augment={augment!r} needs draws")
-        for step, chosen, part in self.chosen(batch_size, draws, first, share):
+
+        def batch(chosen: tuple[int, Int[Tensor, " n"], Part | None]) -> Batch:
+            step, places, part = chosen
             if draws is None:
-                inputs = self.read(chosen, device)
+                inputs = self.read(places, device)
             else:
                 generator = draws.at(step=step).generator("augmentation")
                 with drawing_for(part):
-                    inputs = self._opened.augmented(self.indices[chosen], augment, generator, device=device)
-            yield Batch(inputs, self.labels[chosen].to(device), part)
+                    inputs = self._opened.augmented(self.indices[places], augment, generator, device=device)
+            return Batch(inputs, sent(self.labels[places], device), part)
+
+        yield from ahead(map(batch, self.chosen(batch_size, draws, first, share)))
 
     def chosen(
         self, batch_size: int, draws: Draws | None, first: int, share: Share, rows: slice | None = None
@@ -144,7 +150,7 @@ class UnreadSplit:
                 )
                 continue
             for _, chosen, part in split.chosen(batch_size, draws, first, share, rows):
-                yield Batch(Unread(samples, chosen, device, pass_), split.labels[chosen].to(device), part)
+                yield Batch(Unread(samples, chosen, device, pass_), sent(split.labels[chosen], device), part)
 
     def forget(self) -> None:
         """Drops what is kept of them."""

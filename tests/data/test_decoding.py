@@ -133,6 +133,9 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path: Path) -> No
     assert Decoding(max_megapixels=0.0126).read(tmp_path / "a.jpg").shape == (100, 125, 3)
     with pytest.raises(DataError, match=r"1000 x 800 pixels, more than data\.max_megapixels=0\.0124 allows"):
         Decoding(max_megapixels=0.0124).read(tmp_path / "a.jpg")
+    for least, side in ((300, 400), (200, 200)):  # the smaller of two fractions
+        drafted = Decoding(max_megapixels=0.3, jpeg_draft=True).read(tmp_path / "a.jpg", least)
+        assert drafted.shape == (side, side * 5 // 4, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 20000), (20000, 1), (3, 9000)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ class Plain(Images):
         super().__init__(labels)
         self.decoded: Counter[int] = Counter()
 
-    def decode(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+    def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
         self.decoded[index] += 1
         return np.full((12, 10, 3), index, np.uint8)
 
@@ -271,6 +272,37 @@ def test_a_pass_that_begins_in_the_middle_goes_on_as_the_whole_one() -> None:
         for one, other in zip(rest, whole[first:], strict=True):
             assert torch.equal(one.inputs, other.inputs)
             assert torch.equal(one.labels, other.labels)
+
+
+def test_batches_made_ahead_are_those_that_are_asked_for_and_leave_no_trace() -> None:
+    stream = Stream(plain_source([20, 20], [1, 1]), tasks=1, reader=ImageReader(8, crop_pct=0.8))
+    split, before = stream.train(stream.tasks[0]), torch.get_rng_state()
+    opened = ImageReader(8, crop_pct=0.8).open(plain_source([20, 20], [1, 1]).train, 0)
+    order = torch.randperm(40, generator=Draws(2, epoch=1).generator("order"))
+    passing = split.batches(6, device=CPU, augment="crop_flip", draws=Draws(2, epoch=1))
+    for step, batch in zip(range(3), passing, strict=False):
+        chosen, generator = order[6 * step : 6 * step + 6], Draws(2, epoch=1, step=step).generator("augmentation")
+        expected = opened.augmented(split.indices[chosen], "crop_flip", generator, device=CPU)
+        assert torch.equal(batch.inputs, expected)
+        assert torch.equal(batch.labels, split.labels[chosen])
+    del passing  # another batch has been made by now, or is being made
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_what_cannot_be_read_is_said_when_its_batch_is_asked_for() -> None:
+    class Damaged(Plain):
+        def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
+            if index in (5, 6):
+                raise DataError(f"{self.describe(index)}: damaged")
+            return super().decode(index, least)
+
+    opened = ImageReader(8).open(Damaged(np.zeros(12, np.int64)), 0)
+    passing = Split(opened, torch.arange(12), torch.zeros(12, dtype=torch.long)).batches(4, device=CPU)
+    assert len(next(passing).labels) == 4
+    with pytest.raises(DataError) as caught:
+        next(passing)
+    assert caught.value.problems == ("plain 5: damaged", "plain 6: damaged")
 
 
 def test_augmentation_without_draws() -> None:

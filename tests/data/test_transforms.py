@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
-from lorica.data.transforms import AUGMENTATIONS, augment, centre_crop, fit_square
+from lorica.data.transforms import AUGMENTATIONS, augment, centre_crop, enlarge_squares, fit_square, without_ends
 from lorica.errors import DataError
 
 
@@ -49,6 +51,33 @@ def test_fit_square_returns_memory_of_its_own() -> None:
     image = np.zeros((4, 4, 3), np.uint8)
     fit_square(image, 4)[:] = 1
     assert image.max() == 0
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    factor=st.floats(1, 8),
+    seed=st.integers(0, 99),
+    stark=st.booleans(),
+)
+def test_images_enlarged_on_a_device_are_those_of_pillow(
+    height: int, width: int, factor: float, seed: int, stark: bool
+) -> None:
+    """Also black beside white, where the cubic leaves the range between the two axes."""
+    images = np.random.RandomState(seed).randint(0, 256, (2, height, width, 3)).astype(np.uint8)
+    if stark:
+        images = images // 128 * 255
+    images = np.stack([without_ends(image) for image in images])
+    size = int(factor * min(height, width))
+    found = enlarge_squares(torch.from_numpy(images).permute(0, 3, 1, 2), size)
+    np.testing.assert_array_equal(found.numpy(), np.stack([fit_square(image, size) for image in images]))
+
+
+def test_bytes_are_moved_as_fractions_are() -> None:
+    pixels = torch.randint(0, 256, (9, 3, 20, 20), generator=generator(), dtype=torch.uint8)
+    for kind in ("none", "shift", "flip"):
+        expected = augment(pixels.float() / 255, kind, 16, generator(3))
+        assert torch.equal(augment(pixels, kind, 16, generator(3)).float() / 255, expected)
 
 
 def test_centre_crop() -> None:
