@@ -100,10 +100,11 @@ class Pass:
 
     Attributes:
         ordered: the samples come in their order, and nothing trains meanwhile.
+        reads: the batch that was used last had to be read, and so may the next one.
     """
 
     def __init__(self, *, ordered: bool) -> None:
-        self.ordered = ordered
+        self.ordered, self.reads = ordered, False
         self._known: dict[tuple[nn.Module, ...], Hashable] = {}
 
     def key_of(self, *trunk: nn.Module, find: Callable[[], Hashable]) -> Hashable:
@@ -125,10 +126,23 @@ class Samples:
     def __init__(self, number: int, read: Callable[[Tensor, torch.device], Any], memory: Memory) -> None:
         self.number, self.read, self.memory = number, read, memory
 
-    def features(self, places: Tensor, device: torch.device, key: Hashable, compute: Callable[[Any], Tensor]) -> Tensor:
-        """What `compute`, which `key` names, makes of the samples of these places: row by row, on the device."""
+    def features(
+        self,
+        places: Tensor,
+        device: torch.device,
+        key: Hashable,
+        compute: Callable[[Any], Tensor],
+        read: Callable[[], Any] | None = None,
+    ) -> Tensor:
+        """What `compute`, which `key` names, makes of the samples of these places: row by row, on the device. `read` gives their
+        inputs, where they may be there already."""
         numbers = (places // BLOCK).tolist()
-        blocks = {number: self._block(number, device, key, compute) for number in dict.fromkeys(numbers)}
+
+        def read_block(number: int) -> Any:
+            block = torch.arange(number * BLOCK, min((number + 1) * BLOCK, self.number))
+            return read() if read and torch.equal(block, places) else self.read(block, device)
+
+        blocks = {number: self._block(number, key, compute, read_block) for number in dict.fromkeys(numbers)}
         if len(blocks) == 1:
             [block] = blocks.values()
             within = places % BLOCK
@@ -139,12 +153,13 @@ class Samples:
         rows = torch.cat([_filled(block) for block in blocks.values()])
         return rows[places % BLOCK + torch.tensor([offsets[number] for number in numbers])].to(device)
 
-    def _block(self, number: int, device: torch.device, key: Hashable, compute: Callable[[Any], Tensor]) -> Tensor:
+    def _block(
+        self, number: int, key: Hashable, compute: Callable[[Any], Tensor], read: Callable[[int], Any]
+    ) -> Tensor:
         found = self.memory.get((self, key, number))
         if found is None:
-            places = torch.arange(number * BLOCK, min((number + 1) * BLOCK, self.number))
             with torch.no_grad():
-                computed = compute(self.read(places, device))
+                computed = compute(read(number))
             with torch.inference_mode(False):  # what training is to use must not be made for predicting alone
                 found = computed.detach().to("cpu", copy=True)
             self.memory.put((self, key, number), found)
@@ -162,21 +177,30 @@ class Unread:
         self.pass_ = pass_
         self._samples, self._places, self._device = samples, places, device
         self._read: Any = None
+        self._needed = False
 
     def __len__(self) -> int:
         return len(self._places)
 
     def read(self) -> Any:
         """The inputs themselves."""
+        self._needed = self.pass_.reads = True
         if self._read is None:
             self._read = self._samples.read(self._places, self._device)
         return self._read
+
+    def prepare(self) -> None:
+        """Reads them before they are needed, if the last batch was."""
+        if self.pass_.reads:
+            self._read = self._samples.read(self._places, self._device)
 
     def features(self, key: Hashable, compute: Callable[[Any], Tensor]) -> Tensor:
         """What `compute`, which `key` names, makes of them, computed before or now."""
         device = self._device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        return self._samples.features(self._places, self._device, (key, precision), compute)
+        found = self._samples.features(self._places, self._device, (key, precision), compute, self.read)
+        self.pass_.reads = self._needed
+        return found
 
     def to(self, device: torch.device | str) -> Any:
         """As of what they are."""

@@ -139,18 +139,32 @@ class UnreadSplit:
         share: Share = ALL,
     ) -> Iterator[Batch]:
         """As those of a `Split`."""
-        pass_ = Pass(ordered=draws is None)
-        own, begins = share.of_samples(sum(len(split) for split, _ in self._parts)), 0  # neighbours over all of them
-        for split, samples in self._parts:
-            rows = slice(max(own.first - begins, 0), max(own.stop - begins, 0))
-            begins += len(split)
-            if augment != "none":
+        if augment != "none":
+            for split, _ in self._parts:
                 yield from split.batches(
                     batch_size, device=device, augment=augment, draws=draws, first=first, share=share
                 )
-                continue
-            for _, chosen, part in split.chosen(batch_size, draws, first, share, rows):
-                yield Batch(Unread(samples, chosen, device, pass_), sent(split.labels[chosen], device), part)
+            return
+        pass_ = Pass(ordered=draws is None)
+
+        def batch(chosen: tuple[Split, Samples, Int[Tensor, " n"], Part | None]) -> Batch:
+            split, samples, places, part = chosen
+            inputs = Unread(samples, places, device, pass_)
+            inputs.prepare()
+            return Batch(inputs, sent(split.labels[places], device), part)
+
+        yield from ahead(map(batch, self._chosen(batch_size, draws, first, share)))
+
+    def _chosen(
+        self, batch_size: int, draws: Draws | None, first: int, share: Share
+    ) -> Iterator[tuple[Split, Samples, Int[Tensor, " n"], Part | None]]:
+        """As `Split.chosen`, split after split; a share of a pass in order is neighbours over all of them."""
+        own, begins = share.of_samples(sum(len(split) for split, _ in self._parts)), 0
+        for split, samples in self._parts:
+            rows = slice(max(own.first - begins, 0), max(own.stop - begins, 0))
+            begins += len(split)
+            for _, places, part in split.chosen(batch_size, draws, first, share, rows):
+                yield split, samples, places, part
 
     def forget(self) -> None:
         """Drops what is kept of them."""
