@@ -488,7 +488,7 @@ def test_images_are_not_decoded_where_their_features_are_known(
     stream = Stream(source, tasks=2, reader=ImageReader(32), cache_bytes=0)
     decoded = list[int]()
     own = source.test.decode
-    monkeypatch.setattr(source.test, "decode", lambda index: decoded.append(index) or own(index))
+    monkeypatch.setattr(source.test, "decode", lambda index, *least: decoded.append(index) or own(index, *least))
     method = made("prototypes", tiny_encoder())
     learned(method, stream)
     assert sorted(decoded) == list(range(12))
