@@ -93,7 +93,7 @@ def run(
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     accelerator = make_accelerator(resolved, of=number) if number > 1 else None
     processes = Processes.of(accelerator) if accelerator else Processes()
-    progress = progress and processes.is_main
+    progress = progress if processes.is_main else False
     with processes.ending_together(), refusals(folder.path):
         processes.by_main(folder.tidy)
         if processes.by_main(place) == (folder.path, True) and (
