@@ -821,12 +821,12 @@ def test_earlier_tasks_are_tested_after_every_so_many(
 
 
 def test_an_object_to_report_to_is_told(small_recipe: Recipe, tmp_path: Path) -> None:
-    class Listener(Silent):
-        stages: list[str] = []
+    told = list[str]()
 
+    class Listener(Silent):
         def stage(self, description: str, steps: int) -> None:
-            self.stages.append(description)
+            told.append(description)
 
     run(small_recipe, out=tmp_path / "run", progress=Listener())
     expected = [each for task in (1, 2, 3) for each in (f"sd_lora: task {task}", "sd_lora: testing")]
-    assert [each for each in Listener.stages if each in expected] == expected
+    assert [each for each in told if each in expected] == expected
