@@ -62,6 +62,7 @@ def main(
     draw: Annotated[bool, typer.Option("--draw", help="measure nothing")] = False,
 ) -> None:
     """Measure what grows, and how fast."""
+    out.mkdir(parents=True, exist_ok=True)
     file = out / "scale.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"torch": str(torch.__version__)}
     for method, axis in ((method, axis) for method in methods.split(",") for axis in axes.split(",") if not draw):
