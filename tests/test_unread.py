@@ -531,7 +531,7 @@ def test_some_of_a_batch_have_the_same_bits_whether_it_was_made_ahead_or_not(
     stream = Stream(six_classes, reader=ImageReader(32), tasks=1)
     encoder = tiny_encoder()
     _ = encoder.fingerprint
-    batch = next(iter(stream.train(stream.tasks[0]).unread.batches(8, device=CPU)))
+    batch: Any = next(iter(stream.train(stream.tasks[0]).unread.batches(8, device=CPU)))
     before = batch.inputs[3:5]
     batch.inputs.read()
     after = batch.inputs[3:5]
@@ -542,7 +542,7 @@ def test_some_of_a_batch_have_the_same_bits_whether_it_was_made_ahead_or_not(
 
 def test_operators_reach_the_inputs(six_classes: Source) -> None:
     stream = Stream(six_classes, reader=ImageReader(32), tasks=1)
-    inputs = next(iter(stream.train(stream.tasks[0]).unread.batches(3, device=CPU))).inputs
+    inputs: Any = next(iter(stream.train(stream.tasks[0]).unread.batches(3, device=CPU))).inputs
     read = inputs.read()
     assert torch.equal(inputs == read, torch.ones_like(read, dtype=torch.bool))
     assert torch.equal(inputs @ read, read @ read)
