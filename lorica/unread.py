@@ -147,7 +147,9 @@ class Samples:
             [block] = blocks.values()
             within = places % BLOCK
             whole = len(within) == len(block) and bool((within == torch.arange(len(block))).all())
-            return (block if whole else block[within]).to(device)
+            return (
+                block.to(device, copy=True) if whole else block[within].to(device)
+            )  # kept ones are nobody's to write into
         offsets = dict(zip(blocks, range(0, BLOCK * len(blocks), BLOCK), strict=True))
         # all but the last block of a split are full, and a shorter one among them is filled up so that places can be counted
         rows = torch.cat([_filled(block) for block in blocks.values()])
@@ -173,10 +175,19 @@ class Unread:
         pass_: the pass that they are of.
     """
 
-    def __init__(self, samples: Samples, places: Tensor, device: torch.device, pass_: Pass) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        places: Tensor,
+        device: torch.device,
+        pass_: Pass,
+        whole: tuple[Unread, Any] | None = None,
+    ) -> None:
         self.pass_ = pass_
         self._samples, self._places, self._device = samples, places, device
+        self._whole = whole  # the inputs that these are some of, and which
         self._read: Any = None
+        self._as_read: list[Any] = []
         self._needed = False
 
     def __len__(self) -> int:
@@ -186,30 +197,54 @@ class Unread:
         """The inputs themselves."""
         self._needed = self.pass_.reads = True
         if self._read is None:
-            self._read = self._samples.read(self._places, self._device)
+            self._take()
         return self._read
 
     def prepare(self) -> None:
         """Reads them before they are needed, if the last batch was."""
         if self.pass_.reads:
-            self._read = self._samples.read(self._places, self._device)
+            self._take()
 
     def features(self, key: Hashable, compute: Callable[[Any], Tensor]) -> Tensor:
         """What `compute`, which `key` names, makes of them, computed before or now."""
+        if self._is_changed or not len(self):
+            return compute(self.read())
         device = self._device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         found = self._samples.features(self._places, self._device, (key, precision), compute, self.read)
         self.pass_.reads = self._needed
         return found
 
+    def _take(self) -> None:
+        if self._whole is not None:  # so that writing into some of them is writing into all, as with a tensor
+            whole, which = self._whole
+            self._read = whole.read()[which]
+        else:
+            with torch.inference_mode(False):  # whose tensors do not say whether they were written into
+                self._read = self._samples.read(self._places, self._device)
+        self._as_read = _standing(self._read)
+
+    @property
+    def _is_changed(self) -> bool:
+        """Whether somebody has written into what was read, or wants its gradients: it is then no longer those samples."""
+        if self._whole is not None and self._whole[0]._is_changed:
+            return True
+        return self._read is not None and _standing(self._read) != self._as_read
+
     def to(self, device: torch.device | str) -> Any:
         """As of what they are."""
         return self.read().to(device)
 
     def __getitem__(self, which: Any) -> Any:
-        if isinstance(which, slice | list | Tensor) and self._read is None:
-            return Unread(self._samples, self._places[which], self._device, self.pass_)
+        """Some of them are unread whether these were read or not: a batch that was made ahead gives the same bits."""
+        if isinstance(which, slice | list | Tensor) and not self._is_changed:
+            places = self._places[which.cpu() if isinstance(which, Tensor) else which]
+            if places.dim() == 1:
+                return Unread(self._samples, places, self._device, self.pass_, (self, which))
         return self.read()[which]
+
+    def __setitem__(self, which: Any, value: Any) -> None:
+        self.read()[which] = _read(value)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # not there yet while it is being copied
@@ -230,20 +265,19 @@ def _operator(name: str) -> Callable[..., Any]:
     return apply
 
 
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "pow",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-):  # Python does not ask __getattr__ for these
+_BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor"]
+for _name in (  # Python does not ask __getattr__ for these
+    *(f"{side}{each}" for each in _BINARY for side in ("", "r", "i")),
+    *("lt", "le", "gt", "ge", "eq", "ne", "neg", "abs", "invert"),
+):
     setattr(Unread, f"__{_name}__", _operator(f"__{_name}__"))
-for _name in ("radd", "rsub", "rmul", "rtruediv", "neg"):
-    setattr(Unread, f"__{_name}__", _operator(f"__{_name}__"))
+Unread.__hash__ = object.__hash__
+
+
+def _standing(inputs: Any) -> list[tuple[int, bool]]:
+    """What changes in the tensors of inputs when they are written into, or asked for gradients."""
+    tensors = [inputs] if isinstance(inputs, Tensor) else getattr(inputs, "__dict__", {}).values()
+    return [(each._version, each.requires_grad) for each in tensors if isinstance(each, Tensor)]
 
 
 def _read(value: Any) -> Any:
@@ -253,12 +287,25 @@ def _read(value: Any) -> Any:
 
 
 def content(module: nn.Module) -> str:
-    """A hash of the names, types, shapes and values of all its tensors."""
+    """A hash of the names, types, shapes and values of all its tensors, and of the plain settings of its modules (heads, what is pooled)."""
     digest = hashlib.sha256()
+    for name, each in module.named_modules():
+        digest.update(f"{name} {type(each).__qualname__} {_settings(each)};".encode())
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, int | float | str]]:
+    """Its public numbers and strings, but for its mode, which decides nothing where features are kept, and what it has computed once."""
+    return sorted(
+        (name, value)
+        for name, value in vars(module).items()
+        if isinstance(value, int | float | str)
+        and not (name.startswith("_") or name == "training")
+        and not isinstance(getattr(type(module), name, None), cached_property)
+    )
 
 
 def _filled(block: Tensor) -> Tensor:

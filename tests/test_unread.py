@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -30,7 +33,8 @@ from lorica.evaluation import accuracy_row
 from lorica.methods import Method, Readout, find_method
 from lorica.randomness import Draws
 from lorica.training import learn_task
-from lorica.unread import Memory, Pass, Samples, Unread
+from lorica.types import Batch
+from lorica.unread import Memory, Pass, Samples, Unread, content
 
 MakeEncoder = Callable[..., TimmViT]
 CPU = torch.device("cpu")
@@ -466,8 +470,10 @@ def test_batches_that_are_computed_are_read_ahead(
     encoder, stream = tiny_encoder(), stream_of(six_classes)
     _ = encoder.fingerprint
     split, readers = stream.train(stream.tasks[0]), list[str]()
-    own = split.read
-    monkeypatch.setattr(split, "read", lambda *given: readers.append(threading.current_thread().name) or own(*given))
+    own = split._samples.read
+    monkeypatch.setattr(
+        split._samples, "read", lambda *given: readers.append(threading.current_thread().name) or own(*given)
+    )
     for _ in range(2):
         for batch in split.unread.batches(6, device=CPU):
             encoder.features(batch.inputs)
@@ -492,3 +498,74 @@ def test_images_are_not_decoded_where_their_features_are_known(
     method = made("prototypes", tiny_encoder())
     learned(method, stream)
     assert sorted(decoded) == list(range(12))
+
+
+@pytest.mark.parametrize("size", [4, 256])
+def test_who_writes_into_features_or_inputs_changes_no_others(
+    size: int, tiny_encoder: MakeEncoder, six_classes: Source
+) -> None:
+    stream = Stream(six_classes, reader=ImageReader(32), tasks=1)
+    split, encoder = stream.train(stream.tasks[0]), tiny_encoder()
+    _ = encoder.fingerprint
+
+    def over(batches: Iterator[Batch], of: Callable[[Any], Tensor]) -> Tensor:
+        return torch.cat([of(batch.inputs).clone() for batch in batches])
+
+    def darker(inputs: Any) -> Tensor:
+        inputs[:2].mul_(0.5)
+        inputs *= 0.5
+        return encoder.features(inputs)
+
+    plain, unread = (partial(each.batches, size, device=CPU) for each in (split, split.unread))
+    expected = over(plain(), encoder.features)
+    for guard in (torch.no_grad, torch.inference_mode):
+        with guard():
+            torch.testing.assert_close(over(unread(), darker), over(plain(), darker))
+            over(unread(), lambda inputs: encoder.features(inputs).zero_())
+            torch.testing.assert_close(over(unread(), encoder.features), expected)
+
+
+def test_some_of_a_batch_have_the_same_bits_whether_it_was_made_ahead_or_not(
+    tiny_encoder: MakeEncoder, six_classes: Source
+) -> None:
+    stream = Stream(six_classes, reader=ImageReader(32), tasks=1)
+    encoder = tiny_encoder()
+    _ = encoder.fingerprint
+    batch: Any = next(iter(stream.train(stream.tasks[0]).unread.batches(8, device=CPU)))
+    before = batch.inputs[3:5]
+    batch.inputs.read()
+    after = batch.inputs[3:5]
+    assert isinstance(after, Unread)
+    assert torch.equal(encoder.features(before), encoder.features(after))
+    assert encoder.features(batch.inputs[:0]).shape == (0, encoder.width)
+
+
+def test_operators_reach_the_inputs(six_classes: Source) -> None:
+    stream = Stream(six_classes, reader=ImageReader(32), tasks=1)
+    inputs: Any = next(iter(stream.train(stream.tasks[0]).unread.batches(3, device=CPU))).inputs
+    read = inputs.read()
+    assert torch.equal(inputs == read, torch.ones_like(read, dtype=torch.bool))
+    assert torch.equal(inputs @ read, read @ read)
+    assert torch.equal(2**inputs, 2**read)
+
+
+def test_a_trunk_with_other_heads_is_another_one(tiny_encoder: MakeEncoder) -> None:
+    encoder, other = tiny_encoder(), tiny_encoder()
+    assert content(encoder) == content(other)
+    cast(Any, other).vit.blocks[0].attn.num_heads = 4
+    assert content(encoder) != content(other)
+
+
+def test_a_split_goes_with_the_last_who_holds_it(tiny_encoder: MakeEncoder, six_classes: Source) -> None:
+    split = Stream(six_classes, reader=ImageReader(32), tasks=1).train_all()
+    known, encoder = weakref.ref(split), tiny_encoder()
+    _ = encoder.fingerprint
+    gc.disable()
+    try:
+        for batch in split.unread.batches(8, device=CPU):
+            encoder.features(batch.inputs)
+        split.unread.forget()
+        del split
+        assert known() is None
+    finally:
+        gc.enable()

@@ -104,19 +104,24 @@ class Split:
         """The samples at these places of the split, not augmented."""
         return self._opened.fetch(self.indices[places], device=device)
 
-    @cached_property
+    @property
     def unread(self) -> UnreadSplit:
         """The same samples, see there."""
-        return UnreadSplit(self, self._memory)
+        return UnreadSplit(self, self._samples)
+
+    @cached_property
+    def _samples(self) -> Samples:
+        """By which its features are known. It does not hold the split, whose images would else stay until cycles are looked for."""
+        opened, indices = self._opened, self.indices
+        return Samples(len(self), lambda places, device: opened.fetch(indices[places], device=device), self._memory)
 
 
 class UnreadSplit:
     """A split whose samples, where they are not augmented, are read only if something asks for more than features that it
     computed before; see `lorica.unread`."""
 
-    def __init__(self, split: Split, memory: Memory) -> None:
-        self._memory = memory
-        self._parts = [(split, Samples(len(split), split.read, memory))]
+    def __init__(self, split: Split, samples: Samples) -> None:
+        self._parts = [(split, samples)]
 
     def followed_by(self, others: Sequence[UnreadSplit]) -> UnreadSplit:
         """These samples, then those of others, in one pass, in which no batch has samples of two: so they are always the same."""
@@ -169,7 +174,7 @@ class UnreadSplit:
     def forget(self) -> None:
         """Drops what is kept of them."""
         for _, samples in self._parts:
-            self._memory.forget(samples)
+            samples.memory.forget(samples)
 
 
 class Stream:
