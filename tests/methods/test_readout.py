@@ -504,7 +504,7 @@ def test_a_run_older_than_layers_and_drift(small_recipe, tmp_path) -> None:
     values = yaml.safe_load((folder / "recipe.yaml").read_text())
     metrics = json.loads((folder / "metrics.json").read_text())
     for recipe in (values, metrics["recipe"]):
-        assert recipe["evaluate"] == {"readout": "prototypes", "layers": None, "drift": "none"}
+        assert recipe["evaluate"] == {"readout": "prototypes", "layers": None, "drift": "none", "every": 1}
         recipe["evaluate"] = {"readout": "prototypes"}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -613,6 +613,8 @@ ANSWERED_BY_THE_READ_OUT = {
     "variants": "asked of the method's class",
     "fit_defaults": "asked of the method's class",
     "misfits": "asked of the method's class",
+    "undivided": "taken over from the method as it is made",
+    "unshared": "taken over from the method as it is made",
 }
 
 
@@ -656,6 +658,7 @@ def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
         "reads_encoder": method.reads_encoder,
         "classifier": method.classifier,
         "keeps_features": lambda: method.keeps_features(task),
+        "trunk_rests": lambda: method.trunk_rests,
         "taken_parts": method.taken_parts,
         "trained_on": method.trained_on,
         "traces_of": lambda: list(method.traces_of([0])),
