@@ -28,7 +28,6 @@ from lorica.data.sources import Source, arrays
 from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeError, TrainingError
 from lorica.learner import load
 from lorica.methods import build_method, find_method
-from lorica.progress import Silent
 from lorica.results import Result, read_result
 from lorica.run import check, default_folder, evaluate, run
 from lorica.session import _finite
@@ -818,15 +817,3 @@ def test_earlier_tasks_are_tested_after_every_so_many(
         run(small_recipe, out=tmp_path / "4", resume=True, progress=False, **given, **{"evaluate.every": 4}).accuracy
         == thin.accuracy
     )
-
-
-def test_an_object_to_report_to_is_told(small_recipe: Recipe, tmp_path: Path) -> None:
-    told = list[str]()
-
-    class Listener(Silent):
-        def stage(self, description: str, steps: int) -> None:
-            told.append(description)
-
-    run(small_recipe, out=tmp_path / "run", progress=Listener())
-    expected = [each for task in (1, 2, 3) for each in (f"sd_lora: task {task}", "sd_lora: testing")]
-    assert [each for each in told if each in expected] == expected
