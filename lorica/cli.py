@@ -19,8 +19,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from lorica import commands, launch
-from lorica.commands import MethodFile, naming
+from lorica import launch
+from lorica.commands import MethodFile, models, naming
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
@@ -37,7 +37,7 @@ app = typer.Typer(
     help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
-app.add_typer(commands.models)
+app.add_typer(models.models)
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
@@ -500,7 +500,7 @@ def _examine(
     predictor = found.predictor if isinstance(found, Learner) else found
     with progress_bar() as reporter:
         done = examine(predictor, data, reporter=reporter)
-    console.print(commands.examined(folder, done))
+    console.print(models.examined(folder, done))
     if figures_in:
         figures = _figures()
         drawn = figures.confusion(done.shares(), names_of(done), done.class_names)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from lorica.commands import MethodFile, naming
 from lorica.config import KEEP, read_overrides, read_recipe
 from lorica.errors import DataError, LoricaError
 from lorica.progress import progress_bar
@@ -41,10 +42,6 @@ Settings = Annotated[
 Moved = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="backbone.weights, where they have moved; device"),
-]
-
-MethodFile = Annotated[
-    Path | None, typer.Option(help="the .py file that defines the method; no file is executed that is not named")
 ]
 
 
@@ -246,11 +243,6 @@ def examined(model: Path, done: Examination) -> Table:
             done.mistaken_for(row) or "",
         )
     return shown
-
-
-def naming(method_file: Path | None) -> list[str]:
-    """The override that names a method's file."""
-    return [f"method.name={method_file}"] if method_file else []
 
 
 def _learner(model: Path, method_file: Path | None, moved: list[str] | None) -> Learner:
