@@ -1,4 +1,4 @@
-"""The command line: `lorica demo | run | check | list | table | evaluate | export | analyze | merge | theorem | serve`, and
+"""The command line: `lorica demo | run | check | list | recipe | table | evaluate | export | analyze | merge | theorem | serve`, and
 `lorica.commands`.
 
 What computes is imported within the commands that compute, once what they are given is read: torch takes seconds, and help, lists,
@@ -7,6 +7,7 @@ tables and errors in recipes do without.
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from lorica import launch
 from lorica.commands import MethodFile, models, naming
-from lorica.config import packaged_recipes, read_overrides, read_recipe
+from lorica.config import packaged_recipes, packaged_text, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
 from lorica.interruption import Followed, Terminated
@@ -200,6 +201,20 @@ def list_names(
     for name, description in entries.items():
         table.add_row(console.strong(name), description)
     console.print(table)
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(metavar="RECIPE", help="a packaged recipe (`lorica list recipes`)")],
+) -> None:
+    """Print a packaged recipe, to read or to change: `lorica recipe omniglot > mine.yaml`."""
+    text = packaged_text(name)
+    if text is None:
+        near = difflib.get_close_matches(name, packaged_recipes(), n=1)
+        raise LoricaError(
+            f"{name}: no packaged recipe; {f'did you mean {near[0]}?' if near else '`lorica list recipes` has them'}"
+        )
+    console.out(text.rstrip())
 
 
 @app.command()

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from lorica import published
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import config_of, find_method, method_file_sha256
 from lorica.methods.config import Drift, Kind, MethodConfig
@@ -228,14 +229,23 @@ class Recipe(Section):
 
 
 def packaged_recipes() -> dict[str, str]:
-    """Packaged recipes by name, each with the first line of its header comment."""
+    """Packaged recipes by name, each with the first line of its header comment: lorica's own, then those of `lorica.published`."""
     folder = resources.files("lorica") / "recipes"
     texts = {
         entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
         for entry in folder.iterdir()
         if ".yaml" in entry.name
     }
-    return {name: texts[name].splitlines()[0].lstrip("# ") for name in sorted(texts)}
+    own = {name: texts[name].splitlines()[0].lstrip("# ") for name in sorted(texts)}
+    return own | published.recipe_names()
+
+
+def packaged_text(name: str) -> str | None:
+    """A packaged recipe as a file that can be changed; None where there is none of that name."""
+    if published.is_recipe(name):
+        return published.recipe_text(name)
+    file = resources.files("lorica") / "recipes" / f"{name}.yaml"
+    return file.read_text(encoding="utf-8") if name.isidentifier() and file.is_file() else None
 
 
 def read_recipe(
@@ -317,17 +327,13 @@ def _is_left_out(recipe: Recipe, key: str) -> bool:
 def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     if isinstance(recipe, Mapping):
         return "recipe", _nested(recipe)
-    known = packaged_recipes()
-    if str(recipe) in known:
-        origin, text = (
-            str(recipe),
-            (resources.files("lorica") / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"),
-        )
-    elif _is_file(Path(recipe)):
-        origin, text = str(recipe), _text_of(Path(recipe))
-    else:
+    origin, text = str(recipe), packaged_text(str(recipe))
+    if text is None and _is_file(Path(recipe)):
+        text = _text_of(Path(recipe))
+    if text is None:
+        known = packaged_recipes()
         near = difflib.get_close_matches(str(recipe), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"packaged ones are {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else "`lorica list recipes` has the packaged ones"
         raise RecipeError(f"{recipe}: no such recipe, and no such file; {hint}")
     try:
         values = parse(text)

@@ -24,7 +24,7 @@ from lorica.assembly import (
 )
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
-from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, read_recipe, read_saved
+from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, packaged_text, read_recipe, read_saved
 from lorica.data.contents import Contents, contents_of, differences, short_digest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
@@ -128,7 +128,9 @@ def _remarks(parts: Assembly, processes: Processes) -> Iterator[str]:
 
 def default_folder(recipe: Recipe | str | Path | Mapping[str, Any], resolved: Recipe) -> Path:
     """runs/<recipe>/<method>, with variant, read-out and seed where they are not the default."""
-    name = Path(recipe).stem if isinstance(recipe, str | Path) else "run"
+    name = "run"
+    if isinstance(recipe, str | Path):
+        name = str(recipe) if packaged_text(str(recipe)) is not None else Path(recipe).stem
     variant = getattr(resolved.method, "variant", None)
     parts = [Path(resolved.method.name).stem]
     if variant not in DEFAULT_VARIANTS:

@@ -14,6 +14,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lorica import published
 from lorica.errors import LoricaError
 from lorica.metrics import MEASURES
 from lorica.nested import flatten
@@ -38,6 +39,9 @@ INCIDENTAL = (
     "evaluate.drift",
 )
 """Keys of a recipe in which runs of one row may differ, or that a run's label says (`Metrics.label`)."""
+
+PUBLISHED = "Published Acc / AAA"
+"""Over what `lorica.published` has beside a row."""
 
 _WIDE = 112
 """Columns of a terminal from which on a row with a variant in its name takes one line."""
@@ -158,18 +162,20 @@ def summarise(
 
 
 def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> list[str]:
-    """What a reader of the table of `results` must know: the runs left out, and seeds that a row counts twice."""
+    """What a reader of the table of `results` must know: the runs left out, seeds that a row counts twice, and whose
+    published numbers stand beside ours."""
     lines = [
         f"Left out, not complete: {_name(run)} ({len(run.accuracy)} of {len(run.tasks)} tasks)."
         for run in results
         if not run.complete
     ]
-    for row in summarise(results, by=by):
+    rows = summarise(results, by=by)
+    for row in rows:
         for seed in dict.fromkeys(run.seed for run in row.runs):
             same = [_name(run) for run in row.runs if run.seed == seed]
             if len(same) > 1:
                 lines.append(f"Seed {seed} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
-    return lines
+    return lines + published.remarks([row.runs for row in rows])
 
 
 def properties(rows: Sequence[Row]) -> Table:
@@ -243,7 +249,7 @@ def to_markdown(
 def to_latex(rows: Sequence[Row], notes: Sequence[str] = (), *, error: bool = False) -> str:
     r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
-    costs = len(header) - len(COSTS)
+    costs = 2 + len(_headings())
     lines = [[_escape(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
     return "\n".join(
         [
@@ -280,9 +286,11 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *, error: bool = False) -> list[list[str]]:
-    """The heading and a line for each row: label, seeds, and a cell for each measure and each cost."""
+    """The heading and a line for each row: label, seeds, a cell for each measure and each cost, and what others have published
+    of the same protocol, where there is such a number."""
     headings = _headings()
-    return [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
+    numbers = [published.beside(row.runs)[0] for row in rows]
+    lines = [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
         [
             row.label,
             str(row.seeds),
@@ -291,6 +299,12 @@ def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *,
         ]
         for row in rows
     ]
+    if any(numbers):
+        for line, cell in zip(
+            lines, [PUBLISHED, *(", ".join(n.shown for n in own) or missing for own in numbers)], strict=True
+        ):
+            line.append(cell)
+    return lines
 
 
 def _headings() -> dict[str, str]:

@@ -1,0 +1,221 @@
+"""Published numbers and recipes: every recipe is one and runs, and numbers stand beside runs of their own protocol alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorica import published
+from lorica.config import packaged_text, read_recipe
+from lorica.methods import config_of, method_names
+from lorica.report import notes, summarise, to_csv, to_latex, to_markdown
+from lorica.results import Metrics, Result
+from lorica.run import default_folder, run
+
+NAMES = list(published.recipe_names())
+BACKBONE = "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+# a short training of a few images takes these
+SMALL = {"total_tasks": 2, "width": 32, "identity_epochs": 1, "alignment_epochs": 1}
+
+
+def one_of_each() -> list[str]:
+    """A recipe for each method of each source; its others differ in the data and in lengths and rates."""
+    firsts: dict[tuple[str, str], str] = {}
+    for name in NAMES:
+        source, _, rest = name.partition("/")
+        firsts.setdefault((source, rest.rpartition("-")[0]), name)
+    return list(firsts.values())
+
+
+def result(
+    backbone: str = BACKBONE, *, source: str = "imagenet_r", classes: int = 200, tasks: int = 10, **more: Any
+) -> Result:
+    """A run whose accuracy is a half throughout."""
+    each = classes // tasks
+    recipe = {
+        "method": {"name": "sd_lora", "variant": "paper"},
+        "backbone": {"name": backbone} | more.pop("encoder", {}),
+    }
+    recipe |= {"data": {"source": source, "evaluate_on": "test"}, "evaluate": {"readout": "head"}}
+    for section, values in more.items():
+        recipe[section] = recipe.get(section, {}) | values
+    metrics = Metrics(
+        method="sd_lora",
+        variant="paper",
+        seed=0,
+        tasks=[{"classes": [f"c{t * each + c}" for c in range(each)], "train": 8, "test": 4} for t in range(tasks)],
+        accuracy=[[0.5] * (t + 1) for t in range(tasks)],
+        recipe=recipe,
+        head_accuracy=None if recipe["evaluate"]["readout"] == "head" else [[0.5] * (t + 1) for t in range(tasks)],
+    )
+    return Result(None, metrics)
+
+
+# ---- the files
+
+
+def test_every_source_is_read_and_its_numbers_are_possible() -> None:
+    assert {"sd_lora_paper", "sd_lora_code", "cl_lora_code", "ease_code", "ran_pac_code"} <= set(published.sources())
+    for number in published.numbers():
+        assert number.benchmark in published.CLASSES
+        assert 0 < number.acc <= 100
+        assert number.aaa is None or 0 < number.aaa <= 100
+        assert number.tasks <= published.CLASSES[number.benchmark] / 2
+        assert number.variant is None or number.variant in config_of(number.method).by_variant
+
+
+def test_a_number_stands_once() -> None:
+    keys = [(n.method, n.benchmark, n.tasks, n.backbone, n.source.title) for n in published.numbers()]
+    assert len(keys) == len(set(keys))
+
+
+def test_the_two_accuracies_are_not_mixed_up() -> None:
+    """The mean of accuracies from the first task on is above the last of them, or hardly below it."""
+    for number in published.numbers():
+        assert number.aaa is None or number.aaa > number.acc - 0.1, number
+
+
+@pytest.mark.parametrize(
+    ("method", "tasks", "expected"),
+    [("sd_lora", 10, (77.34, 82.04)), ("sd_lora_rr", 20, (74.05, 80.65)), ("inf_lora", 5, (76.95, 81.81))],
+)
+def test_numbers_of_the_paper(method: str, tasks: int, expected: tuple[float, float]) -> None:
+    (found,) = [
+        n for n in published.numbers()
+        if n.source.venue == "ICLR 2025" and (n.method, n.benchmark, n.tasks) == (method, "imagenet_r", tasks)
+    ]  # fmt: skip
+    assert (found.acc, found.aaa) == expected
+    assert found.backbone == BACKBONE
+
+
+# ---- recipes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_what_its_source_says(name: str) -> None:
+    recipe, text = read_recipe(name), packaged_text(name)
+    source, _, rest = name.partition("/")
+    method, _, benchmark = rest.rpartition("-")
+    assert recipe.data.source == benchmark
+    assert recipe.backbone.normalisation == "unit"
+    assert recipe.backbone.name == published.sources()[source].backbone_on(benchmark)
+    assert recipe.method.name == ("full_finetune" if method == "slca" else method)
+    assert recipe.method.name in method_names()
+    assert (recipe.stream.seed is None) == (
+        benchmark == "vtab" or source in ("inf_lora_code", "coda_prompt_code", "hide_prompt_code")
+    )
+    assert text is not None
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    for what in (
+        "# From: ",
+        "# Expected",
+        "# Backbone: ",
+        "# Hardware and time: ",
+        f"# Command: lorica run {name} data.root=",
+    ):
+        assert any(line.startswith(what) for line in header), what
+    sizes = recipe.stream.classes_per_task
+    assert recipe.stream.tasks or (isinstance(sizes, list) and sum(sizes) == published.CLASSES[benchmark])
+
+
+def test_a_recipe_that_is_printed_is_the_same_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for name in NAMES:
+        file.write_text(packaged_text(name) or "")
+        assert read_recipe(file) == read_recipe(name)
+
+
+def test_recipes_of_two_sources_do_not_share_a_folder() -> None:
+    folders = {default_folder(name, read_recipe(name)) for name in NAMES}
+    assert len(folders) == len(NAMES)
+    assert Path("runs/sd_lora_paper/sd_lora-imagenet_r/sd_lora") in folders
+
+
+def learn_two_steps(name: str, small_recipe: dict[str, Any], tmp_path: Path) -> Result:
+    """The recipe's method, optimiser, augmentation and read-out on six classes in two tasks of 36 images, and a ViT of six blocks."""
+    recipe = read_recipe(name)
+    options = {key: value for key, value in SMALL.items() if getattr(recipe.method, key, None)}
+    small = {f"method.{key}": value for key, value in options.items()}
+    small |= {f"data.{key}": value for key, value in small_recipe["data"].items()}
+    small |= {f"backbone.{key}": value for key, value in small_recipe["backbone"].items()}
+    return run(
+        recipe,
+        out=tmp_path / "run",
+        progress=False,
+        **small,
+        **{"stream.tasks": 2, "stream.seed": None, "fit.epochs": 1, "fit.batch_size": 18, "snapshot_seconds": 0},
+    )
+
+
+@pytest.mark.parametrize("name", one_of_each())
+def test_a_recipe_runs_in_miniature(name: str, small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert learn_two_steps(name, small_recipe, tmp_path).complete
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(one_of_each())))
+def test_every_other_recipe_runs_in_miniature(name: str, small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    assert learn_two_steps(name, small_recipe, tmp_path).complete
+
+
+# ---- beside a run
+
+
+def test_a_number_stands_beside_a_run_of_its_protocol() -> None:
+    (number,), refused = published.beside([result()])
+    assert (number.acc, number.aaa, number.where, refused) == (77.34, 82.04, "Table 2", [])
+    rows = summarise([result()])
+    assert "| Published Acc / AAA |" in to_markdown(rows)
+    assert "| 77.3 / 82.0 |" in to_markdown(rows)
+    assert "77.3 / 82.0 \\\\" in to_latex(rows)
+    assert "published" not in to_csv(rows)
+    assert any("ICLR 2025, Table 2; 5 seeds" in note for note in notes([result()]))
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", BACKBONE])
+def test_a_name_without_a_tag_is_what_timm_makes_of_it(name: str) -> None:
+    assert len(published.beside([result(name)])[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("backbone", "more"),
+    [
+        ("vit_base_patch16_224.augreg_in21k_ft_in1k", {}),
+        ("vit_base_patch16_224.augreg_in21k", {}),
+        ("deit_tiny_patch16_224", {}),
+        (BACKBONE, {"encoder": {"image_size": 64}}),
+    ],
+)
+def test_another_backbone_or_input_is_refused_by_name(backbone: str, more: dict[str, Any]) -> None:
+    run = result(backbone, **more)
+    shown, refused = published.beside([run])
+    assert not shown
+    assert [number.acc for number in refused] == [77.34]
+    (line,) = published.remarks([[run]])
+    assert line.startswith("Not shown beside sd_lora: what ICLR 2025 reports is of")
+    assert backbone in line
+    assert "Published Acc" not in to_markdown(summarise([run]))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"source": "image_folder"},
+        {"classes": 100},
+        {"tasks": 4},
+        {"data": {"evaluate_on": "validation"}},
+        {"evaluate": {"readout": "discriminant"}},
+    ],
+)
+def test_another_protocol_has_no_number(more: dict[str, Any]) -> None:
+    assert published.beside([result(**more)]) == ([], [])
+
+
+def test_a_variant_has_its_own_numbers() -> None:
+    metrics = result().metrics.model_copy(update={"variant": "released_code"})
+    metrics.recipe["method"]["variant"] = "released_code"
+    (number,), _ = published.beside([replace(result(), metrics=metrics)])
+    assert (number.acc, number.source.reading) == (78.17, "code")
