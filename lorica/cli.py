@@ -1,4 +1,4 @@
-"""The command line: `lorica demo | run | check | list | recipe | table | evaluate | export | analyze | merge | theorem | serve`, and
+"""The command line: `lorica demo | run | check | list | recipe | import | table | evaluate | export | analyze | merge | theorem | serve`, and
 `lorica.commands`.
 
 What computes is imported within the commands that compute, once what they are given is read: torch takes seconds, and help, lists,
@@ -215,6 +215,16 @@ def recipe(
             f"{name}: no packaged recipe; {f'did you mean {near[0]}?' if near else '`lorica list recipes` has them'}"
         )
     console.out(text.rstrip())
+
+
+@app.command("import")
+def import_configuration(
+    file: Annotated[Path, typer.Argument(help="of LAMDA-PILOT or SD-LoRA (JSON), or of LibContinual (YAML)")],
+) -> None:
+    """Print the recipe that another code's configuration stands for, and which of its keys that code never used."""
+    from lorica.importing import import_recipe
+
+    console.out(import_recipe(file).text(file.name).rstrip())
 
 
 @app.command()

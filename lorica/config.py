@@ -329,7 +329,7 @@ def _load(recipe: str | Path | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return "recipe", _nested(recipe)
     origin, text = str(recipe), packaged_text(str(recipe))
     if text is None and _is_file(Path(recipe)):
-        text = _text_of(Path(recipe))
+        text = text_of(Path(recipe))
     if text is None:
         known = packaged_recipes()
         near = difflib.get_close_matches(str(recipe), known, n=1)
@@ -363,7 +363,8 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _text_of(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """A recipe, or another configuration, as text. RecipeError for a file that cannot be read, is too large or not UTF-8."""
     try:
         with file.open("rb") as stream:
             content = stream.read(_LARGEST + 1)

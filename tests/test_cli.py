@@ -15,7 +15,7 @@ import yaml
 
 import lorica as package
 from lorica import cli, report
-from lorica.config import packaged_recipes
+from lorica.config import packaged_recipes, read_recipe
 from lorica.errors import LoricaError
 from lorica.merging import RULES
 from lorica.methods import find_method, method_names
@@ -377,3 +377,31 @@ def test_ctrl_c_says_that_the_run_can_be_resumed(
         "interrupted: what was finished is kept, and of a task under way its last snapshot; the same command continues, a run's "
         "with --resume" in " ".join(err.split())
     )
+
+
+# ---- recipe and import
+
+
+def test_a_packaged_recipe_is_printed_and_can_be_run_from_a_file(lorica: Lorica, tmp_path: Path) -> None:
+    for name in ("digits", "sd_lora_paper/sd_lora-imagenet_r"):
+        code, out, _ = lorica("recipe", name)
+        assert code == 0
+        (tmp_path / "mine.yaml").write_text(out)
+        assert read_recipe(tmp_path / "mine.yaml") == read_recipe(name)
+    code, _, error = lorica("recipe", "sd_lora_paper/sd_lora-imagenet")
+    assert code == 2
+    assert "did you mean sd_lora_paper/sd_lora-imagenet_" in error
+
+
+def test_a_foreign_configuration_is_printed_as_a_recipe(lorica: Lorica, tmp_path: Path) -> None:
+    theirs, mine = tmp_path / "simplecil.json", tmp_path / "mine.yaml"
+    theirs.write_text(
+        '{"model_name": "simplecil", "dataset": "cub", "init_cls": 10, "increment": 10, "batch_size": 9, '
+        '"backbone_type": "pretrained_vit_b16_224_in21k", "colour": "red"}'
+    )
+    code, out, _ = lorica("import", theirs)
+    assert code == 0
+    assert "# No effect in the original: batch_size=9 (the original never reads it)" in out
+    assert '# Not known, and not carried over: colour="red"' in out
+    mine.write_text(out)
+    assert read_recipe(mine).data.source == "cub200"

@@ -1,0 +1,170 @@
+"""Configurations of other code: what becomes of every key of theirs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorica.config import read_recipe
+from lorica.errors import LoricaError
+from lorica.importing import Imported, import_recipe
+
+STREAM = {
+    "dataset": "cifar224",
+    "shuffle": True,
+    "init_cls": 10,
+    "increment": 10,
+    "seed": [1993],
+    "device": ["0"],
+    "prefix": "x",
+}
+NO_MEMORY = {"memory_size": 0, "memory_per_class": 0, "fixed_memory": False}
+VIT = {"backbone_type": "pretrained_vit_b16_224"}
+
+SD_LORA = STREAM | NO_MEMORY | {
+    "model_name": "sdlora", "backbone_type": "vit_base_patch16_224", "optimizer": "adam", "scheduler": "cosine", "min_lr": 5e-3,
+    "tuned_epoch": 20, "filepath": "./x/", "init_epoch": 20, "init_lr": 8e-3, "init_milestones": [60], "init_lr_decay": 0.1,
+    "init_weight_decay": 5e-4, "epochs": 20, "lrate": 8e-3, "milestones": [40, 70], "lrate_decay": 0.1, "batch_size": 128, "weight_decay": 2e-4,
+}  # fmt: skip
+EASE = STREAM | NO_MEMORY | {
+    "model_name": "ease", "backbone_type": "vit_base_patch16_224_ease", "init_cls": 5, "increment": 5, "init_epochs": 20, "later_epochs": 20,
+    "init_lr": 0.025, "later_lr": 0.025, "batch_size": 48, "weight_decay": 5e-4, "min_lr": 0, "optimizer": "sgd", "scheduler": "cosine",
+    "vpt_type": "Deep", "prompt_token_num": 5, "ffn_num": 64, "recalc_sim": True, "alpha": 0.1, "use_init_ptm": False, "beta": 3,
+}  # fmt: skip
+RANPAC = STREAM | VIT | {
+    "model_name": "ranpac", "backbone_type": "pretrained_vit_b16_224_in21k_vpt", "use_simplecil": False, "tuned_epoch": 20, "init_lr": 0.01,
+    "batch_size": 48, "weight_decay": 5e-4, "min_lr": 0, "ffn_num": 64, "optimizer": "sgd", "vpt_type": "deep", "prompt_token_num": 7,
+    "use_RP": True, "M": 5000,
+}  # fmt: skip
+L2P = STREAM | {
+    "model_name": "l2p", "backbone_type": "vit_base_patch16_224_l2p", "tuned_epoch": 5, "init_lr": 0.001875, "batch_size": 16, "weight_decay": 0,
+    "min_lr": 1e-5, "optimizer": "adam", "scheduler": "constant", "size": 10, "length": 5, "top_k": 5, "global_pool": "token",
+    "batchwise_prompt": True, "pull_constraint_coeff": 0.1, "drop": 0.0,
+}  # fmt: skip
+INF_LORA = """
+dataset: &dataset imagenet-r
+task_num: 10
+init_cls_num: &first 20
+inc_cls_num: *first
+epoch: 20
+batch_size: 128
+seed: 42
+workers: 24
+test_trfms: [{Resize: {size: 256}}, {CenterCrop: {size: 224}}]
+train_trfms: [{RandomResizedCrop: {size: 224}}]
+optimizer: {name: SGD, kwargs: {lr: 8e-3, momentum: 0.9}}
+lr_scheduler: {name: Constant}
+backbone: {name: vit_pt_imnet, kwargs: {pretrained: True, model_name: vit_base_patch16_224_in21k, lora_rank: 12, act_layer: GELU}}
+classifier: {name: InfLoRA_OPT, kwargs: {use_ca: False, dataset: *dataset, task_num: 10, lame: 1.0, lamb: 0.98, embd_dim: 768}}
+"""
+
+
+def imported(content: dict[str, Any] | str, tmp_path: Path) -> Imported:
+    file = tmp_path / ("theirs.yaml" if isinstance(content, str) else "theirs.json")
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    found = import_recipe(file)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(found.text(file.name))
+    assert read_recipe(mine) == read_recipe({key: value for key, value in found.values.items() if value != {}})
+    return found
+
+
+def test_sd_lora(tmp_path: Path) -> None:
+    """Its optimiser, schedule and weight decay are never read: it always is SGD at a constant rate."""
+    found = imported(SD_LORA, tmp_path)
+    assert found.values["method"] == {"name": "sd_lora", "variant": "released_code"}
+    assert found.values["fit"] == {
+        "optimizer": "sgd", "momentum": 0.9, "learning_rate": 8e-3, "epochs": 20, "batch_size": 128, "augment": "crop_flip",
+    }  # fmt: skip
+    assert found.values["stream"] == {"tasks": 10, "seed": 1993}
+    assert found.values["backbone"]["name"] == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
+    never = {key.partition("=")[0] for key, why in found.idle.items() if why == "the original never reads it"}
+    assert never == {"optimizer", "scheduler", "min_lr", "tuned_epoch", "weight_decay", "init_weight_decay"}
+    assert found.idle["milestones=[40, 70]"] == "beyond the last epoch"
+    assert not found.lost
+    assert not found.unknown
+
+
+def test_rates_that_fall_by_steps_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    found = imported(SD_LORA | {"init_milestones": [10, 15], "init_lr": 0.01}, tmp_path)
+    assert {key.partition("=")[0] for key in found.lost} == {"init_milestones", "init_lr_decay", "init_lr"}
+
+
+def test_ease(tmp_path: Path) -> None:
+    found = imported(EASE, tmp_path)
+    assert found.values["method"] == {
+        "name": "ease", "rank": 64, "others_weight": 0.1, "backbone_weight": 0.0, "recalculate": True, "head_scale": 1.0,
+    }  # fmt: skip
+    assert found.values["stream"] == {"tasks": 20, "seed": 1993}
+    assert found.values["backbone"]["name"] == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    assert found.idle['vpt_type="Deep"'] == "read for backbones of another kind only"
+    assert imported(EASE | {"use_init_ptm": True}, tmp_path).values["method"]["backbone_weight"] == 3
+
+
+def test_ran_pac_takes_its_tuning_from_the_backbone(tmp_path: Path) -> None:
+    found = imported(RANPAC, tmp_path)
+    assert found.values["method"] == {
+        "name": "ran_pac",
+        "tuning": "deep_prompts",
+        "head_scale": 1.0,
+        "length": 7,
+        "width": 5000,
+    }
+    assert found.values["backbone"]["name"] == "vit_base_patch16_224.augreg_in21k"
+    assert set(found.idle) == {"use_simplecil=false", "ffn_num=64"}
+
+
+def test_a_choice_of_the_batch_is_left_off_and_said(tmp_path: Path) -> None:
+    found = imported(L2P, tmp_path)
+    assert "batch_majority" not in found.values["method"]
+    assert any("batchwise_prompt is left off" in remark for remark in found.remarks)
+    assert found.idle["min_lr=1e-05"] == "the rate is constant"
+    assert found.idle['global_pool="token"'] == "the original never reads it"
+
+
+def test_lib_continual(tmp_path: Path) -> None:
+    found = imported(INF_LORA, tmp_path)
+    assert found.values["method"] == {
+        "name": "inf_lora", "variant": "released_code", "head_start": "linear", "rank": 12, "total_tasks": 10, "energy": [0.98, 1.0],
+    }  # fmt: skip
+    assert found.values["data"] == {"source": "imagenet_r", "crop_pct": 0.875}
+    assert found.values["fit"]["learning_rate"] == 0.008
+    assert found.idle == {"workers=24": "the original never reads it"}
+    assert found.unknown == ['backbone.act_layer="GELU"']
+
+
+@pytest.mark.parametrize(("first", "later", "expected"), [(50, 10, [50] + [10] * 5), (10, 35, [10, 35, 35, 20])])
+def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: Path) -> None:
+    found = imported(SD_LORA | {"init_cls": first, "increment": later, "shuffle": False}, tmp_path)
+    assert found.values["stream"] == {"classes_per_task": expected, "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (SD_LORA | {"model_name": "icarl"}, "model_name: icarl is not in lorica"),
+        (SD_LORA | {"dataset": "mnist"}, "dataset: mnist is not a benchmark of lorica"),
+        (SD_LORA | {"backbone_type": "resnet18"}, "backbone_type: resnet18 is no ViT-B/16"),
+        (SD_LORA | {"epochs": "many"}, "epochs: expected a number, got 'many'"),
+        (SD_LORA | {"batch_size": -3}, "what it says is no recipe here"),
+        ({key: value for key, value in SD_LORA.items() if key != "increment"}, "increment: missing"),
+        (SD_LORA | {"increment": 0}, "10 classes, then 0 at a time: not a stream of 100"),
+        ({"hello": 1}, "no configuration of LAMDA-PILOT"),
+        ("- a\n- b\n", "expected an object with keys"),
+        ("a: [1, 2\n", "neither JSON nor YAML"),
+        ("a: &a [1, 2]\nb: *a\n", "the anchor a names a section or a list"),
+        (INF_LORA.replace("InfLoRA_OPT", "DER"), "classifier.name: DER is not in lorica"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_with_the_file(
+    content: dict[str, Any] | str, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "theirs.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(LoricaError) as caught:
+        import_recipe(file)
+    assert all(str(file) in problem for problem in caught.value.problems)
+    assert message in str(caught.value)
