@@ -9,7 +9,6 @@ What the originals read was found in their sources: LAMDA-PILOT, SD-Lora-CL (its
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,15 +38,6 @@ _SOURCES = {
 _NEVER_READ = "the original never reads it"
 _NO_SAMPLES = "no effect there: this method keeps no samples"
 _MASK = "part of how the original is built, and fixed here"
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 8e-3 is a number, as in JSON."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+"), list("-+0123456789")
-)
 
 
 @dataclass
@@ -89,14 +79,7 @@ def import_recipe(file: str | Path) -> Imported:
         LoricaError: a file that is none, or one of a method that is not here.
     """
     file = Path(file)
-    text = text_of(file)
-    try:
-        for event in yaml.parse(text, yaml.SafeLoader):
-            if isinstance(event, yaml.CollectionStartEvent) and event.anchor:  # they could multiply without end
-                raise LoricaError(f"{file}: the anchor {event.anchor} names a section or a list; write it out")
-        given = yaml.load(text, _Loader)  # JSON is YAML
-    except yaml.YAMLError as error:
-        raise LoricaError(f"{file}: neither JSON nor YAML: {' '.join(str(error).split())}") from error
+    given = _parsed(file)
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise LoricaError(f"{file}: expected an object with keys, as configurations of LAMDA-PILOT or LibContinual are")
     keys = _Keys(dict(given))
@@ -120,6 +103,22 @@ def import_recipe(file: str | Path) -> Imported:
     return found
 
 
+def _parsed(file: Path) -> Any:
+    """The content of a JSON or YAML file, in which nothing multiplies."""
+    text = text_of(file)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.CollectionStartEvent) and event.anchor:
+                raise LoricaError(f"{file}: the anchor {event.anchor} names a section or a list; write it out")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise LoricaError(f"{file}: neither JSON nor YAML: {' '.join(str(error).split())}") from error
+
+
 class _Keys:
     """What a configuration says, which is taken key by key; `left` is what nobody has asked for."""
 
@@ -130,7 +129,7 @@ class _Keys:
         return self.left.pop(key, default)
 
     def number(self, key: str, kind: Callable[[Any], Any] = float) -> Any:
-        """A key that the method cannot do without."""
+        """A key that the method cannot do without; YAML reads 8e-3 as text."""
         if key not in self.left:
             raise LoricaError(f"{key}: missing")
         value = self.left.pop(key)
@@ -505,7 +504,9 @@ def _libcontinual_fit(keys: _Keys, found: Imported) -> dict[str, Any]:
     first = keys.take("init_epoch", epochs)
     if first != epochs:
         fit["epochs"] = first
-        found.remarks.append(f"Its first task has {first} epochs and the others {epochs}: one number for all here, the first")
+        found.remarks.append(
+            f"Its first task has {first} epochs and the others {epochs}: one number for all here, the first"
+        )
     return fit
 
 
