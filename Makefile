@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test setup lint
+.PHONY: demo test setup lint docs
 demo: setup
 	$(BIN)/lorica demo
 
@@ -14,6 +14,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	@if $(BIN)/pyright --version >/dev/null 2>&1; then $(BIN)/pyright; \
 		else echo "pyright skipped: it needs Node.js and its npm package, which cannot be had here"; fi
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 setup: .venv/.ready
 

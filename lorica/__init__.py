@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from lorica.results import Result
     from lorica.run import check, run
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Answer",
     "Learner",

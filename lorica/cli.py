@@ -24,6 +24,7 @@ from lorica import launch
 from lorica.commands import MethodFile, models, naming
 from lorica.config import packaged_recipes, packaged_text, read_overrides, read_recipe
 from lorica.data.sources import source_names
+from lorica.environment import versions
 from lorica.errors import LoricaError
 from lorica.interruption import Followed, Terminated
 from lorica.methods import method_descriptions
@@ -33,7 +34,6 @@ from lorica.terminal import Screen, open_streams, screenful
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
     epilog="Any command takes --debug, which shows where in the program an error arose.",
@@ -107,14 +107,42 @@ class Format(StrEnum):
     csv = "csv"
 
 
+def _print_version(asked: bool | None) -> bool:
+    if asked:
+        console.out("\n".join(f"{name} {version}" for name, version in versions().items()))
+        raise typer.Exit
+    return False
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="versions that a report should name"),
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
-def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo")) -> None:
+def demo(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[key.sub=value]…", help="with --images: keys of the recipe, such as backbone.name"),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo"),
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="your own images in place of digits, a folder for each class")
+    ] = None,
+) -> None:
     """Digits in 5 tasks: forgetting, and its cure, in two minutes and without a download."""
     launch.require_alone("a demonstration is made by one")
+    if overrides and images is None:
+        raise LoricaError(f"{overrides[0]}: the demonstration on digits takes no keys; they go with --images")
     _figures()
     from lorica import demo as demonstration
 
-    demonstration.show(out, console)
+    demonstration.show(out, console, images, overrides or [])
 
 
 @app.command()

@@ -14,6 +14,20 @@ from pydantic import BaseModel, ValidationError
 from lorica.errors import LoricaError
 from lorica.reading import WIDER, Count, misfits, read_json
 
+_NAMED = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "transformers",
+    "peft",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "pydantic",
+)
+"""Packages whose versions a report should name."""
+
 
 class _Data(BaseModel):
     """What `lorica.data.contents` noted; runs from before it have none."""
@@ -47,6 +61,13 @@ def environment() -> dict[str, Any]:
         "timm": package_version("timm"),
         "git_revision": _git_revision(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of lorica and of what its results depend on, by name; "not installed" for an extra that is not there."""
+    found = {"lorica": package_version("lorica"), "python": platform.python_version()}
+    found |= {name: package_version(name) for name in _NAMED}
+    return {name: each or "not installed" for name, each in found.items()}
 
 
 def package_version(package: str) -> str | None:

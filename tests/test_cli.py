@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -405,3 +407,23 @@ def test_a_foreign_configuration_is_printed_as_a_recipe(lorica: Lorica, tmp_path
     assert '# Not known, and not carried over: colour="red"' in out
     mine.write_text(out)
     assert read_recipe(mine).data.source == "cub200"
+
+
+# ---- versions and completion
+
+
+def test_versions_that_a_report_should_name(lorica: Lorica) -> None:
+    code, out, _ = lorica("--version")
+    assert code == 0
+    lines = dict(line.split(" ", 1) for line in out.strip().splitlines())
+    assert lines["lorica"] == package.__version__ == version("lorica")
+    assert lines["torch"] == version("torch")
+    assert {"python", "timm", "numpy", "transformers"} <= set(lines)
+
+
+def test_a_shell_completes_commands() -> None:
+    asked = {**os.environ, "_LORICA_COMPLETE": "complete_bash", "COMP_WORDS": "lorica ro", "COMP_CWORD": "1"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lorica")], env=asked, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["rollback"]

@@ -7,22 +7,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from lorica import demo
 from lorica.config import Recipe, read_recipe
+from lorica.results import Result
+from lorica.run import run
 from lorica.terminal import Screen
+from tests.test_cli import Lorica
+
+
+@pytest.fixture
+def lorica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lorica:
+    return Lorica(monkeypatch, capsys)
+
+
+def small(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Makes the demonstration run another recipe; returns what it would have run, as it asks for it."""
+    asked = []
+
+    def learn(recipe: Recipe, **options: Any) -> Result:
+        asked.append(recipe)  # what the demo really runs is valid
+        return run(read_recipe(given, {"method.name": recipe.method.name, "fit.epochs": 1}), **options)
+
+    monkeypatch.setattr(demo, "run", learn)
+    return asked
 
 
 def test_demo_runs_every_method_and_shows_the_table(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = []
-
-    def small(name: str, overrides: dict[str, Any]) -> Recipe:
-        asked.append(read_recipe(name, overrides))  # what the demo really runs is valid
-        return read_recipe(small_recipe, overrides | {"fit.epochs": 1})
-
-    monkeypatch.setattr(demo, "read_recipe", small)
+    asked = small(small_recipe, monkeypatch)
     results = demo.show(tmp_path / "demo", Screen(file=sys.stdout, width=200))
     assert [recipe.method.name for recipe in asked] == list(demo.METHODS)
     assert {recipe.data.source for recipe in asked} == {"digits"}
@@ -31,7 +46,45 @@ def test_demo_runs_every_method_and_shows_the_table(
     for result in results:
         assert result.path == tmp_path / "demo" / result.method
         assert f"{100 * result.acc:.1f}" in printed
-    assert all(heading in printed for heading in ("new pair", "after all five", "average on the way", "lost"))
+    assert all(heading in printed for heading in ("new group", "after the last", "average on the way", "lost"))
     assert "How to read it." in printed
     drawn = {file.suffix for file in (tmp_path / "demo" / "figures").iterdir()}
     assert drawn == {".pdf", ".png"}
+    rows = [line for line in printed.splitlines() if "│" in line and any(name in line for name in demo.METHODS)]
+    ends = [float(line.split("│")[3]) for line in rows]
+    assert ends == sorted(ends, reverse=True)  # the best on top
+
+
+def test_demo_on_images_of_ones_own(
+    small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = small(small_recipe, monkeypatch)
+    for number, name in enumerate(("wren", "kite", "[red] owl", "crow", "finch")):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        for image in range(4):
+            Image.new("RGB", (40, 30), (50 * number, 9 * image, 0)).save(tmp_path / "birds" / name / f"{image}.png")
+    screen = Screen(file=sys.stdout, width=200)
+    results = demo.show(tmp_path / "out", screen, tmp_path / "birds", ["fit.batch_size=2"])
+    assert len(results) == len(demo.METHODS)
+    for recipe in asked:
+        assert (recipe.data.source, recipe.data.root) == ("image_folder", tmp_path / "birds")
+        assert (recipe.stream.tasks, recipe.fit.batch_size, recipe.fit.augment) == (2, 2, "flip")
+    printed = capsys.readouterr().out
+    assert "5 classes of your images arrive in 2 groups" in printed
+    assert "birds, 5 classes in 2 groups" in printed
+
+
+def test_demo_says_what_it_cannot_do_before_anything_runs(lorica: Lorica, tmp_path: Path) -> None:
+    (tmp_path / "one" / "wren").mkdir(parents=True)
+    for image in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / "one" / "wren" / f"{image}.png")
+    for arguments, message in (
+        (("--images", tmp_path / "none"), "is not a folder"),
+        (("--images", tmp_path / "one"), "too few classes, 1; two groups of two"),
+        (("--images", tmp_path / "one", "backbone.nam=x"), "backbone.nam: unknown key"),
+        (("fit.epochs=1",), "they go with --images"),
+    ):
+        code, _, error = lorica("demo", *arguments, "--out", tmp_path / "out")
+        assert code == 2
+        assert message in " ".join(error.split())
+    assert not (tmp_path / "out").exists()
