@@ -67,7 +67,7 @@ class NotApplicable(LoricaError):
 
 @dataclass
 class Analysis:
-    """What `analyse` did: figures written, what was left out and why, and what went wrong, a line each."""
+    """What `analyze` did: figures written, what was left out and why, and what went wrong, a line each."""
 
     figures: list[Path] = field(default_factory=list)
     distances: list[Distances] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Analysis:
 
 
 @isolated()
-def analyse(
+def analyze(
     results: Sequence[Result],
     out: Path,
     *,

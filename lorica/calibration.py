@@ -37,7 +37,7 @@ from lorica.linalg import double
 from lorica.reading import WRITTEN
 
 Score = Literal["probability", "logit", "energy"]
-"""Of (2)."""
+"""What (2) measures an image by, to call it unknown."""
 
 SCORE: Score = "logit"
 """Unless `fit` is told another."""
@@ -52,7 +52,7 @@ FLATTEST = 1e-3
 """Smallest 1/T, in units of one over the mean distance from an image's largest logit to the mean of its logits: probabilities are all but alike."""
 
 PRECISION = 1e-6
-"""Of T, relative."""
+"""To which T is found, relative to it."""
 
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
 

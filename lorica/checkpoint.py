@@ -173,7 +173,7 @@ class Checkpoints:
         return lines[first:]
 
     def _sums(self, tasks: int) -> Saved | None:
-        """Those of the checkpoint."""
+        """The sums that the checkpoint after so many tasks has; None where it has none."""
         return self._parts(tasks)[-1][1].sums
 
     def lines_in_common(self, other: Checkpoints) -> int:

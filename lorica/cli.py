@@ -395,7 +395,7 @@ def analyze(
     results = find_runs(runs, left_out=_left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
-        done = analysis.analyse(
+        done = analysis.analyze(
             results,
             folder,
             task=task,

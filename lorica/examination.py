@@ -41,17 +41,17 @@ class Examination:
 
     @property
     def images(self) -> Int[np.ndarray, " rows"]:
-        """Of each class."""
+        """How many images of each class were tested."""
         return self.confusion.sum(axis=1)
 
     @property
     def right(self) -> Int[np.ndarray, " rows"]:
-        """Of each class."""
+        """How many of each class's images were right."""
         return self.confusion[np.arange(len(self.rows)), list(self.rows)]
 
     @property
     def accuracy(self) -> float:
-        """Over all images, a fraction."""
+        """The share of all images that were right, a fraction."""
         return float(self.right.sum() / self.images.sum())
 
     def shares(self) -> Float[np.ndarray, "rows classes"]:

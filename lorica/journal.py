@@ -144,7 +144,7 @@ class Line(BaseModel):
 
     @property
     def tasks(self) -> list[TaskLearned]:
-        """Those that it adds."""
+        """The tasks that this line adds."""
         return [*([self.task] if self.task else []), *self.joined]
 
     def files(self) -> dict[str, Saved | None]:

@@ -255,7 +255,7 @@ class Jury:
 
     @classmethod
     def of_kept(cls, images: UInt8[Tensor, "n 3 s s"] | None, labels: Int[Tensor, " n"]) -> Jury:
-        """Those that were set aside."""
+        """A jury of the images that were set aside."""
 
         def fetch(places: Int[Tensor, " m"]) -> Float[Tensor, "m 3 s s"]:
             assert images is not None

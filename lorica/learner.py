@@ -178,12 +178,12 @@ class Learner:
 
     @property
     def method(self) -> Method:
-        """That of `predictor`."""
+        """The method that the predictor uses."""
         return self.predictor.method
 
     @property
     def reader(self) -> Reader:
-        """That of `predictor`."""
+        """The reader that the predictor uses."""
         return self.predictor.reader
 
     def logits(self, images: Any, *, batch_size: int = 256) -> Float[Tensor, "n classes"]:
@@ -218,7 +218,7 @@ class Learner:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Those of the folder, read anew."""
+        """The checkpoints in the folder, read anew."""
         return Checkpoints(self.folder.checkpoints, undoable=UNDOABLE)
 
     def history(self) -> list[Version]:

@@ -78,7 +78,7 @@ _FISHER_BATCH = 32  # a gradient of each image's own is there for one projection
 
 
 def average(updates: Float[Tensor, " tasks *shape"]) -> Float[Tensor, "*shape"]:
-    """(2), 1/t sum_k D_k."""
+    """The mean of the tasks' updates, 1/t sum_k D_k (2)."""
     return updates.mean(dim=0)
 
 

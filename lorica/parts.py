@@ -60,7 +60,7 @@ class Parts:
         self._additions, self._prefix = additions, f"{place}." if place else ""
 
     def within(self, place: str) -> Parts:
-        """Those of a module inside this one."""
+        """The additions to a module inside this one."""
         return Parts(self._additions, f"{self._prefix}{place}")
 
     def count(self, label: int) -> int:
@@ -83,7 +83,7 @@ class Parts:
 
 
 NO_PARTS = Parts()
-"""Of what has nothing in sums."""
+"""What a memory has that keeps nothing in sums."""
 
 
 def _moved(mean: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -122,7 +122,7 @@ def moved_by(weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " wid
 
 
 def packed(additions: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """All of them as one mapping."""
+    """Several additions as one mapping, as checkpoints keep them."""
     return {f"{place}/{name}": tensor for place, each in enumerate(additions) for name, tensor in each.items()}
 
 

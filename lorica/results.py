@@ -417,12 +417,12 @@ class Record:
 
     @property
     def train_seconds(self) -> list[float]:
-        """One for each entry."""
+        """How long learning each entry took, in seconds."""
         return [entry.train_seconds for entry in self.entries]
 
     @property
     def costs(self) -> list[dict[str, Any]]:
-        """One for each entry."""
+        """The ledger of each entry, see `lorica.cost.measure`."""
         return [entry.cost for entry in self.entries]
 
     def metrics(

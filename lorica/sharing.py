@@ -29,7 +29,7 @@ class Part:
 
     @property
     def rows(self) -> slice:
-        """What picks them."""
+        """The slice that picks these samples out of the whole batch."""
         return slice(self.first, self.stop)
 
     def divided(self, number: int) -> list[Part]:

@@ -56,7 +56,7 @@ JITTER = 1e-4
 """Added to each variance of `Gaussians`."""
 
 TEMPERATURE = 0.1
-"""Of `AlignedHead`."""
+"""What logits are divided by where `AlignedHead` trains."""
 
 
 class ClassMeans(nn.Module):

@@ -232,7 +232,7 @@ class Unread:
         return self._read is not None and _standing(self._read) != self._as_read
 
     def to(self, device: torch.device | str) -> Any:
-        """As of what they are."""
+        """The inputs, read and sent to that device."""
         return self.read().to(device)
 
     def __getitem__(self, which: Any) -> Any:

@@ -16,7 +16,7 @@ import torch
 from lorica import analysis
 from lorica.analysis import (
     NotApplicable,
-    analyse,
+    analyze,
     distances_between,
     labels,
     relative_distances,
@@ -234,7 +234,7 @@ def test_data_that_has_changed_is_refused(copied: Result, six_classes_file: Path
 def test_everything_in_the_figures_is_in_the_json(learn: Learn, finished_run: Result, tmp_path: Path) -> None:
     runs = [finished_run, learn("lora"), learn("sd_lora_kd", tolerance=2.0), learn("prototypes")]
     files = {path: path.read_bytes() for each in runs for path in (each.path or Path()).rglob("*") if path.is_file()}
-    done = analyse(runs, tmp_path, points=2, fine_tune=2)
+    done = analyze(runs, tmp_path, points=2, fine_tune=2)
     assert done.problems == []
     drawn = {path.name for path in done.figures}
     assert {
@@ -275,18 +275,18 @@ def test_distances_are_not_measured_twice(
     monkeypatch.setattr(analysis, "relative_distances", measured)
     monkeypatch.setattr(analysis.figures, "save_all", lambda *_: [])
     runs = [finished_run, learn("lora")]
-    first = analyse(runs, tmp_path, task=0)
+    first = analyze(runs, tmp_path, task=0)
     assert (calls, first.distances) == ([], [])
     assert "distances: they need training; ask for it with --fine-tune 5" in first.skipped
     assert "straight line: none asked for (--task 0)" in first.skipped
-    found = analyse(runs, tmp_path, task=0, fine_tune=2).distances
+    found = analyze(runs, tmp_path, task=0, fine_tune=2).distances
     assert calls == [2]
-    assert analyse(runs, tmp_path, task=0, fine_tune=2).distances == found
-    assert analyse(runs, tmp_path, task=0).distances == found
+    assert analyze(runs, tmp_path, task=0, fine_tune=2).distances == found
+    assert analyze(runs, tmp_path, task=0).distances == found
     assert calls == [2]
-    analyse(runs, tmp_path, task=0, fine_tune=3)
+    analyze(runs, tmp_path, task=0, fine_tune=3)
     assert calls == [2, 3]
-    analyse([learn("lora", projections=["k"])], tmp_path, task=0, fine_tune=3)  # other weights
+    analyze([learn("lora", projections=["k"])], tmp_path, task=0, fine_tune=3)  # other weights
     assert calls == [2, 3, 3]
 
 
@@ -296,7 +296,7 @@ def test_what_fails_for_one_run_is_said_and_the_rest_is_drawn(
     monkeypatch.setattr(analysis.figures, "all_figures", lambda *_: {})
     assert copied.path is not None
     shutil.rmtree(copied.path / "checkpoints")
-    done = analyse([finished_run, copied], tmp_path / "out", points=2)
+    done = analyze([finished_run, copied], tmp_path / "out", points=2)
     assert len(done.problems) == 2
     assert all(str(copied.path) in problem for problem in done.problems)
     assert [path.name for path in done.figures if path.suffix == ".pdf"] == ["residuals.pdf", "straight_line.pdf"]
@@ -318,7 +318,7 @@ def test_what_fails_for_one_run_is_said_and_the_rest_is_drawn(
 def test_a_damaged_analysis_is_not_overwritten(content: str, finished_run: Result, tmp_path: Path) -> None:
     (tmp_path / analysis.FILE).write_text(content)
     with pytest.raises(LoricaError, match=r"analysis.json: not an analysis of this version of lorica, or altered"):
-        analyse([finished_run], tmp_path)
+        analyze([finished_run], tmp_path)
     assert (tmp_path / analysis.FILE).read_text() == content
 
 

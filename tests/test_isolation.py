@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import lorica
-from lorica.analysis import FILE, analyse
+from lorica.analysis import FILE, analyze
 from lorica.isolation import isolated
 from lorica.results import Result
 from lorica.run import evaluate
@@ -98,11 +98,11 @@ def test_they_are_as_before_after_an_error_too() -> None:
 
 
 def test_analysing_is_the_same_whatever_its_caller_has_set(finished_run: Result, tmp_path: Path) -> None:
-    expected = analyse([finished_run], tmp_path / "plain", points=2)
+    expected = analyze([finished_run], tmp_path / "plain", points=2)
     with ExitStack() as stack:
         for caller in CALLERS.values():
             stack.enter_context(caller())
-        found = analyse([finished_run], tmp_path / "odd", points=2)
+        found = analyze([finished_run], tmp_path / "odd", points=2)
     assert (found.problems, found.skipped) == ([], expected.skipped)
     assert (tmp_path / "odd" / FILE).read_text() == (tmp_path / "plain" / FILE).read_text()
 

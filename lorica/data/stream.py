@@ -106,7 +106,7 @@ class Split:
 
     @property
     def unread(self) -> UnreadSplit:
-        """The same samples, see there."""
+        """The same samples as inputs that are read only once somebody needs them (`UnreadSplit`)."""
         return UnreadSplit(self, self._samples)
 
     @cached_property
@@ -143,7 +143,7 @@ class UnreadSplit:
         first: int = 0,
         share: Share = ALL,
     ) -> Iterator[Batch]:
-        """As those of a `Split`."""
+        """Batches as `Split.batches` gives them, of one part after another."""
         if augment != "none":
             for split, _ in self._parts:
                 yield from split.batches(
@@ -172,7 +172,7 @@ class UnreadSplit:
                 yield split, samples, places, part
 
     def forget(self) -> None:
-        """Drops what is kept of them."""
+        """Drops the features that were kept of these samples."""
         for _, samples in self._parts:
             samples.memory.forget(samples)
 

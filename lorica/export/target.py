@@ -50,7 +50,7 @@ class Target(Protocol):
         ...
 
     def load(self, subject: Subject, folder: Path) -> Loaded:
-        """Loads them back."""
+        """Loads the files back, as the library they are for does."""
         ...
 
     def readme(self, subject: Subject) -> str:

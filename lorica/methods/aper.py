@@ -73,7 +73,7 @@ class APER(FirstTaskMethod):
         self.means.grow(len(task.new_classes))
 
     def end_task(self, context: Context) -> None:
-        """(3)."""
+        """Adds the means of the task's classes in plain and tuned features together (3)."""
         features, labels = context.gathered(self.features)
         self.means.add(features, labels)
         self.measure(features[:, self.encoder.width :], labels)

@@ -136,7 +136,7 @@ class DualPrompt(LinearHeadMethod):
         return self.encoder.features(inputs, prefixes=both, layers=layers)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """(1)."""
+        """Cross-entropy under the task's own prompts, and what pulls its key towards the queries (1)."""
         logits = self.head(self.prompted(batch.inputs, self.prompts.rows[-1][None]))
         similarity = cosines(query(self.encoder, batch.inputs), self.keys[-1][None])
         yield {
@@ -149,7 +149,7 @@ class DualPrompt(LinearHeadMethod):
             nn.utils.clip_grad_norm_(self.trainable(), self.config.gradient_clip)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
-        """Those of (2)."""
+        """Features under the prompt whose key is nearest to each input's query (2)."""
         chosen = cosines(query(self.encoder, inputs), torch.stack(list(self.keys))).argmax(dim=1)
         if self.config.batch_majority:
             chosen = chosen.bincount().argmax().expand_as(chosen)

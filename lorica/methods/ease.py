@@ -132,7 +132,7 @@ class EASE(Method):
         return [*own, self.encoder.features(inputs)] if self.config.backbone_weight else own
 
     def weights(self) -> Float[Tensor, "spaces classes"]:
-        """Of the cosines in (3)."""
+        """How much the cosine of each space counts in the score of each class (3)."""
         shape = (len(self.class_means()), seen_classes(self.tasks))
         weights = torch.full(shape, self.config.others_weight / max(1, self.task.index), device=self.device)
         for task in self.tasks:
@@ -173,7 +173,7 @@ class EASE(Method):
             prototypes[old] = weights @ prototypes[known]
 
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
-        """(3)."""
+        """Scores of all classes: weighted sums of cosines over the spaces (3)."""
         pairs = zip(self.class_means(), self.in_spaces(inputs), strict=True)
         cosines = torch.stack([means(features) for means, features in pairs])
         return (self.weights()[:, None] * cosines).sum(dim=0)

@@ -116,7 +116,7 @@ class HiDePromptConfig(LinearHeadConfig):
 def contrast(
     centroids: Float[Tensor, "m features"], features: Float[Tensor, "n features"], *, normalised: bool
 ) -> Float[Tensor, ""]:
-    """(3)."""
+    """The contrastive term between remembered centroids and the batch's features (3)."""
     with torch.autocast(features.device.type, enabled=False):
         rows = torch.cat([centroids, features.float()])
         rows = F.normalize(rows, dim=1) if normalised else rows
@@ -195,7 +195,7 @@ class HiDePrompt(LinearHeadMethod):
         return [self.prompts.rows[-1], *self.head_parameters()]
 
     def mixture(self) -> Float[Tensor, "blocks 2 length dim"]:
-        """e_t of (1)."""
+        """The prompt in training: the task's own, with a share of the mean of earlier ones, e_t of (1)."""
         *earlier, newest = self.prompts.rows
         if not earlier:
             return newest
@@ -211,7 +211,7 @@ class HiDePrompt(LinearHeadMethod):
         return self.encoder.features(inputs, prefixes=prefixes(self.prompts.blocks, rows), layers=layers)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """(2)."""
+        """Cross-entropy under the task's own prompt, and the contrastive term (2)."""
         features = self.prompted(batch.inputs, self.mixture()[None])
         terms = {"cross_entropy": self.cross_entropy(self.head(features), batch.labels)}
         if weight := self.config.contrast_weight:
@@ -229,7 +229,7 @@ class HiDePrompt(LinearHeadMethod):
         return [*identity.residual.parameters(), *identity.norm.parameters(), *rows]
 
     def identity_losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """Cross-entropy of (4)."""
+        """Cross-entropy of the classifier that tells the task (4)."""
         logits = self.identity(query(self.encoder, batch.inputs))
         yield {"identity": self.cross_entropy(logits, batch.labels)}
 
@@ -280,5 +280,5 @@ class HiDePrompt(LinearHeadMethod):
         return task_of[self.identity(query(self.encoder, inputs)).argmax(dim=1)]
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
-        """Those of (6)."""
+        """Features under the prompt of the task that each input is told to be of (6)."""
         return self.prompted(inputs, self.prompts.of(self.identify(inputs)), layers=layers)

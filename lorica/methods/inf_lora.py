@@ -215,7 +215,7 @@ class InfLoRA(LinearHeadMethod):
 
     @torch.no_grad()
     def begin_task(self, context: Context) -> None:
-        """(2)."""
+        """Makes D_t from the task's inputs, clear of what is protected, and starts U_t at zero (2)."""
         moments = self.second_moments(context) if self.config.subspace in ("both", "data") else {}
         for block, adapter, memory in self.parts():
             free = memory.free()  # everything, where nothing is ever protected
@@ -231,7 +231,7 @@ class InfLoRA(LinearHeadMethod):
 
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
-        """(3)."""
+        """Protects the directions that the task's inputs have used, until they hold epsilon_t of the energy (3)."""
         if self.config.subspace in ("data", "none"):
             return
         moments, released = self.second_moments(context), self.squared

@@ -177,7 +177,7 @@ class L2P(LinearHeadMethod):
         return self.prompted(inputs, chosen, layers=layers), similarity.gather(1, chosen)
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """(2)."""
+        """Cross-entropy, and what pulls the picked keys towards their queries (2)."""
         features, picked = self.answer(batch.inputs)
         yield {
             "cross_entropy": self.cross_entropy(self.head(features), batch.labels),

@@ -52,7 +52,7 @@ class Prototypes(Method):
         yield from known_again(task, self.means.remembered())
 
     def trained_on(self) -> Sequence[Task]:
-        """None."""
+        """No task: nothing is ever trained."""
         return ()
 
     def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:

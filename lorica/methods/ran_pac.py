@@ -93,7 +93,7 @@ class RanPAC(FirstTaskMethod):
         self.regression.grow(len(task.new_classes))
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
-        """G and Q."""
+        """The sums G and Q, from which the regression is solved."""
         return ("regression.gram", "regression.targets")
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
@@ -101,17 +101,17 @@ class RanPAC(FirstTaskMethod):
         return self.tuned(inputs, layers=layers)
 
     def reads_encoder(self) -> bool:
-        """Where nothing is tuned."""
+        """True where nothing is tuned: features are then those of the plain backbone."""
         return self.tuning is None
 
     def random_features(self, features: Float[Tensor, "n features"]) -> Float[Tensor, "n width"]:
-        """(2)."""
+        """The random features ReLU(f W) (2)."""
         with torch.autocast(features.device.type, enabled=False):
             return F.relu(features.float() @ self.projection)
 
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
-        """(3) and (4)."""
+        """Adds the task's random features to G and Q (3), chooses the ridge and solves (4)."""
         features, labels = context.gathered(self.features)
         self.measure(features, labels)
         if self.task.index == 0:
@@ -130,7 +130,7 @@ class RanPAC(FirstTaskMethod):
             yield NO_SUMS
 
     def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
-        """Lambda, too."""
+        """What the base says, and the ridge lambda, which a task's images have chosen."""
         yield from super().traces_of(classes, frozen=frozen)
         yield from self.regression.trace_of(classes, self.tasks[-1 - frozen])
 

@@ -289,7 +289,7 @@ class Readout(Method):
                 yield NO_SUMS
 
     def taken_parts(self) -> dict[str, Tensor]:
-        """The method's, too."""
+        """What the read-out recorded of its additions, and what the method did."""
         learners = {f"learner.{name}": tensor for name, tensor in self.learner.taken_parts().items()}
         return super().taken_parts() | learners
 

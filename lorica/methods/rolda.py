@@ -211,7 +211,7 @@ class RoLDA(Method):
         return [*self.updates.factors(), self.head] if self.task.index in self.adapted else []
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
-        """(1)."""
+        """Cross-entropy between the classes of the task in each rotation, by cosines (1)."""
         inputs, labels = batch.inputs, self.task.positions(batch.labels)
         if self.rotations:
             turns = per_sample(len(labels), lambda n: torch.randint(ROTATIONS, (n,)))
@@ -238,7 +238,7 @@ class RoLDA(Method):
             self.note_parts("discriminant", self.discriminant.parts(features, labels, frozen=context.frozen))
 
     def _follow(self, context: Context) -> None:
-        """(5)."""
+        """Moves what is known of earlier classes by the map between features before and after the task (5)."""
 
         def turned(encoder: Encoder, inputs: Inputs) -> Tensor:
             views = [torch.rot90(cast(Tensor, inputs), turn, (2, 3)) for turn in range(ROTATIONS)]
@@ -256,7 +256,7 @@ class RoLDA(Method):
             self.note_parts("discriminant", moved_by(*moved))
 
     def keeps_features(self, task: Task) -> bool:
-        """As no frozen task is adapted to."""
+        """Always: no frozen task is adapted to."""
         return True
 
     def cannot_freeze(self, task: Task) -> Iterator[str]:
@@ -271,11 +271,11 @@ class RoLDA(Method):
         return self.config.adapt == "first" and (bool(self.adapted) or not self.config.passes)
 
     def trained_on(self) -> Sequence[Task]:
-        """Those that were adapted to."""
+        """The tasks that were adapted to."""
         return [self.tasks[index] for index in self.adapted]
 
     def solve_again(self) -> None:
-        """(3)."""
+        """Solves the discriminant from its sums again (3)."""
         self.discriminant.solve(self.config.shrinkage)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
@@ -319,7 +319,7 @@ class RoLDA(Method):
                 self._start(index)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
-        """S and the means."""
+        """The scatter S and the class means, from which the discriminant is solved."""
         return ("discriminant.scatter", "discriminant.means")
 
 

@@ -258,7 +258,7 @@ class SDLoRAKD(SDLoRA):
         return self.directions[site](self.magnitudes, 0.0)
 
     def end_task(self, context: Context) -> None:
-        """Eq. 7 and 8."""
+        """Drops the newest direction if the kept ones can express it, and gives them its share (Eq. 7 and 8)."""
         if len(self.kept) < 2:
             return
         coefficients, squared = project_last(self.directions.gram())
