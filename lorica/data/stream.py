@@ -182,7 +182,7 @@ class Stream:
 
     `tasks=T`: T groups as even as possible, the larger ones first. `classes_per_task`: a number (the last group may be
     smaller), or one number per task. `seed` orders the classes by RandomState(seed).permutation; None keeps the
-    source's order. `validation_fraction` of each class's training samples is held out by a seed of its own. `cache_bytes` are
+    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training samples is held out by a seed of its own. `cache_bytes` are
     divided between training and test samples by their number; a quarter as much is there for features that stay. DataError for a division into tasks that is impossible, or that
     leaves a task without test or validation samples.
     """
@@ -203,6 +203,10 @@ class Stream:
         sizes = _task_sizes(number, tasks, classes_per_task)
         if not 0 <= validation_fraction < 1:
             raise DataError(f"data.validation_fraction: expected at least 0 and less than 1, got {validation_fraction}")
+        if source.in_order and seed is not None:
+            raise DataError(
+                f"stream.seed: the classes of {source.name} come in an order of their own, got {seed}; give stream.seed=null"
+            )
         order = np.arange(number) if seed is None else np.random.RandomState(seed).permutation(number)
         self.source = source
         self.class_order: tuple[int, ...] = tuple(order.tolist())

@@ -23,13 +23,19 @@ ClassOrder = Literal["natural", "text"]
 
 @dataclass(frozen=True)
 class Source:
-    """A training and a test set over the same classes. `facts`: plain values for the record of a run."""
+    """A training and a test set over the same classes.
+
+    Attributes:
+        facts: plain values for the record of a run.
+        in_order: its classes come in an order of their own, which no stream may shuffle.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Samples
     test: Samples
     facts: dict[str, object]
+    in_order: bool = False
 
 
 def split_per_class(
