@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica import launch
-from lorica.commands import MethodFile, models, naming
+from lorica.commands import MethodFile, data, models, naming
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
@@ -38,6 +38,7 @@ app = typer.Typer(
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
 app.add_typer(models.models)
+app.add_typer(data.data, name="data")
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
