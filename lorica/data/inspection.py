@@ -23,7 +23,7 @@ from lorica.data.folders import Walk
 from lorica.data.images import ImageFiles, faults
 from lorica.data.samples import Samples
 from lorica.data.sources import Source, labelled_images, load_source
-from lorica.data.sources.base import listed, make_source, name_faults, some
+from lorica.data.sources.base import Domains, listed, make_source, name_faults, some
 from lorica.errors import DataError
 from lorica.progress import Reporter, Silent
 
@@ -42,6 +42,7 @@ class Inspection:
         split: the name of the one that it is, or the names of those that it may be; None for none of them.
         sha256: the hash of that.
         facts: for the record of a run.
+        domains: of the samples, where it has several.
         problems: all in which it is not the benchmark.
     """
 
@@ -53,6 +54,7 @@ class Inspection:
     sha256: str | None
     facts: Mapping[str, object]
     problems: Sequence[str]
+    domains: Domains | None = None
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -71,7 +73,7 @@ class Inspection:
         """Its images, to make a stream of."""
         train, test = self.halves
         made = make_source(self.benchmark.name, self.class_names, train, test, dict(self.facts))
-        return replace(made, in_order=self.benchmark.in_order)
+        return replace(made, in_order=self.benchmark.in_order, domains=self.domains)
 
 
 def inspect(
@@ -125,7 +127,7 @@ def inspect(
         problems += listed(f"{len(shared)} test images are training images, too", shared)
     name = " or ".join(each.name for each in fitting) or None
     facts = {"layout": layout.name, "split": name, "split_sha256": digest} | facts
-    return Inspection(benchmark, layout, class_names, halves, name, digest, facts, problems)
+    return Inspection(benchmark, layout, class_names, halves, name, digest, facts, problems, _domains(benchmark, keys))
 
 
 def _place(benchmark: Benchmark, root: Path) -> tuple[Path, Layout] | None:
@@ -174,8 +176,12 @@ def _of_lists(
 ) -> _Read:
     assert layout.read is not None  # by the caller
     listing = layout.read(root)
-    walk = Walk()
-    there = {path for folder in listing.folders for path in walk.images(folder)}
+    shown = reporter or Silent()
+    shown.stage("looking into folders", len(listing.folders))
+    walk, there = Walk(), set[Path]()
+    for folder in listing.folders:
+        there.update(walk.images(folder))
+        shown.step()
     named = Counter(entry.path for entry in listing.entries)
     problems += listed(f"{len(walk.problems)} links or folders cannot be followed", walk.problems)
     problems += _by_folder("that the lists name are missing", named.keys() - there, root)
@@ -260,6 +266,14 @@ def _domain_problems(benchmark: Benchmark, keys: Sequence[Sequence[str]]) -> Ite
         counts = tuple(half[domain] for half in found)
         if counts != expected:
             yield f"{domain}: {_in_numbers(counts)}, expected {_in_numbers(expected)}"
+
+
+def _domains(benchmark: Benchmark, keys: Sequence[Sequence[str]]) -> Domains | None:
+    if not benchmark.domains:
+        return None
+    number_of = {name: number for number, name in enumerate(benchmark.domains)}
+    train, test = (np.array([number_of[key.partition("/")[0]] for key in half], np.int64) for half in keys)
+    return Domains(tuple(benchmark.domains), train, test)
 
 
 def _told_apart(

@@ -427,6 +427,24 @@ def test_an_unknown_one() -> None:
         find_benchmark("x")
 
 
+def test_domainnet_is_a_stream_of_domains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = small("domainnet", "the official lists", tmp_path, monkeypatch)
+    domain_of = {path: picture.domain for picture, path in paths.items()}
+    source = load("domainnet", tmp_path)
+    assert source.domains is not None
+    assert source.domains.names == ("clipart", "real")
+    for half in ("train", "test"):
+        found = [source.domains.names[number] for number in getattr(source.domains, half)]
+        assert found == [domain_of[path] for path in getattr(source, half).paths]
+    stream = Stream(source, reader=ImageReader(8), by="domain", tasks=2)
+    for task, domain in zip(stream.tasks, ("clipart", "real"), strict=True):
+        assert len(task.classes) == 3
+        for half, split in (("train", stream.train(task)), ("test", stream.test(task))):
+            read = [getattr(source, half).paths[number] for number in split.indices.tolist()]
+            assert {domain_of[path] for path in read} == {domain}
+            assert len(read) == (9 if half == "train" else 6)
+
+
 def test_vtab_is_never_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small("vtab", "folders", tmp_path, monkeypatch)
     source = load("vtab", tmp_path)

@@ -82,7 +82,7 @@ BENCHMARK = Benchmark(
     place=("the six folders of domains as they are unpacked, and the twelve lists, into data/DomainNet",),
     protocols=(
         "69 classes a task (5 tasks, over all domains: SD-LoRA, CODA-Prompt, InfLoRA)",
-        "a domain a task (6 tasks: RanPAC)",
+        "a domain a task, each with all classes (6 tasks: RanPAC): stream.by=domain stream.tasks=6",
     ),
     traps=(
         "CODA-Prompt and InfLoRA name lists (domainnet_train.yaml, domainnet_test.yaml) that their repositories do not have: their rows cannot be made again exactly",
