@@ -73,7 +73,8 @@ def check(
 
 def _sections(benchmark: Benchmark) -> list[tuple[str, Sequence[str]]]:
     splits = [
-        f"{_size(split.train, split.test)}: {split.name}; its hash is {split.sha256 or 'not known to us'}"
+        f"{_size(split.train, split.test)}: {split.name}"
+        + (f"; its hash is {split.sha256 or 'not known to us'}" if benchmark.layouts else "")
         for split in benchmark.splits
     ]
     layouts = [f"{layout.shown} ({layout.name})" for layout in benchmark.layouts]
@@ -100,13 +101,15 @@ def _compared(found: Inspection) -> Table:
     shown = Table("", "expected", "found", title=benchmark.title, title_justify="left")
     train, test = found.counts or ("", "")
     rows = [
-        ("layout", " or ".join(each.name for each in benchmark.layouts), layout.name if layout else "none"),
+        ("layout", _or(each.name for each in benchmark.layouts) or "archive", layout.name if layout else "none"),
         ("classes", str(benchmark.classes), str(len(found.class_names))),
         ("training images", _or(split.train for split in possible), str(train)),
         ("test images", _or(split.test for split in possible), str(test)),
         ("split", _or(split.name for split in possible), found.split or "none of these"),
-        ("hash", _or((split.sha256 or "unknown")[:_DIGITS] for split in possible), (found.sha256 or "")[:_DIGITS]),
     ]
+    if benchmark.layouts:
+        known = _or((split.sha256 or "unknown")[:_DIGITS] for split in possible)
+        rows.append(("hash", known, (found.sha256 or "")[:_DIGITS]))
     for row in rows:
         shown.add_row(*row)
     return shown

@@ -129,14 +129,15 @@ class Benchmark:
 
         Args:
             root: the folder in one of its layouts, or the one that holds it under a usual name.
-            options: as of a source's `load`; those that would make another data set of it have no effect.
+            options: as of a source's `load`, of which those that would make another data set of it have no effect.
 
         Raises:
             DataError: all in which the folder is not this benchmark.
         """
         from lorica.data.inspection import inspect  # torch
 
-        found = inspect(self, required(root, self.name), **options)
+        looking = {key: options[key] for key in ("decoding", "decode_all", "reporter") if key in options}
+        found = inspect(self, required(root, self.name), **looking)
         found.require()
         return found.source()
 

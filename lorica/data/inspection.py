@@ -11,7 +11,8 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,6 +37,7 @@ class Inspection:
     """What a folder has of a benchmark.
 
     Attributes:
+        problems: all in which it is not the benchmark.
         layout: the one in which it is; None where there is none of them.
         class_names: by number.
         halves: training and test samples.
@@ -43,17 +45,16 @@ class Inspection:
         sha256: the hash of that.
         facts: for the record of a run.
         domains: of the samples, where it has several.
-        problems: all in which it is not the benchmark.
     """
 
     benchmark: Benchmark
-    layout: Layout | None
-    class_names: Sequence[str]
-    halves: Sequence[Samples]
-    split: str | None
-    sha256: str | None
-    facts: Mapping[str, object]
     problems: Sequence[str]
+    layout: Layout | None = None
+    class_names: Sequence[str] = ()
+    halves: Sequence[Samples] = ()
+    split: str | None = None
+    sha256: str | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
     domains: Domains | None = None
 
     @property
@@ -85,7 +86,6 @@ def inspect(
     duplicates: bool = False,
     split: str | None = None,
     reporter: Reporter | None = None,
-    **_: Any,
 ) -> Inspection:
     """Looks at a folder, its own or the one that holds it beside other data; it raises nothing, and says all that is wrong.
 
@@ -102,7 +102,7 @@ def inspect(
         there = "has none of its layouts" if root.is_dir() else "is not a folder"
         expected = "; or ".join(f"{layout.shown} ({layout.name})" for layout in benchmark.layouts)
         problem = f"{root} {there}; expected in it, or in its folder {' or '.join(benchmark.folders)}: {expected}"
-        return Inspection(benchmark, None, (), (), None, None, {}, [problem])
+        return Inspection(benchmark, [problem])
     root, layout = found
     problems: list[str] = []
     looking: dict[str, Any] = {"decoding": decoding, "decode_all": decode_all, "reporter": reporter}
@@ -112,8 +112,7 @@ def inspect(
         else:
             class_names, halves, keys, facts = _of_lists(root, layout, problems, **looking)
     except DataError as error:
-        problems = [problem.removeprefix("data.root: ") for problem in error.problems]
-        return Inspection(benchmark, layout, (), (), None, None, {}, problems)
+        return Inspection(benchmark, _of_root(error), layout)
     numbers = {name: number for number, name in enumerate(class_names)}
     digest = _hash(halves, keys, numbered=list(class_names) != sorted(class_names))
     problems += _class_problems(benchmark, class_names)
@@ -127,7 +126,13 @@ def inspect(
         problems += listed(f"{len(shared)} test images are training images, too", shared)
     name = " or ".join(each.name for each in fitting) or None
     facts = {"layout": layout.name, "split": name, "split_sha256": digest} | facts
-    return Inspection(benchmark, layout, class_names, halves, name, digest, facts, problems, _domains(benchmark, keys))
+    domains = _domains(benchmark, keys)
+    return Inspection(benchmark, problems, layout, class_names, halves, name, digest, facts, domains)
+
+
+def _of_root(error: DataError) -> list[str]:
+    """Its problems, of which all are of the root."""
+    return [problem.removeprefix("data.root: ") for problem in error.problems]
 
 
 def _place(benchmark: Benchmark, root: Path) -> tuple[Path, Layout] | None:
@@ -144,14 +149,13 @@ def _fetched(benchmark: Benchmark, root: Path) -> Inspection:
     try:
         source = load_source(benchmark.name, root=root, download=False)
     except DataError as error:
-        problems = [problem.removeprefix("data.root: ") for problem in error.problems]
-        return Inspection(benchmark, None, (), (), None, None, {}, problems)
+        return Inspection(benchmark, _of_root(error))
     layout = Layout("archive", "", ())
     fitting, wrong = _told_apart(benchmark, layout, {}, (len(source.train), len(source.test)), None)
     problems = [*_class_problems(benchmark, source.class_names), *wrong]
     split = " or ".join(each.name for each in fitting) or None
     halves = (source.train, source.test)
-    return Inspection(benchmark, layout, source.class_names, halves, split, None, source.facts, problems)
+    return Inspection(benchmark, problems, layout, source.class_names, halves, split, facts=source.facts)
 
 
 _Read = tuple[Sequence[str], Sequence[ImageFiles], Sequence[Sequence[str]], dict[str, object]]
@@ -229,7 +233,9 @@ def _class_names(pairs: Iterable[tuple[int, str]], problems: list[str]) -> list[
 
 def _by_folder(what: str, paths: Iterable[Path], root: Path) -> list[str]:
     """A line that says how many images in which folders are this."""
-    folders = Counter(path.relative_to(root).parent.as_posix() for path in paths)
+    folders = Counter(
+        (path.relative_to(root) if path.is_relative_to(root) else path).parent.as_posix() for path in paths
+    )
     if not folders:
         return []
     where = some([f"{times} in {folder}" for folder, times in sorted(folders.items())])
@@ -318,16 +324,17 @@ def _in_both(halves: Sequence[ImageFiles], reporter: Reporter | None) -> Iterato
     shown = reporter or Silent()
     shown.stage("looking for images in both halves", len(train) + len(test))
 
-    def digest(path: Path) -> bytes:
-        with path.open("rb") as file:
+    def digest(path: Path) -> bytes | None:
+        with suppress(OSError), path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
+        return None  # it is named as one that cannot be read
 
-    first: dict[bytes, Path] = {}
+    first: dict[bytes | None, Path] = {}
     with ThreadPoolExecutor() as pool:
         for path, content in zip(train, pool.map(digest, train), strict=True):
             first.setdefault(content, path)
             shown.step()
         for path, content in zip(test, pool.map(digest, test), strict=True):
-            if content in first:
+            if content and content in first:
                 yield f"{path} is {first[content]}"
             shown.step()

@@ -359,6 +359,18 @@ def test_lists_that_disagree_on_a_number(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
+def test_a_list_that_names_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small("cub200", "the release", tmp_path / "cub", monkeypatch)
+    outside = tmp_path / "001.Auk" / "train0.png"
+    draw(outside)
+    file = tmp_path / "cub" / "images.txt"
+    for path in (str(outside), "../../001.Auk/train0.png"):
+        file.write_text("\n".join([f"1 {path}", *file.read_text().splitlines()[1:]]))
+        said = problems("cub200", tmp_path / "cub")
+        assert said[0].startswith("1 images that the lists name are missing: 1 in ")
+        assert said[1] == "1 images are in no list: 1 in images/001.Auk"
+
+
 def test_an_image_without_a_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small("cub200", "the release", tmp_path, monkeypatch)
     file = tmp_path / "train_test_split.txt"

@@ -1,7 +1,7 @@
 """DomainNet: 345 classes in six domains (Peng et al., 2019), by the official list of training and test images of each.
 
 No repository that we know has the lists of the published class-incremental rows, so these cannot be made again exactly. Here it is the union
-of the six domains, the class numbers those of the lists, which are not the text order of the names.
+of the six domains, the class numbers those of the lists.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ BENCHMARK = Benchmark(
     ),
     traps=(
         "CODA-Prompt and InfLoRA name lists (domainnet_train.yaml, domainnet_test.yaml) that their repositories do not have: their rows cannot be made again exactly",
-        "The_Eiffel_Tower and its like come first as texts, and not in the lists: torchvision's ImageFolder numbers the classes otherwise",
+        "torchvision's ImageFolder would number the classes as texts, capitals like The_Eiffel_Tower first; here the lists decide",
         "an older release of clipart and painting has other images: the numbers of images tell",
         "586575 images: the first look takes minutes",
     ),

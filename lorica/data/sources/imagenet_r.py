@@ -62,7 +62,7 @@ BENCHMARK = Benchmark(
     classes=200,
     splits=(
         Split("the archive of RevisitingCIL", 24000, 6000),
-        Split("one that InfLoRA or HiDe-Prompt drew", 24000, 6000),
+        Split("one that InfLoRA, HiDe-Prompt or somebody else drew", 24000, 6000),
         Split("CODA-Prompt's lists", 24000, 6000, (CODA.name,), {"n01443537": 122}),
     ),
     layouts=(FOLDERS, CODA),
