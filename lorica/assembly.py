@@ -162,6 +162,7 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bo
     data = recipe.data
     stream = Stream(
         source,
+        by=recipe.stream.by,
         tasks=recipe.stream.tasks,
         classes_per_task=recipe.stream.classes_per_task,
         seed=recipe.stream.seed,
@@ -235,6 +236,5 @@ def make_accelerator(recipe: Recipe, *, of: int = 1) -> Accelerator:
 def arrivals(stream: Stream, method: Method | type[Method]) -> list[tuple[Task, Any]]:
     """What the method is given to learn, one after another: the stream's tasks, or everything as one task."""
     if method.learns_all_at_once:
-        everything = tuple(name for task in stream.tasks for name in task.class_names)
-        return [(Task.of_new_classes(0, 0, everything), stream.train_all())]
+        return [(Task.of_new_classes(0, 0, stream.class_names), stream.train_all())]
     return [(task, stream.train(task)) for task in stream.tasks]

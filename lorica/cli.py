@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica import launch
-from lorica.commands import MethodFile, models, naming
+from lorica.commands import MethodFile, data, models, naming
 from lorica.config import packaged_recipes, packaged_text, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.environment import versions
@@ -39,6 +39,7 @@ app = typer.Typer(
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
 app.add_typer(models.models)
+app.add_typer(data.data, name="data")
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C

@@ -124,6 +124,11 @@ class DataConfig(Section):
 class StreamConfig(Section):
     """How classes arrive."""
 
+    by: Literal["class", "domain"] = Field(
+        default="class",
+        exclude_if=lambda value: value == "class",  # as in recipes from before there was this key
+        description="`domain`: a task is a domain of the source, with classes of earlier ones; `tasks` is how many there are",
+    )
     tasks: int | None = Field(default=None, ge=1, description="number of tasks, as even as possible")
     classes_per_task: int | list[int] | None = Field(default=None, description="or their sizes; an uneven list is fine")
     seed: int | None = Field(

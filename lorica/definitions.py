@@ -62,6 +62,11 @@ def constant(statements: Sequence[ast.stmt], name: str) -> Any:
     return None
 
 
+def defines(statements: Sequence[ast.stmt], name: str) -> bool:
+    """Whether one of these statements gives something this name."""
+    return any(name in _defined(statement) for statement in statements)
+
+
 def class_attribute(module: str, class_name: str, name: str) -> Any:
     """An attribute of a class in a module of lorica's; the class has it itself, or from a base in lorica.
 

@@ -261,6 +261,8 @@ def _learn_stream(
         for task in stream.tasks
     ]
     identity = {"backbone": method.encoder.fingerprint, "data": short_digest(contents)}
+    if split := stream.source.facts.get("split_sha256"):  # which has the classes' numbers, too, where lists give them
+        identity["split"] = str(split)[:16]
     results = _Results(session, recipe, tasks, identity)
     _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it

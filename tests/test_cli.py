@@ -18,6 +18,7 @@ import yaml
 import lorica as package
 from lorica import cli, report
 from lorica.config import packaged_recipes, read_recipe
+from lorica.data.sources import benchmark_names
 from lorica.errors import LoricaError
 from lorica.merging import RULES
 from lorica.methods import find_method, method_names
@@ -66,7 +67,7 @@ def test_help(lorica: Lorica) -> None:
         command in out
         for command in (
             *("demo", "run", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
-            *("learn", "predict", "history", "rollback", "forget", "join", "--debug"),
+            *("learn", "predict", "history", "rollback", "forget", "join", "data", "--debug"),
         )
     )
 
@@ -79,7 +80,9 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
     wrong.write_text("method: {name: sd_lora, rank: 0}\ndata: {rot: here}\nfit: {epochs: many}\n")
     commands = [
         (0, "--help"),
-        *((0, f"{command} --help") for command in ("run", "learn", "merge", "export", "serve")),
+        *((0, f"{command} --help") for command in ("run", "learn", "merge", "export", "serve", "data")),
+        *((0, f"data show {name}") for name in ("", *benchmark_names())),
+        (2, "data check imagenet --root ."),
         *((0, f"list {what}{plain}") for what in ("methods", "sources", "recipes") for plain in ("", " --plain")),
         *((0, f"table {finished_run.path} --format {form}") for form in cli.Format),
         (0, f"table {finished_run.path} --properties --spread error"),

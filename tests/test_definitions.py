@@ -13,7 +13,7 @@ import pytest
 
 from lorica import definitions
 from lorica.config import read_recipe
-from lorica.definitions import class_attribute, constant, parsed
+from lorica.definitions import class_attribute, constant, defines, parsed
 from lorica.errors import RecipeError
 from lorica.methods import config_of, find_method, method_names
 
@@ -136,3 +136,11 @@ def test_what_is_imported_already_is_used_as_it_is() -> None:
 
     assert class_attribute("lorica.methods.rolda", "RoLDA", "Config") is RoLDA.Config
     assert class_attribute("lorica.methods.rolda", "RoLDA", "fit_defaults")(None) == RoLDA.fit_defaults(None)
+
+
+def test_what_statements_define() -> None:
+    statements = ast.parse(
+        "from a import b as c\nONE = 1\nTWO: int = 2\ndef three(): FIVE = 5\nclass Four: SIX = 6"
+    ).body
+    assert [name for name in ("c", "ONE", "TWO", "three", "Four") if not defines(statements, name)] == []
+    assert [name for name in ("a", "b", "FIVE", "int") if defines(statements, name)] == []

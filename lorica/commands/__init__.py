@@ -1,5 +1,6 @@
 """Groups of commands, a file each, which `lorica.cli` puts together; here is what they share.
 
+data      `lorica data show | check`
 models    `lorica learn | predict | history | rollback | forget | purge | join`
 """
 

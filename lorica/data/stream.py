@@ -9,6 +9,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lorica.data.ahead import ahead, sent
 from lorica.data.reader import Opened, Reader
-from lorica.data.sources.base import Source, split_per_class
+from lorica.data.sources.base import Domains, Source, split_per_class
 from lorica.errors import DataError
 from lorica.randomness import Draws
 from lorica.sharing import ALL, Part, Share, drawing_for
@@ -180,9 +181,12 @@ class UnreadSplit:
 class Stream:
     """The classes of a source in a fixed order, arriving in groups; give either `tasks` or `classes_per_task`.
 
+    Or, by="domain", its domains one after another, each with its classes; those that an earlier one had are not new. `tasks` is then
+    their number, and classes of earlier domains come before those of later ones.
+
     `tasks=T`: T groups as even as possible, the larger ones first. `classes_per_task`: a number (the last group may be
     smaller), or one number per task. `seed` orders the classes by RandomState(seed).permutation; None keeps the
-    source's order. `validation_fraction` of each class's training samples is held out by a seed of its own. `cache_bytes` are
+    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training samples is held out by a seed of its own. `cache_bytes` are
     divided between training and test samples by their number; a quarter as much is there for features that stay. DataError for a division into tasks that is impossible, or that
     leaves a task without test or validation samples.
     """
@@ -192,6 +196,7 @@ class Stream:
         source: Source,
         *,
         reader: Reader,
+        by: Literal["class", "domain"] = "class",
         tasks: int | None = None,
         classes_per_task: int | Sequence[int] | None = None,
         seed: int | None = 1993,
@@ -200,38 +205,51 @@ class Stream:
         cache_bytes: int = 2**31,
     ) -> None:
         number = len(source.class_names)
-        sizes = _task_sizes(number, tasks, classes_per_task)
+        domains = _domains_of(source, tasks) if by == "domain" else None
+        sizes = _task_sizes(number, tasks, classes_per_task) if domains is None else []
         if not 0 <= validation_fraction < 1:
             raise DataError(f"data.validation_fraction: expected at least 0 and less than 1, got {validation_fraction}")
+        if source.in_order and seed is not None:
+            raise DataError(
+                f"stream.seed: the classes of {source.name} come in an order of their own, got {seed}; give stream.seed=null"
+            )
         order = np.arange(number) if seed is None else np.random.RandomState(seed).permutation(number)
+        if domains is not None:
+            first = np.full(number, len(domains.names))  # domain that has the class
+            np.minimum.at(first, source.train.labels, domains.train)
+            order = order[np.argsort(first[order], kind="stable")]
         self.source = source
         self.class_order: tuple[int, ...] = tuple(order.tolist())
         self.class_names: tuple[str, ...] = tuple(source.class_names[name] for name in self.class_order)
-        stops = accumulate(sizes)
-        self.tasks: tuple[Task, ...] = tuple(
-            Task.of_new_classes(index, stop - size, self.class_names[stop - size : stop])
-            for index, (size, stop) in enumerate(zip(sizes, stops, strict=True))
-        )
-
         position = np.argsort(order)  # class number in the source -> in the stream
         train_labels = torch.from_numpy(position[source.train.labels])
         test_labels = torch.from_numpy(position[source.test.labels])
+        groups = source.train.labels  # of which a part is held out each
+        if domains is None:
+            self.tasks: tuple[Task, ...] = tuple(
+                Task.of_new_classes(index, stop - size, self.class_names[stop - size : stop])
+                for index, (size, stop) in enumerate(zip(sizes, accumulate(sizes), strict=True))
+            )
+            task_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+            train_task, test_task = task_of[train_labels], task_of[test_labels]
+        else:
+            train_task, test_task = torch.from_numpy(domains.train), torch.from_numpy(domains.test)
+            self.tasks = tuple(self._of_domains(train_labels, train_task, len(domains.names)))
+            groups = groups * len(domains.names) + domains.train
         kept, held = torch.arange(len(source.train)), torch.arange(0)
         if validation_fraction > 0:
-            kept, held = map(
-                torch.from_numpy, split_per_class(source.train.labels, validation_fraction, validation_seed)
-            )
-        self._require_images("test", test_labels)
+            kept, held = map(torch.from_numpy, split_per_class(groups, validation_fraction, validation_seed))
+        self._require_images("test", test_task)
         if validation_fraction > 0:
-            self._require_images("validation", train_labels[held])
+            self._require_images("validation", train_task[held])
         train_share = len(source.train) / max(1, len(source.train) + len(source.test))
         train_bytes = int(cache_bytes * train_share)
         opened_train = reader.open(source.train, train_bytes)
         opened_test = reader.open(source.test, cache_bytes - train_bytes)
         self._halves = {
-            "train": (opened_train, kept, train_labels),
-            "validation": (opened_train, held, train_labels),
-            "test": (opened_test, torch.arange(len(test_labels)), test_labels),
+            "train": (opened_train, kept, train_labels, train_task),
+            "validation": (opened_train, held, train_labels, train_task),
+            "test": (opened_test, torch.arange(len(test_labels)), test_labels, test_task),
         }
         self._memory = Memory(cache_bytes // 4)
         self._splits: dict[tuple[str, Task], Split] = {}
@@ -250,15 +268,24 @@ class Stream:
 
     def train_all(self) -> Split:
         """The training images of all tasks, without those held out: for joint training."""
-        opened, kept, labels = self._halves["train"]
+        opened, kept, labels, _ = self._halves["train"]
         return Split(opened, kept, labels[kept], self._memory)
 
-    def _require_images(self, use: str, labels: Int[Tensor, " n"]) -> None:
-        present = set(labels.tolist())
+    def _of_domains(self, labels: Int[Tensor, " n"], domain: Int[Tensor, " n"], number: int) -> Iterator[Task]:
+        """A task for each domain, of which a sample has a label."""
+        known = 0
+        for index in range(number):
+            classes = labels[domain == index].unique().tolist()
+            new = tuple(each for each in classes if each >= known)
+            known += len(new)
+            yield Task(index, tuple(classes), new, tuple(self.class_names[each] for each in classes))
+
+    def _require_images(self, use: str, tasks: Int[Tensor, " n"]) -> None:
+        present = set(tasks.tolist())
         problems = [
             f"stream.tasks: task {task.index + 1} ({', '.join(task.class_names)}) has no {use} images"
             for task in self.tasks
-            if present.isdisjoint(task.classes)
+            if task.index not in present
         ]
         if problems:
             raise DataError(problems)
@@ -266,10 +293,23 @@ class Stream:
     def _split(self, use: str, task: Task) -> Split:
         """Always the same object, since what is kept of its samples is kept with it."""
         if (use, task) not in self._splits:
-            opened, indices, labels = self._halves[use]
-            of_task = torch.isin(labels[indices], torch.tensor(task.classes))
+            opened, indices, labels, tasks = self._halves[use]
+            of_task = tasks[indices] == task.index
             self._splits[use, task] = Split(opened, indices[of_task], labels[indices[of_task]], self._memory)
         return self._splits[use, task]
+
+
+def _domains_of(source: Source, tasks: int | None) -> Domains:
+    """Its domains, one a task."""
+    if source.domains is None:
+        raise DataError(f"stream.by: {source.name} has no domains, as domainnet has; give stream.by=class")
+    if tasks != len(source.domains.names):
+        given = "" if tasks is None else f", got {tasks}"
+        raise DataError(
+            f"stream.tasks: {source.name} has {len(source.domains.names)} domains, a task each{given}; "
+            f"give stream.tasks={len(source.domains.names)}"
+        )
+    return source.domains
 
 
 def _task_sizes(classes: int, tasks: int | None, classes_per_task: int | Sequence[int] | None) -> list[int]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lorica.data.folders import Walk
 from lorica.data.images import ImageFiles
-from lorica.data.sources import Source, arrays, image_folder, remarks
+from lorica.data.sources import Source, arrays, image_folder, labelled_images, remarks
 from lorica.errors import DataError
 
 
@@ -298,3 +298,22 @@ def test_one_class_spelled_in_two_ways_in_the_halves(tmp_path: Path) -> None:
     assert source.class_names == (decomposed, "dog")
     assert source.test.labels.tolist() == [0, 0, 1, 1]
     assert [source.test.decode(index)[0, 0, 0] for index in range(4)] == [9, 9, 0, 0]
+
+
+def test_faults_may_be_gathered_in_place_of_raised(tmp_path: Path) -> None:
+    for half, names in (("train", "ab"), ("test", "ac")):
+        for name in names:
+            write_images(tmp_path / half / name, 2)
+    (tmp_path / "test" / "c" / "00.png").write_bytes(b"no image")
+    gathered = ["earlier"]
+    names, (train, test), facts = labelled_images(tmp_path, problems=gathered)
+    assert gathered == [
+        "earlier",
+        f"{tmp_path / 'test'} has 1 class that {tmp_path / 'train'} lacks: c",
+        f"{tmp_path / 'train'} has 1 class that {tmp_path / 'test'} lacks: b",
+        "1 of 8 images cannot be read",
+        f"{tmp_path / 'test' / 'c' / '00.png'}: not an image",
+    ]
+    assert names == ["a", "b", "c"]
+    assert (train.labels.tolist(), test.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 2, 2])
+    assert "unreadable" not in facts

@@ -4,6 +4,7 @@ The name of a file is what recipes call its source (`data.source`); adding a fil
 
     DESCRIPTION    a line for `lorica list sources`, a text as it stands: it is read without running the file
     load(*, root: Path | None, test_fraction: float, split_seed: int, …, **_) -> Source
+    BENCHMARK      of a benchmark, what `lorica data` knows of it (`lorica.data.benchmarks`)
 
 which takes of the keywords of `load_source` those it needs and raises a DataError with all that is wrong. A source knows nothing of tasks: its class numbers are positions in `class_names`,
 and `lorica.data.stream` makes a stream of it.
@@ -11,12 +12,13 @@ and `lorica.data.stream` makes a stream of it.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorica.definitions import constant, parsed
+from lorica.definitions import constant, defines, parsed
 from lorica.errors import DataError
 from lorica.lazy import lazily
 
@@ -32,6 +34,7 @@ __all__ = [
     "Source",
     "arrays",
     "arrays_file",
+    "benchmark_names",
     "cifar100",
     "digits",
     "image_folder",
@@ -57,10 +60,18 @@ lazily(
 
 def source_names() -> dict[str, str]:
     """Every source by name, with the line that describes it."""
+    return {name: constant(statements, "DESCRIPTION") for name, statements in _statements().items()}
+
+
+def benchmark_names() -> list[str]:
+    """Those sources that are a benchmark, with a BENCHMARK of their own."""
+    return [name for name, statements in _statements().items() if defines(statements, "BENCHMARK")]
+
+
+def _statements() -> dict[str, list[ast.stmt]]:
+    """The files of the sources, in order."""
     files = {file.stem: file for folder in __path__ for file in Path(folder).glob("*.py")}
-    return {
-        name: constant(parsed(files[name]).body, "DESCRIPTION") for name in sorted(files.keys() - {"__init__", "base"})
-    }
+    return {name: parsed(files[name]).body for name in sorted(files.keys() - {"__init__", "base"})}
 
 
 def load_source(name: str, *, root: Path | None, **options: Any) -> Source:

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -21,15 +21,31 @@ ClassOrder = Literal["natural", "text"]
 """Of class names: 2 before 10, or as texts (10 before 2), as lorica once did and torchvision does."""
 
 
+class Domains(NamedTuple):
+    """Of which domain each sample is, by its number among `names`."""
+
+    names: tuple[str, ...]
+    train: Int[np.ndarray, " n_train"]
+    test: Int[np.ndarray, " n_test"]
+
+
 @dataclass(frozen=True)
 class Source:
-    """A training and a test set over the same classes. `facts`: plain values for the record of a run."""
+    """A training and a test set over the same classes.
+
+    Attributes:
+        facts: plain values for the record of a run.
+        in_order: its classes come in an order of their own, which no stream may shuffle.
+        domains: in which its classes recur, for streams of domains; None where there are none.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: Samples
     test: Samples
     facts: dict[str, object]
+    in_order: bool = False
+    domains: Domains | None = None
 
 
 def split_per_class(

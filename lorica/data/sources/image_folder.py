@@ -81,12 +81,14 @@ def labelled_images(
     unreadable: Literal["refuse", "skip"] = "refuse",
     decode_all: bool = False,
     reporter: Reporter | None = None,
+    problems: list[str] | None = None,
 ) -> tuple[list[str], list[ImageFiles], dict[str, object]]:
     """The names of the classes in a folder as `image_folder` takes it, their images, in two halves where the folder has them, and
     facts about it.
 
     Args:
         least: images of a class in a folder without halves.
+        problems: takes the faults, if somebody has more to say of them; what is there is given all the same.
 
     Raises:
         DataError: as `image_folder`.
@@ -108,39 +110,43 @@ def labelled_images(
             for each in found
         ]
 
-    problems = []
+    wrong: list[str] = []
     for half, classes in zip(split, found, strict=True):
         if not classes:
-            problems.append(f"{half} has no class folders; expected {layout}")
+            wrong.append(f"{half} has no class folders; expected {layout}")
         elif common := common_folders(classes):
-            problems.append(
+            wrong.append(
                 f"{half}: its folders {some(folder.name for folder in classes)} all have the same folders within "
                 f"({some(common)}): these look like splits or domains, not like classes; give one of them as data.root, "
                 "call two of them train and test, or put the images of a class into one folder"
             )
-        problems += name_faults([folder.name for folder in classes])
+        wrong += name_faults([folder.name for folder in classes])
         for folder, paths in classes.items():
             if not paths:
-                problems.append(f"{folder} has no images (*.jpg, *.png or another format that Pillow reads)")
+                wrong.append(f"{folder} has no images (*.jpg, *.png or another format that Pillow reads)")
             elif len(found) == 1 and len(paths) < least:
-                problems.append(f"{folder} has a single image; a split needs two, one of them for testing")
+                wrong.append(f"{folder} has a single image; a split needs two, one of them for testing")
     if len(found) == 2 and all(found):
-        problems += _missing_classes(list(split), found)
-    problems += listed(f"{len(walk.problems)} links or folders cannot be followed", walk.problems)
+        wrong += _missing_classes(list(split), found)
+    wrong += listed(f"{len(walk.problems)} links or folders cannot be followed", walk.problems)
     if unreadable == "refuse":
-        remedy = "; data.unreadable=skip leaves them out" if len(damaged) < len(every) else ""
-        problems += listed(f"{len(damaged)} of {len(every)} images cannot be read{remedy}", list(damaged.values()))
-    if problems:
-        raise DataError([f"data.root: {problem}" for problem in problems])
+        skips = problems is None and len(damaged) < len(every)
+        remedy = "; data.unreadable=skip leaves them out" if skips else ""
+        wrong += listed(f"{len(damaged)} of {len(every)} images cannot be read{remedy}", list(damaged.values()))
+    if problems is not None:
+        problems += wrong
+    elif wrong:
+        raise DataError([f"data.root: {problem}" for problem in wrong])
 
-    class_names = in_order([folder.name for folder in found[0]], class_order)
+    named = {likeness(folder.name): folder.name for classes in reversed(found) for folder in classes}
+    class_names = in_order(named.values(), class_order)
     samples = [_image_files(classes, class_names, decoding) for classes in found]
     facts: dict[str, object] = {"root": str(root), "split": "folders"}
     if len(samples) == 2:
         facts["folders"] = [half.name for half in split]
     if passed_over := dict(walk.passed_over.most_common()):
         facts["passed_over"] = passed_over
-    if damaged:
+    if damaged and unreadable == "skip":
         facts["unreadable"] = len(damaged)
     return class_names, samples, facts
 
@@ -176,7 +182,7 @@ def _missing_classes(halves: Sequence[Path], found: Sequence[Mapping[Path, objec
 def _image_files(classes: Mapping[Path, Sequence[Path]], class_names: Sequence[str], decoding: Decoding) -> ImageFiles:
     number_of = {likeness(name): number for number, name in enumerate(class_names)}
     by_class = sorted((number_of[likeness(folder.name)], paths) for folder, paths in classes.items())
-    labels = np.repeat([number for number, _ in by_class], [len(paths) for _, paths in by_class])
+    labels = np.array([number for number, paths in by_class for _ in paths], np.int64)
     return ImageFiles([path for _, paths in by_class for path in paths], labels, decoding)
 
 

@@ -1,0 +1,131 @@
+"""Streams of domains: every method learns classes that return in another look, or says before it begins that it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from lorica.config import read_recipe
+from lorica.data.images import ImageArrays, ImageReader
+from lorica.data.sources import Source, arrays
+from lorica.data.sources.base import Domains
+from lorica.data.stream import Stream
+from lorica.errors import DataError, RecipeError
+from lorica.evaluation import accuracy_row
+from lorica.methods import config_of, find_method, method_names
+from lorica.report.tables import summarise
+from lorica.results import read_result
+from lorica.run import check, evaluate, run
+from lorica.training import learn_task
+from tests.contract.test_methods import FIT
+
+ALIKE = Domains(("day", "night"), np.repeat([0, 1], 72), np.repeat([0, 1], 36))
+
+
+@pytest.fixture
+def day_and_night(six_classes: Source) -> Source:
+    """The six colours twice, the second time darker; the samples of a domain follow each other."""
+    halves = []
+    for half in (six_classes.train, six_classes.test):
+        assert isinstance(half, ImageArrays)
+        halves.append((np.concatenate([half.images, half.images // 3]), np.tile(half.labels, 2)))
+    return replace(arrays(halves[0], halves[1], six_classes.class_names), domains=ALIKE)
+
+
+def by_domain(source: Source, **options: Any) -> Stream:
+    return Stream(source, reader=ImageReader(32), by="domain", tasks=2, **options)
+
+
+def test_every_method_learns_domains_or_refuses(kind, tiny_encoder, day_and_night: Source) -> None:
+    stream = by_domain(day_and_night)
+    method = kind(tiny_encoder())
+    if refused := list(type(method).misfits(method.config, stream.tasks)):
+        assert "stream: task 2 has no new class" in refused[0]
+        return
+    accelerator = Accelerator(cpu=True)
+    for task in stream.tasks:
+        learn_task(method, task, stream.train(task), FIT, seed=0, accelerator=accelerator)
+    row = accuracy_row(method, stream.tasks, lambda index: stream.test(stream.tasks[index]), accelerator=accelerator)
+    assert len(row) == 2
+    (batch,) = stream.test(stream.tasks[1]).batches(100, device=torch.device("cpu"))
+    logits = method.predict(batch.inputs)
+    assert logits.shape == (36, 6)  # over all classes, whatever the domain
+    assert row[1] == pytest.approx((logits.argmax(1) == batch.labels).float().mean().item())
+
+
+def test_the_tasks_of_domains(day_and_night: Source) -> None:
+    stream = by_domain(day_and_night, seed=5)
+    order = np.random.RandomState(5).permutation(6)
+    assert stream.class_order == tuple(order)
+    first, second = stream.tasks
+    assert first.classes == first.new_classes == second.classes == tuple(range(6))
+    assert second.new_classes == ()
+    for task in stream.tasks:
+        assert (len(stream.train(task)), len(stream.test(task))) == (72, 36)
+        assert set(stream.train(task).indices.tolist()) == set(range(72 * task.index, 72 * task.index + 72))
+        position = np.argsort(order)
+        labels = position[day_and_night.test.labels[stream.test(task).indices]]
+        assert stream.test(task).labels.tolist() == labels.tolist()
+
+
+def test_classes_that_only_a_later_domain_has_come_last(day_and_night: Source) -> None:
+    """Day has blue and cyan only, the last classes by number; night has all."""
+    labels = day_and_night.train.labels
+    assert isinstance(day_and_night.train, ImageArrays)
+    is_day = np.isin(labels, (2, 5)) & (np.arange(144) < 72)
+    source = replace(day_and_night, domains=ALIKE._replace(train=np.where(is_day, 0, 1)))
+    first, second = by_domain(source, seed=None).tasks
+    assert (first.class_names, first.new_classes) == (("blue", "cyan"), (0, 1))
+    assert second.classes == tuple(range(6))
+    assert second.new_names == ("red", "green", "yellow", "magenta")
+
+
+def test_validation_holds_out_of_each_class_of_each_domain(day_and_night: Source) -> None:
+    stream = by_domain(day_and_night, validation_fraction=0.25)
+    for task in stream.tasks:
+        assert torch.bincount(stream.validation(task).labels).tolist() == [3] * 6
+        assert torch.bincount(stream.train(task).labels).tolist() == [9] * 6
+
+
+def test_a_stream_of_domains_that_there_are_not(six_classes: Source, day_and_night: Source) -> None:
+    with pytest.raises(
+        DataError, match=r"^stream\.by: arrays has no domains, as domainnet has; give stream\.by=class$"
+    ):
+        by_domain(six_classes)
+    for options in ({"tasks": 3}, {"classes_per_task": 2}):
+        with pytest.raises(
+            DataError, match=r"^stream\.tasks: arrays has 2 domains, a task each.*; give stream\.tasks=2$"
+        ):
+            Stream(day_and_night, reader=ImageReader(32), by="domain", **options)
+
+
+def test_a_run_over_domains(small_recipe: dict[str, Any], day_and_night: Source, tmp_path: Path) -> None:
+    recipe = small_recipe | {"stream": {"by": "domain", "tasks": 2}, "method": {"name": "prototypes"}}
+    result = run(recipe, out=tmp_path / "run", source=day_and_night, progress=False)
+    assert [len(row) for row in result.accuracy] == [1, 2]
+    assert [(len(task["classes"]), task["train"], task["test"]) for task in result.tasks] == [(6, 72, 36)] * 2
+    again = evaluate(tmp_path / "run", source=day_and_night)
+    assert again.accuracy == result.accuracy[1]
+    assert result.recipe["stream"]["by"] == "domain"
+    (table_row,) = summarise([read_result(tmp_path / "run")])
+    assert (table_row.classes, table_row.tasks) == (6, 2)
+
+
+def test_a_recipe_of_classes_reads_as_before_there_were_domains(small_recipe: dict[str, Any]) -> None:
+    assert read_recipe(small_recipe).resolved()["stream"] == {"tasks": 3, "classes_per_task": None, "seed": 1993}
+
+
+def test_methods_that_need_new_classes_say_so(small_recipe: dict[str, Any], day_and_night: Source) -> None:
+    recipe = small_recipe | {"stream": {"by": "domain", "tasks": 2}}
+    tasks = by_domain(day_and_night).tasks
+    needs = [name for name in method_names() if [*find_method(name).misfits(config_of(name)(name=name), tasks)]]
+    assert needs
+    for name in needs:
+        with pytest.raises(RecipeError, match=r"stream: task 2 has no new class, and .*; use a method that takes more"):
+            check(recipe | {"method": {"name": name}}, source=day_and_night, progress=False)
