@@ -8,7 +8,6 @@ tables and errors in recipes do without.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 from enum import StrEnum
@@ -20,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica import launch
-from lorica.commands import MethodFile, models, naming
+from lorica.commands import MethodFile, drawing, models, naming, sweep
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
@@ -38,6 +37,7 @@ app = typer.Typer(
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
 app.add_typer(models.models)
+app.add_typer(sweep.sweeps)
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
@@ -110,7 +110,7 @@ class Format(StrEnum):
 def demo(out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo")) -> None:
     """Digits in 5 tasks: forgetting, and its cure, in two minutes and without a download."""
     launch.require_alone("a demonstration is made by one")
-    _figures()
+    drawing()
     from lorica import demo as demonstration
 
     demonstration.show(out, console)
@@ -128,7 +128,7 @@ def run(
 ) -> None:
     """Learn a stream of tasks with one method."""
     resolved = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
-    figures = _figures()
+    figures = drawing()
     from lorica import run as run_recipe
     from lorica.report import tables
     from lorica.run import default_folder
@@ -235,7 +235,7 @@ def table(
     if properties:
         console.print(tables.properties(rows))
     if figures_in:
-        figures = _figures()
+        figures = drawing()
         figures.draw_all(results, figures_in)
 
 
@@ -335,7 +335,7 @@ def analyze(
     moved: Set = None,
 ) -> None:
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
-    _figures()
+    drawing()
     from lorica import analysis
     from lorica.results import find_runs
 
@@ -400,7 +400,7 @@ def theorem(
     seed: Annotated[int, typer.Option(min=0, help="of the target and of the factors' start")] = 0,
 ) -> None:
     """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
-    figures = _figures()
+    figures = drawing()
     from lorica.files import write_json
     from lorica.ownership import require_ours
     from lorica.report import theorem_figure
@@ -502,7 +502,7 @@ def _examine(
         done = examine(predictor, data, reporter=reporter)
     console.print(models.examined(folder, done))
     if figures_in:
-        figures = _figures()
+        figures = drawing()
         drawn = figures.confusion(done.shares(), names_of(done), done.class_names)
         figures.save_all({"confusion": drawn}, figures_in)
         console.print("confusion.pdf and confusion.png are in", console.strong(figures_in))
@@ -525,23 +525,6 @@ def _image_files(given: list[Path]) -> list[Path]:
     if problems:
         raise LoricaError(problems)
     return found
-
-
-def _figures():
-    """`lorica.report.figures`, once something is to be drawn: matplotlib takes seconds, and reads settings of the user's.
-
-    Raises:
-        LoricaError: settings with which it cannot be imported.
-    """
-    os.environ["MPLBACKEND"] = "agg"  # Jupyter's is for notebooks, and not there for a command that is started in one
-    try:
-        from lorica.report import figures
-    except (OSError, ValueError) as error:
-        raise LoricaError(
-            f"matplotlib cannot be imported ({error}); mend or remove its settings: the file matplotlibrc in this folder, the one "
-            "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
-        ) from error
-    return figures
 
 
 def _left_out(line: str) -> None:
