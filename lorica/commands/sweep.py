@@ -56,14 +56,19 @@ def sweep(
     page.require_place(plan)
     drawing()
     board = Board(plan)
+    failed: list[str] = []
     with _Watch.over(board) as watch:
         from lorica.sweep.worker import start, work
 
         if jobs > 1:
             named = [f"--method-file={each}" for each in method_file or []]
-            start(["sweep", "--worker", *named, "--", str(file), *(overrides or [])], jobs, watch.look)
+            failed = start(["sweep", "--worker", *named, "--", str(file), *(overrides or [])], jobs, watch.look)
         else:
             work(board, watch.run_of)
+    if failed and not board.is_done:
+        raise LoricaError([*failed, "what is done is kept; the same command goes on"])
+    for line in failed:
+        Screen(stderr=True).print(f"a worker failed, others did its part: {line}", style="yellow", soft_wrap=True)
     if worker:
         return
     rows = page.write(board)

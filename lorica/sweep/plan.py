@@ -302,19 +302,15 @@ def read_plan(file: Path, overrides: Sequence[str] = (), method_files: Sequence[
     return Plan(file.stem, sweep, tuple(methods), folder, sweep.out or folder / "table", command)
 
 
-def of_method(text: str) -> Settings:
-    """The overrides that `name[:variant][+option=value…]` stands for.
-
-    Raises:
-        RecipeError: an option without a value.
-    """
-    named, *options = text.split("+")
+def of_method(method: str) -> list[str]:
+    """The overrides that `name[:variant][+option=value…]` stands for."""
+    named, *options = method.split("+")
     name, _, variant = named.partition(":")
-    return {
-        "method.name": name,
-        **({"method.variant": variant} if variant else {}),
-        **{f"method.{key}": value for key, value in read_overrides(options).items()},
-    }
+    return [
+        f"method.name={name}",
+        *([f"method.variant={variant}"] if variant else []),
+        *(f"method.{option}" for option in options),
+    ]
 
 
 def said(settings: Settings, *, short: bool = False) -> str:
@@ -390,7 +386,8 @@ def _method(
     earlier: Mapping[str, Settings],
 ) -> Method:
     """Raises RecipeError for what is wrong with its recipe, or with what is to be tried."""
-    base = {**of_method(entry.method), **dict(flatten(sweep.overrides)), **dict(flatten(entry.overrides)), **given}
+    own = read_overrides(of_method(entry.method))
+    base = {**own, **dict(flatten(sweep.overrides)), **dict(flatten(entry.overrides)), **given}
     recipe, search = read_recipe(sweep.recipe, base), searches[entry.title]
     if recipe.data.evaluate_on == "validation":
         raise RecipeError(

@@ -12,7 +12,7 @@ from tempfile import TemporaryFile
 
 from optuna.trial import TrialState
 
-from lorica.errors import LoricaError, TrainingError
+from lorica.errors import TrainingError
 from lorica.interruption import Interruptions
 from lorica.progress import Reporter
 from lorica.results import Measured, Result
@@ -46,15 +46,12 @@ def work(board: Board, reporter: Callable[[Claim | None], Reporter]) -> None:
             page.write_search(board)
 
 
-def start(arguments: Sequence[str], jobs: int, watch: Callable[[], None]) -> None:
-    """Starts workers, each on its share of the cores, and waits for them.
+def start(arguments: Sequence[str], jobs: int, watch: Callable[[], None]) -> list[str]:
+    """Starts workers, each on its share of the cores, waits for them, and returns what those said that failed, a line each.
 
     Args:
         arguments: of `lorica`, for each of them.
         watch: called now and then.
-
-    Raises:
-        LoricaError: what they said, where one of them has failed.
     """
     share = str(max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1)
     # threads that wait in a loop take the cores from each other where several processes share them
@@ -80,16 +77,13 @@ def start(arguments: Sequence[str], jobs: int, watch: Callable[[], None]) -> Non
                 each.terminate()  # those that are at work keep a snapshot
             for each in workers:
                 each.wait()
-        failed = []
+        told = dict[str, None]()  # each line once: mostly it is the same error
         for each, error in zip(workers, errors, strict=True):
             if each.returncode:
                 error.seek(0)
-                failed.append(error.read().strip() or f"exit code {each.returncode}")
-    if failed:
-        lines = dict.fromkeys(line for text in failed for line in text.splitlines())
-        raise LoricaError(
-            [*lines, f"{len(failed)} of {jobs} workers ended so; what is done is kept, and the same command goes on"]
-        )
+                said = error.read().strip() or f"a worker ended with exit code {each.returncode}"
+                told |= dict.fromkeys(said.splitlines())
+    return [*told]
 
 
 def _run(claim: Claim, reporter: Reporter) -> None:
