@@ -24,7 +24,18 @@ from lorica.results import Result
 
 HEAVY = {
     *("torch", "torchvision", "timm", "accelerate", "transformers", "huggingface_hub", "safetensors", "peft", "onnx"),
-    *("onnxruntime", "onnxscript", "sklearn", "scipy", "pandas", "matplotlib", "fastapi", "uvicorn"),
+    *(
+        "onnxruntime",
+        "onnxscript",
+        "sklearn",
+        "scipy",
+        "pandas",
+        "matplotlib",
+        "fastapi",
+        "uvicorn",
+        "optuna",
+        "sqlalchemy",
+    ),
 }
 
 
@@ -63,7 +74,7 @@ def test_help(lorica: Lorica) -> None:
     assert all(
         command in out
         for command in (
-            *("demo", "run", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
+            *("demo", "run", "sweep", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
             *("learn", "predict", "history", "rollback", "forget", "join", "--debug"),
         )
     )
@@ -77,7 +88,7 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
     wrong.write_text("method: {name: sd_lora, rank: 0}\ndata: {rot: here}\nfit: {epochs: many}\n")
     commands = [
         (0, "--help"),
-        *((0, f"{command} --help") for command in ("run", "learn", "merge", "export", "serve")),
+        *((0, f"{command} --help") for command in ("run", "sweep", "learn", "merge", "export", "serve")),
         *((0, f"list {what}{plain}") for what in ("methods", "sources", "recipes") for plain in ("", " --plain")),
         *((0, f"table {finished_run.path} --format {form}") for form in cli.Format),
         (0, f"table {finished_run.path} --properties --spread error"),

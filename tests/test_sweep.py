@@ -3,8 +3,10 @@ processes that are killed."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,13 +23,14 @@ from filelock import FileLock
 from optuna.trial import TrialState
 
 from lorica import cli
-from lorica.errors import LoricaError, RecipeError
+from lorica.config import Recipe
+from lorica.errors import LoricaError, RecipeError, TrainingError
 from lorica.methods import method_names
 from lorica.report import figures
-from lorica.results import read_result
+from lorica.results import Result, read_result
 from lorica.sweep import page
 from lorica.sweep.board import Board, Claim
-from lorica.sweep.plan import Plan, Settings, chosen_settings, read_plan
+from lorica.sweep.plan import Plan, Search, Settings, Space, Sweep, chosen_settings, read_plan
 
 PROJECT = Path(__file__).parents[1]
 EXAMPLES = PROJECT / "examples"
@@ -240,6 +243,18 @@ def test_the_examples_can_begin(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     if file.stem == "omniglot":
         ablations = {"lora_fixed", "lora_frozen", "lora_single"}
         assert {each.name.partition(":")[0] for each in plan.methods} == set(method_names()) - ablations
+
+
+def test_the_page_has_every_key_and_a_file_that_can_begin(written: Written) -> None:
+    text = (PROJECT / "docs" / "sweeps.md").read_text()
+    keys = [key for model in (Sweep, Search, Space) for key in model.model_fields]
+    assert [key for key in keys if f"`{key}" not in text and f"{key}: " not in text] == []
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    Path("first.yaml").write_text(example)
+    plan = read_plan(Path("first.yaml"))
+    assert [(each.name, len(each.points)) for each in plan.methods] == [
+        ("linear_probe", 3), ("sd_lora", 3), ("prototypes", 0)
+    ]  # fmt: skip
 
 
 # --- which trial is next ---
@@ -491,11 +506,18 @@ def test_a_sweep_from_its_file_to_its_table(
     written: Written, lorica: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Scores are those of the runs, recomputed here; failed runs score 0, and are told where they would be rows."""
-    Path("time.json").write_text(
-        json.dumps({"recipe": "small", "tasks": 3, "totals": {"sd_lora": 1.0, "lora": 0.456}})
-    )
+    Path("time.json").write_text(json.dumps({"recipe": "small", "tasks": 3, "totals": {"sd_lora": 1.0, "lora": 0.456}}))
     search = {"space": {"fit.learning_rate": {"factors": [0.1, 1, 1e30], "beyond": 3}}, "tasks": 2, "final_tasks": 3}
-    broken = {"method": "lora", "name": "broken", "overrides": {"fit.learning_rate": 1e28}, "search": False}
+    broken = {"method": "lora+rank=3", "name": "broken", "search": False}
+    module = importlib.import_module("lorica.run")
+    learn = module.run
+
+    def failing(recipe: Recipe, *, out: Path, **named: Any) -> Result:
+        if "broken" in out.name:
+            raise TrainingError("broken: the loss became nan")
+        return learn(recipe, out=out, **named)
+
+    monkeypatch.setattr(module, "run", failing)
     file = written(
         methods=["lora", {"method": "prototypes", "search": False}, broken],
         search=search, seeds=[0, 4], out="results/small", times="time.json", drawn=["prototypes"],
@@ -548,7 +570,7 @@ def test_a_sweep_from_its_file_to_its_table(
     cells = {line.split(" | ")[0]: line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
     assert cells == {"| Method": "Time |", "| ---": "---: |", "| lora": "0.46 |", "| prototypes": "– |"}
     assert "Time: of learning all tasks, relative to sd_lora" in text
-    assert "Left out, failed: broken, seed 0 (" in text
+    assert "Left out, failed: broken, seed 4 (broken: the loss became nan)." in text
     runs = json.loads(Path("results/small.json").read_text())
     assert [(run["label"], run["seed"]) for run in runs] == [
         ("lora", 0), ("prototypes", 0), ("lora", 4), ("prototypes", 4)
@@ -557,7 +579,7 @@ def test_a_sweep_from_its_file_to_its_table(
     assert (row.recipe["data"]["evaluate_on"], row.seed) == ("test", 4)
     assert row.recipe["fit"]["learning_rate"] == found["chosen"]["lora"]["fit.learning_rate"]
 
-    monkeypatch.setattr("lorica.run.run", lambda *_, **__: pytest.fail("what is done is done"))
+    monkeypatch.setattr(module, "run", lambda *_, **__: pytest.fail("what is done is done"))
     code, said, _ = lorica("sweep", file, "--dry-run", "fit.batch_size=6")
     assert "to do" not in said
     assert f"done, {100 * row.aaa:.1f} %" in said

@@ -53,8 +53,9 @@ def sweep(
     if dry_run:
         console.print(_overview(Board(plan, look=True)))
         return
-    page.require_place(plan)
-    drawing()
+    if not worker:
+        page.require_place(plan)
+        drawing()
     board = Board(plan)
     failed: list[str] = []
     with _Watch.over(board) as watch:
@@ -71,13 +72,15 @@ def sweep(
         Screen(stderr=True).print(f"a worker failed, others did its part: {line}", style="yellow", soft_wrap=True)
     if worker:
         return
-    rows = page.write(board)
+    rows, remarks = page.write(board)
     if (table := page.search_table(board)) is not None:
         console.print(table)
     if rows:
         from lorica.report import tables
 
-        console.print(tables.to_rich(rows, width=console.width, encoding=console.encoding))
+        console.print(tables.to_rich(rows, remarks, width=console.width, encoding=console.encoding))
+    else:
+        console.print(*remarks, sep="\n", soft_wrap=True)
     console.print("The table, and what it was made from, are in", console.strong(plan.out.parent))
 
 

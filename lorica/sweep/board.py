@@ -139,9 +139,9 @@ class Board:
             return
         with refusals(plan.folder):
             (plan.folder / ".claims").mkdir(parents=True, exist_ok=True)
-        with self.alone:
-            self._storage = self._opened(look=False)
-            self._require_same()
+            with self.alone:
+                self._storage = self._opened(look=False)
+                self._require_same()
 
     # --- what there is ---
 
@@ -375,9 +375,11 @@ class _Whole:
 
     def acquire(self) -> bool:
         self._lock.acquire()
-        content = self._journal.read_bytes()
-        if not content.endswith(b"\n"):
-            os.truncate(self._journal, content.rfind(b"\n") + 1)
+        with self._journal.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - 1, 0))
+            if size and file.read() != b"\n":
+                file.truncate(self._journal.read_bytes().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:

@@ -72,8 +72,8 @@ def write_search(board: Board) -> None:
         write_json(file, content)
 
 
-def write(board: Board) -> list[tables.Row]:
-    """Writes what was chosen and the table of all rows; returns these.
+def write(board: Board) -> tuple[list[tables.Row], list[str]]:
+    """Writes what was chosen, and the table; returns its rows and the remarks below it.
 
     Raises:
         LoricaError: a run whose folder is gone or damaged.
@@ -81,13 +81,12 @@ def write(board: Board) -> list[tables.Row]:
     plan = board.plan
     write_search(board)
     results, remarks = _results(board)
-    complete = [result for _, result in results if result.complete]
-    if not complete:
-        return []
+    runs = [result for _, result in results]
+    if not runs:
+        return [], remarks
     with board.alone:
-        pictures = _draw(plan, [(method, result) for method, result in results if result.complete])
-        rows = tables.summarise(complete, sort="acc")
-        remarks = [*tables.notes([result for _, result in results]), *remarks]
+        pictures = _draw(plan, results)
+        rows, remarks = tables.summarise(runs, sort="acc"), [*tables.notes(runs), *remarks]
         columns = {}
         if plan.sweep.times:
             timed = _times(plan)
@@ -99,8 +98,8 @@ def write(board: Board) -> list[tables.Row]:
         page, beside, _ = _files(plan)
         write_text(page, _page(plan, rows, tables.to_markdown(rows, remarks, columns), pictures))
         kept = ("label", "seed", "accuracy", *MEASURES, "magnitudes", "cost")
-        write_json(beside, [{name: getattr(result, name) for name in kept} for result in complete])
-    return rows
+        write_json(beside, [{name: getattr(run, name) for name in kept} for run in runs])
+    return rows, remarks
 
 
 def search_table(board: Board) -> Table | None:
