@@ -128,6 +128,7 @@ def test_what_is_wrong_in_the_recipes_is_said_once_and_of_whom(written: Written)
     ("search", "told"),
     [
         ({"space": {}}, "at least 1 item"),
+        ({"space": {"fit.epochs": {"values": [1, 2, 1]}}}, "space.fit.epochs: a value is there twice"),
         ({"space": {"fit.epochs": {"values": [1], "low": 1, "high": 2}}}, "either values, or factors, or low and high"),
         ({"space": {"fit.epochs": {"low": 3, "high": 2}}, "trials": 1}, "low is below high; given 3 and 2"),
         ({"space": {"fit.epochs": {"low": 0, "high": 2, "log": True}}, "trials": 1}, "above 0 for log; given 0 and 2"),
@@ -364,6 +365,18 @@ def test_what_is_drawn_depends_on_its_number_and_not_on_who_asks(begun: Begun, s
     assert len(alone) == 13
     assert all(1e-4 <= each["fit.learning_rate"] <= 1 and 1 <= each["fit.epochs"] <= 9 for each in alone)
     assert {type(each["fit.epochs"]) for each in alone} == {int}
+
+
+def test_what_is_drawn_twice_has_two_folders_and_goes_on_once(begun: Begun) -> None:
+    space = {"fit.epochs": {"low": 1, "high": 2}}
+    search = {"space": space, "sampler": "random", "trials": 6, "tasks": 1, "final_tasks": 2, "finalists": 3}
+    done = carried_out(begun(search=search, seeds=[]), lambda claim: claim.settings["fit.epochs"] / 4)
+    trials, finals = done[:6], done[6:]
+    assert len({claim.folder for claim in trials}) == 6
+    assert [claim.settings["fit.epochs"] for claim in finals] == [2, 1]
+    for final in finals:
+        first = next(claim for claim in trials if claim.settings == final.settings)
+        assert final.folder == first.folder
 
 
 def _by_rate(claim: Claim) -> float:

@@ -78,7 +78,11 @@ class Claim:
         plan = self.board.plan
         if self.stage == "rows":
             return plan.row_folder(self.method, self.settings["seed"])
-        return plan.search_folder(self.method, self.settings)
+        number = self.trial.number
+        if self.stage == "final":  # where the search has left it
+            trials = self.board.trials(self.method, "search")
+            number = next(each.number for each in trials if each.params == self.settings)
+        return plan.search_folder(self.method, self.settings, number)
 
     @property
     def tasks(self) -> int | None:
@@ -239,8 +243,11 @@ class Board:
         if stage == "final":
             if search.final_tasks is None or not self._has_ended(method, "search"):
                 return None
-            ranked = sorted(self.scores(method, "search"), key=lambda each: -each[1])
-            return next((settings for settings, _ in ranked[: search.finalists][len(trials) :]), None)
+            ranked: list[Settings] = []
+            for settings, _ in sorted(self.scores(method, "search"), key=lambda each: -each[1]):
+                if settings not in ranked:  # what is drawn may be drawn twice
+                    ranked.append(settings)
+            return next(iter(ranked[: search.finalists][len(trials) :]), None)
         if search.draws:
             return {} if len(trials) < cast(int, search.trials) else None
         if len(trials) < len(method.points):

@@ -119,6 +119,9 @@ class Search(Section):
     @model_validator(mode="after")
     def _fits_together(self) -> Search:
         spaces = list(self.space.values())
+        for key, each in self.space.items():
+            if any(value in (each.values or [])[:place] for place, value in enumerate(each.values or [])):
+                raise ValueError(f"space.{key}: a value is there twice; keep one of the two")
         if self.by == "factors" and (len(spaces) != 1 or not spaces[0].factors):
             raise ValueError("sampler factors searches one key, by factors; give values to each, for a grid")
         if self.by != "factors" and any(each.factors for each in spaces):
@@ -249,9 +252,12 @@ class Plan:
         """The recipe of a run of the table."""
         return self._read(method, {**settings, "seed": seed})
 
-    def search_folder(self, method: Method, settings: Settings) -> Path:
-        """Where a trial learns."""
-        return self.folder / "search" / slug(method.name) / slug(said(settings, short=True))
+    def search_folder(self, method: Method, settings: Settings, number: int) -> Path:
+        """Where the trial of that number learns; of one key's factors no two are alike, nor long."""
+        assert method.search is not None
+        name = slug(said(settings, short=True))
+        name = name if method.search.by == "factors" else f"{number:03}-{name}"[:120]
+        return self.folder / "search" / slug(method.name) / name
 
     def row_folder(self, method: Method, seed: int) -> Path:
         """Where a run of the table learns."""
@@ -422,7 +428,7 @@ def _points(search: Search, own: Settings) -> list[Settings]:
                 raise RecipeError(
                     f"search.space.{key}: factors are of a number, and the recipe has {default!r}; give values"
                 )
-            tried.append([rounded(factor * default) for factor in space.factors])
+            tried.append(list(dict.fromkeys(rounded(factor * default) for factor in space.factors)))
         else:
             tried.append(space.values)
     return [dict(zip(search.space, values, strict=True)) for values in product(*tried)]
