@@ -3,7 +3,7 @@
     python benchmarks/readout_table.py omniglot --methods lora,sd_lora --tuned docs/results/omniglot-tuning.json data.root=… backbone.weights=…
 
 Each method learns the recipe's stream once for each seed, while several read-outs (`lorica.methods.readout`) watch: what they keep of a task, they
-take at its end. Training is that of `lorica run`, bit for bit, and so is each read-out's result. `--tuned` takes learning rates from a file of tune.py.
+take at its end. Training is that of `lorica run`, bit for bit, and so is each read-out's result. `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json).
 Writes docs/results/RECIPE-readouts.md and .json; what is done is in runs/RECIPE-readouts/ and not done again.
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from plans import folder_name, of_method, said
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from lorica.methods import Context, Drift, Kind, Method, Readout
 from lorica.metrics import aaa, acc
 from lorica.progress import progress_bar
 from lorica.report.tables import Spread
+from lorica.sweep.plan import chosen_settings, of_method, slug, without_places
 from lorica.terminal import Screen
 from lorica.training import learn_task
 from lorica.types import Batch, Inputs, Task
@@ -126,20 +126,18 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
     methods: Annotated[str, typer.Option(help="comma-separated, method[:variant][+option=value…]")] = "lora,sd_lora",
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
-    tuned: Annotated[
-        Path | None, typer.Option(help="take the learning rates that tune.py chose, from its file")
-    ] = None,
+    tuned: Annotated[Path | None, typer.Option(help="take the settings that a sweep chose, from its file")] = None,
     out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
 ) -> None:
     """Read every trunk in every way."""
     name = f"{Path(recipe).stem}-readouts"
-    chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
+    chosen = chosen_settings(tuned) if tuned else {}
     found: dict[str, dict[str, list[list[float]]]] = {}
     for seed in seeds.split(","):
         for method in methods.split(","):
-            rate = [f"fit.learning_rate={chosen[method]}"] if method in chosen else []
+            rate = [f"{key}={value}" for key, value in chosen.get(method, {}).items()]
             given = [*of_method(method), *rate, *(overrides or []), f"seed={seed}", "evaluate.readout=head"]
-            done = Path("runs") / name / f"{folder_name(method)}-seed{seed}.json"
+            done = Path("runs") / name / f"{slug(method)}-seed{seed}.json"
             if not done.exists():
                 done.parent.mkdir(parents=True, exist_ok=True)
                 write_json(done, {"given": given, "matrices": read_all(recipe, given)})
@@ -149,7 +147,7 @@ def main(
             for reading, matrix in written["matrices"].items():
                 found.setdefault(method, {}).setdefault(reading, []).append([acc(matrix), aaa(matrix)])
     command = f"python benchmarks/readout_table.py {recipe} --methods {methods} --seeds {seeds}"
-    command += (f" --tuned {tuned} " if tuned else " ") + said(overrides or [])
+    command += (f" --tuned {tuned} " if tuned else " ") + without_places(overrides or [])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", {"command": command, "acc_aaa": found})
     write_text(out / f"{name}.md", page(name, command, found))

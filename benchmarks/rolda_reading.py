@@ -16,7 +16,6 @@ from typing import Annotated, Any
 import torch
 import typer
 from jaxtyping import Float
-from plans import said
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from lorica.methods.rolda import RoLDA, random_projection
 from lorica.metrics import acc
 from lorica.progress import progress_bar
 from lorica.statistics import ClassMeans, Discriminant
+from lorica.sweep.plan import without_places
 from lorica.terminal import Screen
 from lorica.training import learn_task
 from lorica.types import Inputs
@@ -64,7 +64,7 @@ def main(
         if written["given"] != given:
             raise typer.BadParameter(f"{done} was made with {' '.join(written['given'])}; move it away first")
         found[number] = written["acc"]
-    command = f"python benchmarks/rolda_reading.py {recipe} --passes {passes} {said(overrides or [])}"
+    command = f"python benchmarks/rolda_reading.py {recipe} --passes {passes} {without_places(overrides or [])}"
     lines = [
         f"# {name}",
         "",

@@ -18,8 +18,6 @@ from typing import Annotated
 
 import torch
 import typer
-from plans import of_method
-from results_table import METHODS
 from rich.console import Console
 from rich.table import Table
 
@@ -28,9 +26,35 @@ from lorica.config import read_recipe
 from lorica.files import write_json
 from lorica.methods import find_method
 from lorica.progress import progress_bar
+from lorica.sweep.plan import of_method
 from lorica.training import Fit, learn_task
 
 REFERENCE = "sd_lora"
+
+METHODS = (
+    "rolda",
+    "sd_lora",
+    "sd_lora_rr",
+    "sd_lora_kd:absorbing",
+    "gumbel_cl_lora",
+    "cl_lora",
+    "inf_lora",
+    "o_lora",
+    "l2p",
+    "l2p:prefix",
+    "dual_prompt",
+    "coda_prompt",
+    "hide_prompt",
+    "ease",
+    "ran_pac",
+    "aper",
+    "lora",
+    "linear_probe",
+    "prototypes",
+    "full_finetune",
+    "joint",
+)
+"""Every method, but for ablations and other variants."""
 
 
 def main(

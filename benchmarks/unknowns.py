@@ -9,7 +9,7 @@ discriminant, Mahalanobis distances are compared, too, with its covariance S_g:
 
     mahalanobis  -min_c (f - mu_c)' S_g^-1 (f - mu_c)        relative  mahalanobis + (f - m)' B_g^-1 (f - m)
 
-m and B_g are mean and covariance of all images, shrunk alike (Lee et al. 2018; Ren et al. 2021). `--tuned` takes learning rates from a file of tune.py.
+m and B_g are mean and covariance of all images, shrunk alike (Lee et al. 2018; Ren et al. 2021). `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json).
 Writes docs/results/RECIPE-unknowns.md and .json; what is learned is in runs/RECIPE-unknowns/ and not learned again.
 """
 
@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import typer
 from jaxtyping import Float
-from plans import folder_name, of_method, said
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save
@@ -54,6 +53,7 @@ from lorica.methods import Method
 from lorica.methods.rolda import RoLDA
 from lorica.progress import Reporter, progress_bar
 from lorica.report.tables import Spread
+from lorica.sweep.plan import chosen_settings, of_method, slug, without_places
 from lorica.terminal import Screen
 from lorica.training import learn_task
 
@@ -70,22 +70,20 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
     methods: Annotated[str, typer.Option(help="comma-separated, method[:variant][+option=value…]")] = "rolda",
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0,1",
-    tuned: Annotated[
-        Path | None, typer.Option(help="take the learning rates that tune.py chose, from its file")
-    ] = None,
+    tuned: Annotated[Path | None, typer.Option(help="take the settings that a sweep chose, from its file")] = None,
     page: Annotated[str | None, typer.Option(help="name of the table; by default RECIPE-unknowns")] = None,
     out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
 ) -> None:
     """Measure probabilities and unknowns."""
     name = f"{Path(recipe).stem}-unknowns"
-    chosen = json.loads(tuned.read_text())["chosen"] if tuned else {}
+    chosen = chosen_settings(tuned) if tuned else {}
     runs = []
     for seed in map(int, seeds.split(",")):
         for method in methods.split(","):
-            rate = [f"fit.learning_rate={chosen[method]}"] if method in chosen else []
+            rate = [f"{key}={value}" for key, value in chosen.get(method, {}).items()]
             given = [*of_method(method), *rate, *(overrides or [])]
             given += [f"seed={seed}", f"stream.seed={ORDER + seed}", f"data.validation_fraction={ASIDE}"]
-            done = Path("runs") / name / f"{folder_name(method)}-seed{seed}.safetensors"
+            done = Path("runs") / name / f"{slug(method)}-seed{seed}.safetensors"
             if not done.exists():
                 done.parent.mkdir(parents=True, exist_ok=True)
                 facts = {"given": json.dumps(given), "environment": json.dumps(environment())}
@@ -100,7 +98,7 @@ def main(
             runs.append({"method": method, "seed": seed, "environment": json.loads(facts["environment"])} | measured)
     command = f"python benchmarks/unknowns.py {recipe} --methods {methods} --seeds {seeds}"
     command += (f" --tuned {tuned}" if tuned else "") + (f" --page {page}" if page else "")
-    command = f"{command} {said(overrides or [])}".rstrip()
+    command = f"{command} {without_places(overrides or [])}".rstrip()
     name = page or name
     text = written(name, command, runs)
     out.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import os
 import signal
 import sys
 from enum import StrEnum
@@ -21,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica import launch
-from lorica.commands import MethodFile, data, models, naming
+from lorica.commands import MethodFile, data, drawing, models, naming, sweep
 from lorica.config import packaged_recipes, packaged_text, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.environment import versions
@@ -40,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(models.models)
 app.add_typer(data.data, name="data")
+app.add_typer(sweep.sweeps)
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
@@ -140,7 +140,7 @@ def demo(
     launch.require_alone("a demonstration is made by one")
     if overrides and images is None:
         raise LoricaError(f"{overrides[0]}: the demonstration on digits takes no keys; they go with --images")
-    _figures()
+    drawing()
     from lorica import demo as demonstration
 
     demonstration.show(out, console, images, overrides or [])
@@ -158,7 +158,7 @@ def run(
 ) -> None:
     """Learn a stream of tasks with one method."""
     resolved = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
-    figures = _figures()
+    figures = drawing()
     from lorica import run as run_recipe
     from lorica.report import tables
     from lorica.run import default_folder
@@ -289,7 +289,7 @@ def table(
     if properties:
         console.print(tables.properties(rows))
     if figures_in:
-        figures = _figures()
+        figures = drawing()
         figures.draw_all(results, figures_in)
 
 
@@ -389,7 +389,7 @@ def analyze(
     moved: Set = None,
 ) -> None:
     """Draw the paper's evidence for runs: residuals, magnitudes, straight lines, distances, accuracies."""
-    _figures()
+    drawing()
     from lorica import analysis
     from lorica.results import find_runs
 
@@ -454,7 +454,7 @@ def theorem(
     seed: Annotated[int, typer.Option(min=0, help="of the target and of the factors' start")] = 0,
 ) -> None:
     """Watch gradient descent from small factors find principal components one by one (SD-LoRA's Theorem 1)."""
-    figures = _figures()
+    figures = drawing()
     from lorica.files import write_json
     from lorica.ownership import require_ours
     from lorica.report import theorem_figure
@@ -556,7 +556,7 @@ def _examine(
         done = examine(predictor, data, reporter=reporter)
     console.print(models.examined(folder, done))
     if figures_in:
-        figures = _figures()
+        figures = drawing()
         drawn = figures.confusion(done.shares(), names_of(done), done.class_names)
         figures.save_all({"confusion": drawn}, figures_in)
         console.print("confusion.pdf and confusion.png are in", console.strong(figures_in))
@@ -579,23 +579,6 @@ def _image_files(given: list[Path]) -> list[Path]:
     if problems:
         raise LoricaError(problems)
     return found
-
-
-def _figures():
-    """`lorica.report.figures`, once something is to be drawn: matplotlib takes seconds, and reads settings of the user's.
-
-    Raises:
-        LoricaError: settings with which it cannot be imported.
-    """
-    os.environ["MPLBACKEND"] = "agg"  # Jupyter's is for notebooks, and not there for a command that is started in one
-    try:
-        from lorica.report import figures
-    except (OSError, ValueError) as error:
-        raise LoricaError(
-            f"matplotlib cannot be imported ({error}); mend or remove its settings: the file matplotlibrc in this folder, the one "
-            "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
-        ) from error
-    return figures
 
 
 def _left_out(line: str) -> None:

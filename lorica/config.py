@@ -30,6 +30,8 @@ IN_MEMORY = "in_memory"
 KEEP = 5
 """Images of a class that a model sets aside, unless somebody asks for another number; never more than a fifth of them."""
 
+_Model = TypeVar("_Model", bound=BaseModel)
+
 _LARGEST = 1 << 20  # bytes of a recipe
 
 # what a run had that is older than the key
@@ -323,6 +325,26 @@ def as_saved(recipe: Recipe, saved: Recipe) -> Recipe:
     return read_recipe(recipe, {key: kept[key] for key in _BEFORE if key in kept and _is_left_out(recipe, key)})
 
 
+def read_model(model: type[_Model], file: Path) -> _Model:
+    """A YAML file of another kind, read by the rules of a recipe.
+
+    Raises:
+        RecipeError: every problem, one line each, with the nearest known key.
+    """
+    try:
+        values = parse(_text_of(file))
+    except ValueError as error:
+        raise RecipeError(f"{file}: {error}") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{file}: expected the keys {', '.join(model.model_fields)}")
+    values = _plain(values, model, "")
+    try:
+        return _read(model, values)
+    except ValidationError as error:
+        known = list(_keys_at(model, values))
+        raise RecipeError([f"{file}: {problem}" for problem in _problems(error, known)]) from error
+
+
 def _is_left_out(recipe: Recipe, key: str) -> bool:
     section, _, name = key.partition(".")
     values: BaseModel = getattr(recipe, section)
@@ -451,9 +473,6 @@ def _is_text(annotation: Any) -> bool:
     return annotation in (str, Path)
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
 def _read(model: type[_Model], values: Mapping[str, Any]) -> _Model:
     """Numbers are numbers and truth values truth values; JSON, so that a list may be a tuple and a text a path."""
     return model.model_validate_json(json.dumps(values), strict=True)
@@ -546,6 +565,23 @@ def _hint(place: str, known: Sequence[str]) -> str:
     near = [siblings[key] for key in difflib.get_close_matches(last, siblings, n=1)]
     near += [key for key in known if key.rpartition(".")[2] == last]
     return f"did you mean {near[0]}?" if near else f"{section or 'a recipe'} has {', '.join(siblings)}"
+
+
+def _keys_at(annotation: Any, values: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted keys that there may be in values: in models, and in those within the lists and mappings that are there."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        for name, field in annotation.model_fields.items():
+            yield f"{prefix}{name}"
+            yield from _keys_at(
+                field.annotation, values.get(name) if isinstance(values, dict) else None, f"{prefix}{name}."
+            )
+    elif get_origin(annotation) in (list, dict):
+        inside = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+        for key, value in inside:
+            yield from _keys_at(get_args(annotation)[-1], value, f"{prefix}{key}.")
+    else:
+        for each in get_args(annotation):
+            yield from _keys_at(each, values, prefix)
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from lorica.interruption import Interruptions
 from lorica.isolation import isolated
 from lorica.launch import launched
 from lorica.methods import Readout, build_method
+from lorica.metrics import Matrix
 from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.processes import Processes
@@ -56,6 +57,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     stop_after: int | None = None,
+    go_on: Callable[[Matrix], bool] | None = None,
     progress: bool | Reporter = True,
     **overrides: Any,
 ) -> Result:
@@ -72,6 +74,7 @@ def run(
         resume: continue the run in that folder where it stopped: at its newest snapshot within a task, or after its last task.
         overwrite: start anew in a folder that holds a run.
         stop_after: leave the run after that many tasks, to be resumed or not; absent = learn them all.
+        go_on: asked after each task with the accuracy matrix so far; False leaves the run as `stop_after` does.
         progress: True for a bar on standard error, False for none, or an object to report to.
         overrides: sections or keys that replace the recipe's: `seed=1, method={"rank": 4}, **{"fit.epochs": 3}`.
 
@@ -113,7 +116,9 @@ def run(
             if where == folder.path and processes.is_main:
                 folder.give_up_anew()
             try:
-                return _learn_stream(parts, folder, RunFolder(where), resumed, stop_after, reporter, interruptions)
+                return _learn_stream(
+                    parts, folder, RunFolder(where), resumed, stop_after, go_on, reporter, interruptions
+                )
             finally:
                 if processes.is_main and not _has_begun(folder.anew):
                     folder.give_up_anew()
@@ -230,6 +235,7 @@ def _learn_stream(
     where: RunFolder,
     resumed: bool,
     stop_after: int | None,
+    go_on: Callable[[Matrix], bool] | None,
     reporter: Reporter,
     interruptions: Interruptions,
 ) -> Result:
@@ -275,6 +281,8 @@ def _learn_stream(
             _settle(session, folder)
             if results.is_due:
                 results.write()
+            if go_on and not processes.by_main(partial(go_on, session.record.rows)):
+                break
     finally:
         results.write()
     return processes.by_main(partial(read_result, folder.path))

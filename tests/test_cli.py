@@ -27,7 +27,18 @@ from lorica.results import Result
 
 HEAVY = {
     *("torch", "torchvision", "timm", "accelerate", "transformers", "huggingface_hub", "safetensors", "peft", "onnx"),
-    *("onnxruntime", "onnxscript", "sklearn", "scipy", "pandas", "matplotlib", "fastapi", "uvicorn"),
+    *(
+        "onnxruntime",
+        "onnxscript",
+        "sklearn",
+        "scipy",
+        "pandas",
+        "matplotlib",
+        "fastapi",
+        "uvicorn",
+        "optuna",
+        "sqlalchemy",
+    ),
 }
 
 
@@ -66,7 +77,7 @@ def test_help(lorica: Lorica) -> None:
     assert all(
         command in out
         for command in (
-            *("demo", "run", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
+            *("demo", "run", "sweep", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
             *("learn", "predict", "history", "rollback", "forget", "join", "data", "--debug"),
         )
     )
@@ -80,7 +91,7 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
     wrong.write_text("method: {name: sd_lora, rank: 0}\ndata: {rot: here}\nfit: {epochs: many}\n")
     commands = [
         (0, "--help"),
-        *((0, f"{command} --help") for command in ("run", "learn", "merge", "export", "serve", "data")),
+        *((0, f"{command} --help") for command in ("run", "sweep", "learn", "merge", "export", "serve", "data")),
         *((0, f"data show {name}") for name in ("", *benchmark_names())),
         (2, "data check imagenet --root ."),
         *((0, f"list {what}{plain}") for what in ("methods", "sources", "recipes") for plain in ("", " --plain")),

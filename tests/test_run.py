@@ -28,6 +28,7 @@ from lorica.data.sources import Source, arrays
 from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeError, TrainingError
 from lorica.learner import load
 from lorica.methods import build_method, find_method
+from lorica.metrics import Matrix
 from lorica.results import Result, read_result
 from lorica.run import check, default_folder, evaluate, run
 from lorica.session import _finite
@@ -270,6 +271,22 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
         json.loads((stopped / "cost.json").read_text())["tasks"]
         == json.loads((whole / "cost.json").read_text())["tasks"]
     )
+
+
+def test_whoever_starts_a_run_is_asked_after_each_task_whether_it_goes_on(
+    small_recipe: Recipe, finished_run: Result, tmp_path: Path
+) -> None:
+    asked = []
+
+    def go_on(accuracy: Matrix) -> bool:
+        asked.append([list(row) for row in accuracy])
+        return len(accuracy) < 2
+
+    left = quiet(small_recipe, tmp_path / "run", go_on=go_on)
+    assert asked == [finished_run.accuracy[:1], finished_run.accuracy[:2]]
+    assert left.accuracy == finished_run.accuracy[:2]
+    assert not left.complete
+    assert quiet(small_recipe, tmp_path / "run", resume=True).accuracy == finished_run.accuracy
 
 
 @pytest.mark.parametrize("how", ["interrupt", "nan"])
