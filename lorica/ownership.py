@@ -30,6 +30,7 @@ _KEYS = {
     "theorem.json": {"setting", "exponents", "descents", "sd_lora"},
     "state.json": {"format", "method", "backbone", "seal"},
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},
+    "confusion.json": {"classes", "counts"},
     "journal.jsonl": {"seal"},
 }
 _SECTIONS = {"method", "backbone", "data", "stream", "fit", "seed"}

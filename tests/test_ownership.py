@@ -35,6 +35,7 @@ USERS_OWN = {
     "recipe.yaml": b"eggs: 3\n",
     "environment.json": b'{"PATH": "x"}',
     "history.jsonl": b'{"git": "log"}\n',
+    "confusion.json": b'{"why": "so"}',
     "snapshot.safetensors": b"",
 }
 
