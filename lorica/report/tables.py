@@ -30,6 +30,7 @@ INCIDENTAL = (
     "device",
     "checkpoints",
     "snapshot_seconds",
+    "track",
     "data.root",
     "data.cache_gib",
     "backbone.weights",
@@ -48,11 +49,12 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 @dataclass(frozen=True)
 class Spread:
     """Mean, sample standard deviation (n - 1 in the denominator) and standard error of the mean (that over the root of n; both
-    None for a single value), fractions."""
+    None for a single value), fractions, of a number n of values."""
 
     mean: float
     std: float | None
     error: float | None = None
+    number: int = 1
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -60,7 +62,17 @@ class Spread:
         if len(values) < 2:
             return cls(fmean(values), None)
         std = stdev(values)
-        return cls(fmean(values), std, std / len(values) ** 0.5)
+        return cls(fmean(values), std, std / len(values) ** 0.5, len(values))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean, mean ± t(0.975; n - 1) error with Student's t; None for a single value."""
+        if self.error is None:
+            return None
+        from scipy.special import stdtrit  # half a second, which other tables do without
+
+        half = float(stdtrit(self.number - 1, 0.975)) * self.error
+        return self.mean - half, self.mean + half
 
     def percent(self, plus_minus: str = "±", *, error: bool = False) -> str:
         """In percent with one decimal: "81.3 ± 0.4" with the deviation, or the standard `error`; "81.3" for a single value."""
@@ -105,7 +117,11 @@ class Row:
 
 
 def summarise(
-    results: Sequence[Result], *, by: Callable[[Result], str] | None = None, sort: str | None = None
+    results: Sequence[Result],
+    *,
+    by: Callable[[Result], str] | None = None,
+    sort: str | None = None,
+    over: Sequence[str] = (),
 ) -> list[Row]:
     """Put runs together that differ in their seeds only.
 
@@ -116,6 +132,7 @@ def summarise(
     Args:
         by: a further label of a run that keeps runs apart, such as the data set or a setting under study.
         sort: one of `lorica.metrics.MEASURES` for the best row first; by default rows keep the order of their first run.
+        over: further keys of the recipe in which runs of one row may differ.
 
     Raises:
         LoricaError: `sort` is not a measure.
@@ -127,7 +144,8 @@ def summarise(
         if run.complete:
             classes = frozenset(name for task in run.tasks for name in task["classes"])
             key = (run.method, run.label, by(run) if by else "", len(run.tasks), classes)
-            groups.setdefault((*key, tuple(_settings(run).items())), []).append(run)
+            settings = tuple((name, value) for name, value in settings_of(run).items() if name not in over)
+            groups.setdefault((*key, settings), []).append(run)
     one_stream = len({key[3:5] for key in groups}) < 2
     rows = []
     for key, runs in groups.items():
@@ -157,18 +175,21 @@ def summarise(
     return rows
 
 
-def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> list[str]:
+def notes(
+    results: Sequence[Result], *, by: Callable[[Result], str] | None = None, over: Sequence[str] = ()
+) -> list[str]:
     """What a reader of the table of `results` must know: the runs left out, and seeds that a row counts twice."""
     lines = [
         f"Left out, not complete: {_name(run)} ({len(run.accuracy)} of {len(run.tasks)} tasks)."
         for run in results
         if not run.complete
     ]
-    for row in summarise(results, by=by):
-        for seed in dict.fromkeys(run.seed for run in row.runs):
-            same = [_name(run) for run in row.runs if run.seed == seed]
+    for row in summarise(results, by=by, over=over):
+        chance = [(run.seed, *(str(dict(flatten(run.recipe)).get(key)) for key in over)) for run in row.runs]
+        for each in dict.fromkeys(chance):
+            same = [_name(run) for run, own in zip(row.runs, chance, strict=True) if own == each]
             if len(same) > 1:
-                lines.append(f"Seed {seed} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
+                lines.append(f"Seed {each[0]} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
     return lines
 
 
@@ -240,11 +261,21 @@ def to_markdown(
     )
 
 
-def to_latex(rows: Sequence[Row], notes: Sequence[str] = (), *, error: bool = False) -> str:
-    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it."""
+def to_latex(
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    columns: Mapping[str, Callable[[Row], str]] | None = None,
+    *,
+    error: bool = False,
+) -> str:
+    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it. `columns` as in `to_markdown`."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
     costs = len(header) - len(COSTS)
-    lines = [[_escape(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
+    lines = [[escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
+    for heading, cell in (columns or {}).items():
+        header.append(escaped(heading))
+        for row, line in zip(rows, lines, strict=True):
+            line.append(escaped(cell(row)))
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
@@ -306,7 +337,7 @@ def _cost_cell(name: str, value: int | float | None, missing: str) -> str:
     return f"{value:.3g}" if name == "forwards_per_prediction" else compact(value)
 
 
-def _settings(run: Result) -> dict[str, str]:
+def settings_of(run: Result) -> dict[str, str]:
     """The recipe's settings by dotted key, in order, without those that a comparison may ignore."""
     settings = {key: str(value) for key, value in flatten(run.recipe) if key not in INCIDENTAL}
     return dict(sorted((settings | {f"{key} contents": str(value) for key, value in run.identity.items()}).items()))
@@ -316,5 +347,6 @@ def _name(run: Result) -> str:
     return str(run.path) if run.path else f"{run.label}, seed {run.seed}"
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as LaTeX shows it."""
     return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)
