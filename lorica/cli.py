@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica import launch
-from lorica.commands import MethodFile, models, naming
+from lorica.commands import MethodFile, left_out, models, naming, report
 from lorica.config import packaged_recipes, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.errors import LoricaError
@@ -38,6 +38,7 @@ app = typer.Typer(
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
 app.add_typer(models.models)
+app.add_typer(report.reports)
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
@@ -221,7 +222,7 @@ def table(
     from lorica.results import find_runs
 
     error = spread is Spread.error
-    results = find_runs(runs, left_out=_left_out)
+    results = find_runs(runs, left_out=left_out)
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
@@ -339,7 +340,7 @@ def analyze(
     from lorica import analysis
     from lorica.results import find_runs
 
-    results = find_runs(runs, left_out=_left_out)
+    results = find_runs(runs, left_out=left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
         done = analysis.analyse(
@@ -542,8 +543,3 @@ def _figures():
             "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
         ) from error
     return figures
-
-
-def _left_out(line: str) -> None:
-    """On standard error, beside the table of the other runs."""
-    Screen(stderr=True).print(f"left out: {line}", style="yellow", soft_wrap=True)

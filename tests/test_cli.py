@@ -63,7 +63,7 @@ def test_help(lorica: Lorica) -> None:
     assert all(
         command in out
         for command in (
-            *("demo", "run", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
+            *("demo", "run", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve", "report"),
             *("learn", "predict", "history", "rollback", "forget", "join", "--debug"),
         )
     )
@@ -81,6 +81,8 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
         *((0, f"list {what}{plain}") for what in ("methods", "sources", "recipes") for plain in ("", " --plain")),
         *((0, f"table {finished_run.path} --format {form}") for form in cli.Format),
         (0, f"table {finished_run.path} --properties --spread error"),
+        *((0, f"report {finished_run.path} --format {form}") for form in Form),
+        (2, "report nowhere"),
         (2, "table nowhere"),
         (2, "list nothing"),
         (2, "run digitz"),

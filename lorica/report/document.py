@@ -16,6 +16,7 @@ from typing import Any
 from lorica.errors import LoricaError
 from lorica.metrics import MEASURES
 from lorica.nested import flatten
+from lorica.ownership import TIDY
 from lorica.report.comparison import ORDER, Difference, benchmark_of, compare, named
 from lorica.report.tables import Row, Spread, compact, escaped, notes, summarise, to_latex, to_markdown
 from lorica.results import COSTS, Result
@@ -113,9 +114,9 @@ def spreads_of(row: Row) -> dict[str, Spread]:
 
 def spent(run: Result, name: str) -> float | None:
     """One of `SPENT` of a run; None where it is older than the measure."""
-    if name == "train_seconds":
-        return sum(run.train_seconds) if run.train_seconds else None
-    return (run.cost or {}).get(name)
+    known = {"train_seconds": sum(run.train_seconds)} if run.train_seconds else {}
+    known |= run.cost or {}
+    return float(known[name]) if name in known else None
 
 
 def to_text(report: Report, form: str) -> str:
@@ -196,7 +197,7 @@ def _further(benchmark: Benchmark) -> Iterator[tuple[str, list[list[str]]]]:
 def _csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["benchmark", "label", "against", "measure", "number", "mean", "std", "error", "low", "high"])
+    writer.writerow(TIDY.split(","))
     for benchmark in report.benchmarks:
         found = [(row.label, "", spreads_of(row)) for row in benchmark.rows]
         found += [(each.row.label, each.against.label, each.spreads) for each in benchmark.differences]

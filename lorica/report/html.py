@@ -176,7 +176,7 @@ def _row(row: Row, report: Report) -> dict[str, Any]:
     }
 
 
-def _spread(spread: Spread) -> list[float | None]:
+def _spread(spread: Spread) -> list[int | float | None]:
     """Mean, deviation, error, and half of the interval."""
     half = spread.interval and spread.interval[1] - spread.mean
     return [_rounded(value) for value in (spread.mean, spread.std, spread.error, half)]
@@ -222,7 +222,7 @@ def _machine(run: Result) -> dict[str, str]:
     return {name: str(told[name]) for name in _MACHINE if told.get(name)} | tag
 
 
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: int | float | None) -> int | float | None:
     """Six digits, which is more than anybody sees."""
     return value if value is None or isinstance(value, int) else float(f"{value:.6g}")
 

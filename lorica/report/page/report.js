@@ -5,7 +5,7 @@
   const tip = document.getElementById("tip");
   const percents = new Set(data.measures.map(([name]) => name));
   const DASHES = ["", "7 4", "10 3 2 3", "2 3"];
-  const WIDE = 720; // a chart's own units, and pixels where there is room
+  const WIDE = innerWidth < 700 ? 380 : 560; // of a chart, about as many as the pixels that it gets
 
   // ---- elements; every text is a text
 
@@ -28,8 +28,8 @@
       if (Math.abs(value) < 999.5 * size || unit === "G") return unit ? (value / size).toPrecision(3) + unit : value.toFixed(0);
     }
   };
-  const short = value => (Math.abs(value) >= 1e5 ? compact(value) : String(Number(value.toPrecision(4))));
   const minus = text => text.replace("-", "−");
+  const short = value => minus(Math.abs(value) >= 1e5 ? compact(value) : String(Number(value.toPrecision(4))));
   const percent = (value, digits = 1) => minus((100 * value).toFixed(digits).replace(/^-(0\.?0*)$/, "$1"));
   const written = (name, value) => {
     if (value === null || value === undefined) return "–";
@@ -42,11 +42,11 @@
   // ---- tables
 
   /** A table that its headings sort. Columns: {heading, about, of(row): what sorts, cell(row): what is shown, lower, text}. */
-  function table(caption, columns, rows, { sorted = true } = {}) {
+  function table(caption, columns, rows, { below = false } = {}) {
     const body = h("tbody");
     const headings = columns.map((column, place) =>
-      h("th", { scope: "col", title: column.about ?? null, class: column.text ? "text" : null, "aria-sort": sorted ? "none" : null },
-        sorted ? h("button", { type: "button", onclick: () => sort(place) }, column.heading) : h("span", {}, column.heading)));
+      h("th", { scope: "col", title: column.about ?? null, class: column.text ? "text" : null, "aria-sort": "none" },
+        h("button", { type: "button", onclick: () => sort(place) }, column.heading)));
     const draw = order => body.replaceChildren(...order.map(row => h("tr", {}, columns.map((column, place) =>
       h(place ? "td" : "th", { scope: place ? null : "row", class: [column.text ? "text" : "", column.emphasis?.(row) ?? ""].join(" ").trim() || null },
         column.cell(row))))));
@@ -66,7 +66,7 @@
     }
     draw(rows);
     return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-      h("table", { "aria-label": caption }, h("thead", {}, h("tr", {}, headings)), body));
+      h("table", { "aria-label": caption, class: below ? "below" : null }, h("thead", {}, h("tr", {}, headings)), body));
   }
 
   function choice(label, options, chosen, changed) {
@@ -104,7 +104,7 @@
           if (Math.log10(value) >= low && Math.log10(value) <= high) marks.push(Number(value.toPrecision(3)));
         }
       }
-      return { at, marks };
+      return { at, marks: marks.filter((_, place) => place % Math.ceil(marks.length / 7) === 0) };
     }
     if (zero) low = Math.min(0, low);
     const space = (high - low || Math.abs(high) || 1) * room;
@@ -134,7 +134,7 @@
   }
 
   /** Lines over numbers. Series: {label, points: [[x, y, deviation]]}; y may be null, where the line breaks. */
-  function lines(about, series, { xLabel, yLabel, yText = short, xText = short, whole = true, fading = false, marks = true, bars = [], height = 330, yHead }) {
+  function lines(about, series, { xLabel, yLabel, yText = short, yTick = yText, xText = short, whole = true, fading = false, marks = true, bars = [], height = 330, yHead }) {
     const hidden = new Set();
     const all = series.flatMap(each => each.points.filter(([, y]) => y !== null));
     if (!all.length) return null;
@@ -147,7 +147,7 @@
     const cross = s("line", { class: "cross", y1: 20, y2: height - 44, visibility: "hidden" });
     function draw() {
       drawing.replaceChildren(
-        ...frame(x, y, { height, xLabel, yLabel: yLabel + (log ? ", logarithmic" : ""), xText, yText }),
+        ...frame(x, y, { height, xLabel, yLabel: yLabel + (log ? ", logarithmic" : ""), xText, yText: yTick }),
         ...bars.map(at => s("line", { class: "grid", x1: x.at(at), x2: x.at(at), y1: 20, y2: height - 44 })),
         ...series.map((each, place) => {
           if (hidden.has(place)) return null;
@@ -302,7 +302,7 @@
     const last = row => percent(row.curve[row.curve.length - 1][1]);
     return card("Average accuracy over the tasks learned", null, lines(
       `Average accuracy in percent over the tasks so far. After the last task: ${benchmark.rows.map(row => `${row.label} ${last(row)}`).join(", ")}.`,
-      series, { xLabel: "tasks learned", yLabel: "accuracy (%)", yText: value => percent(value) }));
+      series, { xLabel: "tasks learned", yLabel: "accuracy (%)", yText: value => percent(value), yTick: value => percent(value, 0) }));
   }
 
   function costs(benchmark) {
@@ -313,7 +313,7 @@
       const [name, heading] = known.find(([each]) => each === cost);
       const points = benchmark.rows.map((row, index) => ({ row, index, x: row.spreads[name]?.[0], y: row.spreads.acc[0], d: row.spreads.acc[1] ?? 0 })).filter(each => each.x !== undefined);
       const xs = points.map(each => each.x), log = Math.min(...xs) > 0 && Math.max(...xs) > 8 * Math.min(...xs);
-      const x = scale(xs, 70, WIDE - 130, { log, zero: !log, number: 5 });
+      const x = scale(xs, 70, WIDE - 130, { log, zero: !log, number: 4 });
       const y = scale(points.flatMap(each => [each.y - each.d, each.y + each.d]), height - 56, 30);
       // a text moves down until it is clear of those above it
       const texts = [];
@@ -362,7 +362,7 @@
             return [signed, half === null ? "" : h("span", { class: "spread" }, ` [${percent(mean - half)}, ${percent(mean + half)}]`)];
           },
         })),
-      ], own),
+      ], own, { below: true }),
       h("p", { class: "quiet" }, "Points more (+) or less (−), with 95 % intervals over pairs of runs that share seed, class order, data and weights. Bold: the interval excludes 0. ",
         own.some(each => each.pairs === 1) ? "A single pair has no interval: its difference may be chance." : ""));
     }
@@ -396,7 +396,7 @@
     const bars = [...ofTask.keys()].map(task => task + 1);
     const rates = { label: "learning rate", points: rows.map((row, place) => [xs[place], row[3]]) };
     const steady = rows.every(row => row[3] === rows[0][3]);
-    const options = { xLabel: "tasks", marks: false, bars, whole: true, height: 260 };
+    const options = { xLabel: "tasks learned", marks: false, bars, whole: true, height: 260 };
     const about = `Terms of the loss, means over ${epochs === 1 ? "each epoch" : `${epochs} epochs`}`;
     return h("figure", {}, h("h4", {}, about),
       lines(`${about}: ${series.map(each => each.label).join(", ")}.`, series, { ...options, yLabel: series.length === 1 ? series[0].label : "term", yHead: true }),
@@ -406,7 +406,10 @@
   function diagnostics(run) {
     return Object.entries(run.details.diagnostics).map(([name, rows]) => {
       const title = name.replaceAll("_", " ");
-      if (name === "kept") return lines("Directions kept after each task.", [{ label: "kept", points: rows.map((row, t) => [t + 1, row.length]) }], { xLabel: "tasks learned", yLabel: "directions kept", height: 220 });
+      if (name === "kept") {
+        const number = { label: "kept", points: rows.map((row, t) => [t + 1, row.length]) };
+        return h("div", {}, h("h4", {}, "Directions kept"), lines("How many directions are kept after each task.", [number], { xLabel: "tasks learned", yLabel: "kept", height: 220 }));
+      }
       const listed = rows.some(Array.isArray);
       const series = listed
         ? rows.map((row, t) => ({ label: `after task ${t + 1}`, points: [row].flat().map((value, k) => [k + 1, value]) }))
@@ -468,8 +471,8 @@
       if (!known) return h("p", { class: "quiet" }, "This page has no room for more of this run.");
       return h("div", {},
         h("p", { class: "quiet" }, run.name),
-        h("div", { class: "pair" }, known.matrix ? matrix(run) : null, known.confusion ? confusion(run) : null),
-        h("div", { class: "pair" }, known.terms ? terms(run) : null, known.diagnostics ? diagnostics(run) : null),
+        h("div", { class: "pair" }, known.matrix ? matrix(run) : null, known.confusion ? confusion(run) : null,
+          known.terms ? terms(run) : null, known.diagnostics ? diagnostics(run) : null),
         known.recipe ? recipe(run) : null);
     });
     element.querySelector("summary").append(h("strong", {}, run.label), h("span", {}, chance([run.seed, run.order])),
@@ -489,7 +492,7 @@
         h("div", { class: "pair" }, curves(benchmark), costs(benchmark)),
         comparisons(benchmark),
       ] : h("p", { class: "card" }, "No run is complete."),
-      h("h3", { class: "card" }, count(benchmark.runs.length, "run")),
+      h("h3", { class: "runs" }, count(benchmark.runs.length, "run")),
       benchmark.runs.map(single));
   }
 
@@ -505,6 +508,6 @@
   document.getElementById("main").append(...data.benchmarks.map(section));
   const said = [...data.explained, ...data.remarks, ...data.leftOut.map(line => `Left out: ${line}`)];
   document.getElementById("notes").append(...said.map(line => h("p", {}, line)));
-  const first = document.querySelector(".run");
+  const all = [...document.querySelectorAll(".run")], first = all.find((each, place) => runs[place].learned === runs[place].tasks) ?? all[0];
   if (first) first.open = true;
 })();
