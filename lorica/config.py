@@ -37,7 +37,7 @@ _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.h
 PLACES = ("data.root", "backbone.weights")
 """Keys that say where things are and not what they are, which their contents decide."""
 
-FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", *PLACES)
+FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", "track", *PLACES)
 """Keys in which a run may go on otherwise than it began."""
 
 _GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
@@ -221,6 +221,11 @@ class Recipe(Section):
         description="of what the backbone computes; bf16 is slower than fp32 on a CPU without instructions for it",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        default="none",
+        exclude_if=lambda value: value == "none",  # as in recipes from before there was this key
+        description="where a run's losses and accuracies go while it learns, beside its own folder",
+    )
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of every key, defaults included."""

@@ -7,6 +7,7 @@ A run leaves
           metrics.json          the public contract: see `lorica.results.Metrics`
           cost.json             measured parameters, storage, time
           history.jsonl         loss terms, learning rates and diagnostics on the way
+          tracking.json         which run of Weights & Biases or MLflow it is: see `lorica.tracking`
           confusion.json        what was taken for what after the last task: see `lorica.results.Confusion`
           checkpoints/          what was learned: see `lorica.checkpoint`
           snapshot.safetensors  of the task under way; gone once it is learned
@@ -52,6 +53,7 @@ class RunFolder:
         self.cost = self.path / "cost.json"
         self.history = self.path / "history.jsonl"
         self.confusion = self.path / "confusion.json"
+        self.tracking = self.path / "tracking.json"
         self.checkpoints = self.path / "checkpoints"
         self.snapshot = self.path / "snapshot.safetensors"
         self.model = self.path / "model.json"
@@ -115,6 +117,7 @@ class RunFolder:
             self.cost,
             self.history,
             self.confusion,
+            self.tracking,
             self.snapshot,
         ]
         folders = {self.checkpoints: "**/*" if anew else "task_*.safetensors"} | (

@@ -32,6 +32,7 @@ _KEYS = {
     "state.json": {"format", "method", "backbone", "seal"},
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},
     "confusion.json": {"classes", "counts"},
+    "tracking.json": {"tracker", "id"},
     "journal.jsonl": {"seal"},
 }
 _SECTIONS = {"method", "backbone", "data", "stream", "fit", "seed"}

@@ -45,6 +45,7 @@ from lorica.processes import Processes
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.results import DEFAULT_VARIANTS, Confusion, Result, read_result
 from lorica.session import Session
+from lorica.tracking import require_tracker, tracked
 from lorica.types import Task
 
 
@@ -91,6 +92,7 @@ def run(
     folder = RunFolder(out or default_folder(recipe, resolved))
     if resume and wrote(folder.recipe):
         resolved = as_saved(resolved, saved_recipe(folder, method_file=_method_file(resolved)))
+    require_tracker(resolved.track)
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     accelerator = make_accelerator(resolved, of=number) if number > 1 else None
     processes = Processes.of(accelerator) if accelerator else Processes()
@@ -165,6 +167,7 @@ def check(
     """
     resolved = read_recipe(recipe, overrides)
     require_device(resolved)
+    require_tracker(resolved.track)
     with torch.device("meta"):  # shapes without weights
         encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
     # a method of the user's own may look at weights, which are not there; a packaged one does not
@@ -263,17 +266,22 @@ def _learn_stream(
     results = _Results(session, recipe, tasks, identity)
     _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it
+    tracking = tracked(recipe, session, folder.path)
     try:
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
             session.learn(task, data)
             stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
             rows, head_rows = zip(*(_rows(parts, stage + 1, reporter, session.folder) for stage in stages), strict=True)
+            if tracking:
+                tracking.tested(rows)
             session.close(list(rows), [row for row in head_rows if row])
             _settle(session, folder)
             if results.is_due:
                 results.write()
     finally:
         results.write()
+        if tracking:
+            tracking.finish()
     return processes.by_main(partial(read_result, folder.path))
 
 

@@ -15,6 +15,7 @@ import yaml
 
 import lorica as package
 from lorica import cli, report
+from lorica.commands.report import Form
 from lorica.config import packaged_recipes
 from lorica.errors import LoricaError
 from lorica.merging import RULES

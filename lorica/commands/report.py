@@ -42,7 +42,8 @@ def report(
         Form | None, typer.Option("--format", help="one alone; without --out to standard output, but report.html")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="METHOD", help="compare the others with it alone, over the same seeds and orders")
+        str | None,
+        typer.Option(metavar="METHOD", help="compare the others with it alone, over the same seeds and orders"),
     ] = None,
     title: Annotated[str, typer.Option(help="of the page")] = "lorica report",
 ) -> None:

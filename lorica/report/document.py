@@ -100,7 +100,7 @@ class Report:
             known = ", ".join(dict.fromkeys(map(repr, labels))) or "none: no run is complete"
             raise LoricaError(f"--against: no row is called {against!r}; expected one of {known}")
         remarks = [line for line in notes(results, over=(ORDER,)) if not line.startswith("Left out")]
-        return cls(benchmarks, remarks, _BY_SAMPLE | dict(columns or {}))
+        return cls(benchmarks, remarks, {**_BY_SAMPLE, **(columns or {})})
 
 
 def spreads_of(row: Row) -> dict[str, Spread]:
@@ -220,7 +220,11 @@ def _written(name: str, spread: Spread) -> list[str]:
         return compact(value) if name in ("trainable", "stored") else f"{value:.4g}"
 
     low_high = " to ".join(map(number, spread.interval)) if spread.interval else "–"
-    return [number(spread.mean), *("–" if each is None else number(each) for each in (spread.std, spread.error)), low_high]
+    return [
+        number(spread.mean),
+        *("–" if each is None else number(each) for each in (spread.std, spread.error)),
+        low_high,
+    ]
 
 
 def _signed(spread: Spread) -> str:

@@ -202,7 +202,9 @@ def _terms(looks: Sequence[Look]) -> dict[str, Any]:
     for (task, stage, part), own in groupby(looks, lambda look: (look.task, look.stage, look.epoch // wide)):
         some = list(own)
         values = [
-            _rounded(fmean(found)) if (found := [v for look in some if (v := look.terms.get(name)) is not None]) else None
+            _rounded(fmean(found))
+            if (found := [v for look in some if (v := look.terms.get(name)) is not None])
+            else None
             for name in names
         ]
         rows.append([task, stage, part * wide, _rounded(fmean(look.learning_rate for look in some)), *values])

@@ -93,7 +93,9 @@ def test_other_data_or_weights_are_never_a_pair(make_run: MakeRun) -> None:
     ):
         assert difference(one, row([other])) is None
         assert benchmark_of(one.runs[0]) != benchmark_of(other)
-    how = make_run([[0.4]], "o_lora", identity=ours, recipe={"fit": {"epochs": 3}, "backbone": {"normalisation": "unit"}})
+    how = make_run(
+        [[0.4]], "o_lora", identity=ours, recipe={"fit": {"epochs": 3}, "backbone": {"normalisation": "unit"}}
+    )
     assert difference(one, row([how])) is not None  # is part of a method's recipe
 
 

@@ -27,7 +27,9 @@ def test_seeds_and_orders_share_a_row(make_run: MakeRun) -> None:
         for seed, order, acc in ((0, 1993, 0.5), (1, 1993, 0.7), (0, 7, 0.9))
     ]
     (benchmark,) = Report.of(runs).benchmarks
-    assert [(row.label, row.seeds, row.spreads["acc"].mean) for row in benchmark.rows] == [("sd_lora", 3, pytest.approx(0.7))]
+    assert [(row.label, row.seeds, row.spreads["acc"].mean) for row in benchmark.rows] == [
+        ("sd_lora", 3, pytest.approx(0.7))
+    ]
     again = Report.of([*runs, runs[0]])
     assert again.remarks == ["Seed 0 of sd_lora is counted 2 times: sd_lora, seed 0, sd_lora, seed 0."]
     assert Report.of(runs).remarks == []
@@ -93,7 +95,10 @@ def test_columns_of_somebody_else(two_seeds: list[Result]) -> None:
 
 def test_against_one(two_seeds: list[Result], make_run: MakeRun) -> None:
     report = Report.of([*two_seeds, make_run([[0.5], [0.5, 0.5]], "lora")], against="o_lora")
-    assert [key[:2] for key in tidy(report) if key[1] and key[2] == "acc"] == [("sd_lora", "o_lora"), ("lora", "o_lora")]
+    assert [key[:2] for key in tidy(report) if key[1] and key[2] == "acc"] == [
+        ("sd_lora", "o_lora"),
+        ("lora", "o_lora"),
+    ]
     with pytest.raises(LoricaError, match="no row is called 'ease'; expected one of 'sd_lora', 'o_lora'"):
         Report.of(two_seeds, against="ease")
 

@@ -18,7 +18,9 @@ from lorica.results import Confusion, Result, read_result
 
 MakeRun = Callable[..., Result]
 
-needs_browser = pytest.mark.skipif(find_browser() is None, reason=f"no browser is installed (any of {', '.join(NAMES)})")
+needs_browser = pytest.mark.skipif(
+    find_browser() is None, reason=f"no browser is installed (any of {', '.join(NAMES)})"
+)
 EVIL = "</script><script>document.title='broken into'</script><img src=x onerror=alert(1)>"
 
 
@@ -42,7 +44,9 @@ def report(make_run: MakeRun, tmp_path: Path) -> Report:
     of_data = {"data": recipe["data"], "stream": recipe["stream"]}
     gates = {"gates": [[1.0], [0.25, 0.75]], "kept": [[0], [0, 1]], "temperature": [1.0, 0.5], "note": ["a", "b"]}
     runs = [
-        saved("a", make_run([[1.0], [0.5, 0.75]], classes=EVIL, recipe=recipe, magnitudes=[[1.0], [1.2, 0.8]], **gates)),
+        saved(
+            "a", make_run([[1.0], [0.5, 0.75]], classes=EVIL, recipe=recipe, magnitudes=[[1.0], [1.2, 0.8]], **gates)
+        ),
         saved("b", make_run([[1.0], [0.75, 0.75]], seed=1, classes=EVIL, recipe=recipe)),
         saved("c", make_run([[0.5], [0.25, 0.5]], "o_lora", classes=EVIL, recipe=of_data)),
         saved("d", make_run([[0.5], [0.0, 0.5]], "o_lora", seed=1, classes=EVIL, recipe=of_data)),
@@ -50,7 +54,13 @@ def report(make_run: MakeRun, tmp_path: Path) -> Report:
     ]
     row = {"stage": 0, "learning_rate": 0.01}
     looks = [
-        {**row, "task": task, "epoch": epoch, "step": step, "terms": {"cross_entropy": 2 - epoch - step / 2, "pull": -0.5}}
+        {
+            **row,
+            "task": task,
+            "epoch": epoch,
+            "step": step,
+            "terms": {"cross_entropy": 2 - epoch - step / 2, "pull": -0.5},
+        }
         for task in (0, 1)
         for epoch in (0, 1)
         for step in (0, 1)
@@ -149,7 +159,14 @@ def cells(tab: Tab, table: str, column: int) -> list[str]:
 
 def press(tab: Tab, key: str) -> None:
     for kind in ("keyDown", "keyUp"):
-        tab("Input.dispatchKeyEvent", type=kind, key=key, code=key, text="\r" if key == "Enter" else "", windowsVirtualKeyCode=13)
+        tab(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key=key,
+            code=key,
+            text="\r" if key == "Enter" else "",
+            windowsVirtualKeyCode=13,
+        )
 
 
 @needs_browser
@@ -185,7 +202,14 @@ def test_a_run_has_all_that_is_known_of_it(tab: Tab) -> None:
     run = "document.querySelector('.run')"
     tab.until(f"{run}.open && {run}.querySelector('pre') !== null")
     text = tab.evaluate(f"{run}.innerText")
-    for heading in ("Accuracy matrix", "Confusion after the last task", "Terms of the loss", "Magnitudes", "Gates", "Recipe"):
+    for heading in (
+        "Accuracy matrix",
+        "Confusion after the last task",
+        "Terms of the loss",
+        "Magnitudes",
+        "Gates",
+        "Recipe",
+    ):
         assert heading in text
     drawn = tab.evaluate(f"[...{run}.querySelectorAll('svg[role=img]')].map(each => each.ariaLabel)")
     assert drawn[0] == "Accuracy on each task after each task, in percent. After the last one: 50.0, 75.0."
