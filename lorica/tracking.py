@@ -111,7 +111,7 @@ def tracked(recipe: Recipe, session: Session, folder: Path) -> Tracking | None:
         clock.tested()
     begins = clock.now == 0
     known = _known(session, recipe.track)
-    tracker = _tracker(recipe.track, known, folder, clock.now + 1)
+    tracker: Any = _tracker(recipe.track, known, folder, clock.now + 1)
     tracker.start()
     if recipe.track != "tensorboard" and not known:
         number = tracker.tracker.id if recipe.track == "wandb" else tracker.tracker.info.run_id

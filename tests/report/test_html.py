@@ -82,7 +82,6 @@ def data_of(page: str) -> dict[str, Any]:
 def test_the_page_is_one_file_that_asks_for_nothing(report: Report) -> None:
     page = to_html(report, title="Table <1>")
     assert page.count("<script") == 2  # data, and the page's own
-    assert "<title>Table &lt;1></title>".replace(">", "&gt;", 1) not in page
     assert "<title>Table &lt;1&gt;</title>" in page
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
     assert policy

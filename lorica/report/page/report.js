@@ -148,7 +148,7 @@
     function draw() {
       drawing.replaceChildren(
         ...frame(x, y, { height, xLabel, yLabel: yLabel + (log ? ", logarithmic" : ""), xText, yText: yTick }),
-        ...bars.map(at => s("line", { class: "grid", x1: x.at(at), x2: x.at(at), y1: 20, y2: height - 44 })),
+        ...(bars.length > 40 ? [] : bars).map(at => s("line", { class: "grid", x1: x.at(at), x2: x.at(at), y1: 20, y2: height - 44 })),
         ...series.map((each, place) => {
           if (hidden.has(place)) return null;
           const parts = [];
@@ -165,7 +165,7 @@
             }
             group.append(s("polyline", { class: "curve", points: part.map(([at, v]) => `${x.at(at)},${y.at(v)}`).join(" "),
               "stroke-dasharray": fading ? null : DASHES[Math.floor(place / 2) % 4] || null }));
-            if (marks || part.length === 1) group.append(...part.map(([at, v]) => shape(fading ? 0 : place, x.at(at), y.at(v))));
+            if ((marks && part.length <= 40) || part.length === 1) group.append(...part.map(([at, v]) => shape(fading ? 0 : place, x.at(at), y.at(v))));
           }
           return group;
         }).filter(Boolean),
@@ -411,12 +411,13 @@
         return h("div", {}, h("h4", {}, "Directions kept"), lines("How many directions are kept after each task.", [number], { xLabel: "tasks learned", yLabel: "kept", height: 220 }));
       }
       const listed = rows.some(Array.isArray);
+      const step = Math.ceil(rows.length / 12); // more lines than these nobody tells apart
       const series = listed
-        ? rows.map((row, t) => ({ label: `after task ${t + 1}`, points: [row].flat().map((value, k) => [k + 1, value]) }))
+        ? rows.map((row, t) => ({ label: `after task ${t + 1}`, points: [row].flat().map((value, k) => [k + 1, value]) })).filter((_, t) => (rows.length - 1 - t) % step === 0)
         : [{ label: title, points: rows.map((value, t) => [t + 1, value]) }];
-      const chart = lines(`${title}${listed ? ", a line for each task learned" : " after each task"}.`, series,
-        { xLabel: listed ? (name === "magnitudes" || name === "gates" ? "direction" : "place") : "tasks learned", yLabel: title, fading: listed, marks: !listed || rows.length <= 12, height: 260 });
-      return chart && h("div", {}, h("h4", {}, title[0].toUpperCase() + title.slice(1), listed ? h("span", { class: "quiet" }, "  (the darker, the later the task)") : ""), chart);
+      const chart = lines(`${title}${listed ? `, a line after ${step > 1 ? `every ${step}th` : "each"} task` : " after each task"}.`, series,
+        { xLabel: listed ? (name === "magnitudes" || name === "gates" ? "direction" : "place") : "tasks learned", yLabel: title, fading: listed, height: 260 });
+      return chart && h("div", {}, h("h4", {}, title[0].toUpperCase() + title.slice(1), listed ? h("span", { class: "quiet" }, `  (after ${step > 1 ? `every ${step}th` : "each"} task; the last one is the darkest)`) : ""), chart);
     });
   }
 
