@@ -533,11 +533,11 @@ def _problems(error: ValidationError, known: Sequence[str], above: str = "") -> 
 
 
 def _hint(place: str, known: Sequence[str]) -> str:
-    """The nearest key of the same section, or a key of that name elsewhere, or the keys that the section has."""
+    """A key of that name elsewhere, or the nearest one of the same section, or the keys that the section has."""
     section, _, last = place.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    near = [siblings[key] for key in difflib.get_close_matches(last, siblings, n=1)]
-    near += [key for key in known if key.rpartition(".")[2] == last]
+    near = [key for key in known if key.rpartition(".")[2] == last]
+    near += [siblings[key] for key in difflib.get_close_matches(last, siblings, n=1)]
     return f"did you mean {near[0]}?" if near else f"{section or 'a recipe'} has {', '.join(siblings)}"
 
 

@@ -16,6 +16,7 @@ import yaml
 from lorica import tracking
 from lorica.config import read_recipe
 from lorica.errors import LoricaError
+from lorica.processes import Processes
 from lorica.report import summarise
 from lorica.results import Look, Result, read_history
 from lorica.run import check, run
@@ -122,6 +123,13 @@ def test_a_tracker_that_is_not_there_is_named_before_anything_is_done(
         ):
             call()
     assert not (tmp_path / "run").exists()
+
+
+def test_one_of_several_processes_alone_draws(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    session = Session.__new__(Session)
+    session.processes = Processes(number=2, index=1)
+    assert tracking.tracked(read_recipe({**small_recipe, "track": "tensorboard"}), session, tmp_path) is None
+    assert not list(tmp_path.iterdir())
 
 
 # ---- the others' classes are Accelerate's; what they import is not installed here, and stands in

@@ -79,10 +79,14 @@ class Report:
 
     @classmethod
     def of(cls, results: Sequence[Result], *, against: str | None = None, columns: Columns | None = None) -> Report:
-        """The report of some runs; `against` as in `lorica.report.comparison.compare`.
+        """The report of some runs.
+
+        Args:
+            against: the label or the method of a row, with which alone the others are compared.
+            columns: further ones of each summary.
 
         Raises:
-            LoricaError: no row is called so.
+            LoricaError: no row is called so, or several of one benchmark are.
         """
         groups: dict[str, list[Result]] = {}
         for run in results:
@@ -99,7 +103,9 @@ class Report:
         if against is not None and not any(each.against for each in benchmarks):
             known = ", ".join(dict.fromkeys(map(repr, labels))) or "none: no run is complete"
             raise LoricaError(f"--against: no row is called {against!r}; expected one of {known}")
-        remarks = [line for line in notes(results, over=(ORDER,)) if not line.startswith("Left out")]
+        remarks = [
+            line for runs in groups.values() for line in notes([run for run in runs if run.complete], over=(ORDER,))
+        ]
         return cls(benchmarks, remarks, {**_BY_SAMPLE, **(columns or {})})
 
 
