@@ -47,7 +47,7 @@ def to_html(report: Report, *, title: str = "lorica report", limit: int = LIMIT)
         limit: see `LIMIT`.
     """
     page = _Page(limit)
-    data = page.content(report) | {"title": title}
+    data = page.content(report)
     style, script = (_file(name) for name in ("report.css", "report.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
