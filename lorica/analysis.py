@@ -366,9 +366,9 @@ def _fine_tuning(run: Result, given: Mapping[str, Any] | None) -> tuple[Recipe, 
 
 def _identity(recipe: Recipe, kinds: Sequence[str]) -> dict[str, Any]:
     """What distances depend on, as plain values."""
-    return {key: value for key, value in recipe.resolved().items() if key not in ("device", "snapshot_seconds")} | {
-        "projections": list(kinds)
-    }
+    return {
+        key: value for key, value in recipe.resolved().items() if key not in ("device", "snapshot_seconds", "track")
+    } | {"projections": list(kinds)}
 
 
 def _name(recipe: Recipe, kinds: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorica import launch
-from lorica.commands import MethodFile, data, drawing, models, naming, sweep
+from lorica.commands import MethodFile, data, drawing, left_out, models, naming, report, sweep
 from lorica.config import packaged_recipes, packaged_text, read_overrides, read_recipe
 from lorica.data.sources import source_names
 from lorica.environment import versions
@@ -40,6 +40,7 @@ app = typer.Typer(
 app.add_typer(models.models)
 app.add_typer(data.data, name="data")
 app.add_typer(sweep.sweeps)
+app.add_typer(report.reports)
 console = Screen()
 
 _INTERRUPTED = 130  # the exit code that typer makes of Ctrl-C
@@ -275,7 +276,7 @@ def table(
     from lorica.results import find_runs
 
     error = spread is Spread.error
-    results = find_runs(runs, left_out=_left_out)
+    results = find_runs(runs, left_out=left_out)
     rows, remarks = tables.summarise(results), tables.notes(results)
     match form:
         case Format.text:
@@ -393,7 +394,7 @@ def analyze(
     from lorica import analysis
     from lorica.results import find_runs
 
-    results = find_runs(runs, left_out=_left_out)
+    results = find_runs(runs, left_out=left_out)
     folder = out or (cast(Path, results[0].path) / "analysis" if len(results) == 1 else Path("runs/analysis"))
     with progress_bar() as reporter:
         done = analysis.analyze(
@@ -579,8 +580,3 @@ def _image_files(given: list[Path]) -> list[Path]:
     if problems:
         raise LoricaError(problems)
     return found
-
-
-def _left_out(line: str) -> None:
-    """On standard error, beside the table of the other runs."""
-    Screen(stderr=True).print(f"left out: {line}", style="yellow", soft_wrap=True)

@@ -40,7 +40,7 @@ _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.h
 PLACES = ("data.root", "backbone.weights")
 """Keys that say where things are and not what they are, which their contents decide."""
 
-FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", *PLACES)
+FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", "track", *PLACES)
 """Keys in which a run may go on otherwise than it began."""
 
 _GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
@@ -229,6 +229,11 @@ class Recipe(Section):
         description="of what the backbone computes; bf16 is slower than fp32 on a CPU without instructions for it",
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
+        default="none",
+        exclude_if=lambda value: value == "none",  # as in recipes from before there was this key
+        description="where a run's losses and accuracies go while it learns, beside its own folder",
+    )
 
     def resolved(self) -> dict[str, Any]:
         """Plain values of every key, defaults included."""
@@ -332,7 +337,7 @@ def read_model(model: type[_Model], file: Path) -> _Model:
         RecipeError: every problem, one line each, with the nearest known key.
     """
     try:
-        values = parse(_text_of(file))
+        values = parse(text_of(file))
     except ValueError as error:
         raise RecipeError(f"{file}: {error}") from error
     if not isinstance(values, dict):
@@ -559,11 +564,11 @@ def _problems(error: ValidationError, known: Sequence[str], above: str = "") -> 
 
 
 def _hint(place: str, known: Sequence[str]) -> str:
-    """The nearest key of the same section, or a key of that name elsewhere, or the keys that the section has."""
+    """A key of that name elsewhere, or the nearest one of the same section, or the keys that the section has."""
     section, _, last = place.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if key.rpartition(".")[0] == section}
-    near = [siblings[key] for key in difflib.get_close_matches(last, siblings, n=1)]
-    near += [key for key in known if key.rpartition(".")[2] == last]
+    near = [key for key in known if key.rpartition(".")[2] == last]
+    near += [siblings[key] for key in difflib.get_close_matches(last, siblings, n=1)]
     return f"did you mean {near[0]}?" if near else f"{section or 'a recipe'} has {', '.join(siblings)}"
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from lorica.adapters.attach import merged
 from lorica.errors import LoricaError
@@ -65,6 +65,7 @@ def accuracy_row(
     batch_size: int = 256,
     reporter: Reporter | None = None,
     only: Sequence[Task] | None = None,
+    answered: Callable[[Int[torch.Tensor, "n 2"]], None] | None = None,
 ) -> list[float]:
     """Accuracy on the test data of each of the given tasks, as fractions: one row of the matrix.
 
@@ -74,6 +75,7 @@ def accuracy_row(
         tasks: the tasks learned so far, in stream order.
         test_data: gives the test data of a task by its index.
         only: those of them that are tested; absent = all.
+        answered: called with the class of each sample, in their order, and the class that it was taken for.
 
     Raises:
         LoricaError: logits that are not a number.
@@ -87,14 +89,16 @@ def accuracy_row(
     joined = splits[0].followed_by(splits[1:])
     processes = Processes.of(accelerator)
     reporter.stage(f"{method.name}: testing", -(-joined.number_of_batches(batch_size) // processes.number))
-    correct = []
+    answers = []
     method.eval()
     plain = plain_form(method)
     for batch in joined.batches(batch_size, device=accelerator.device, **processes.taking):
         with accelerator.autocast():
             logits: Float[torch.Tensor, "n classes"] = plain.predict(batch.inputs)
-        correct.append(require_numbers(logits, method)[:, :seen].argmax(dim=1) == batch.labels)
+        answers.append(torch.stack([batch.labels, require_numbers(logits, method)[:, :seen].argmax(dim=1)], dim=1))
         reporter.step()
-    everywhere = processes.gathered(torch.cat(correct).byte() if correct else None)
-    of_tasks = everywhere.split(sizes)
+    everywhere = processes.gathered(torch.cat(answers) if answers else None)
+    if answered:
+        answered(everywhere)
+    of_tasks = (everywhere[:, 0] == everywhere[:, 1]).split(sizes)
     return [int(right.sum()) / len(right) for right in of_tasks]

@@ -7,6 +7,8 @@ A run leaves
           metrics.json          the public contract: see `lorica.results.Metrics`
           cost.json             measured parameters, storage, time
           history.jsonl         loss terms, learning rates and diagnostics on the way
+          tracking.json         which run of Weights & Biases or MLflow it is: see `lorica.tracking`
+          confusion.json        what was taken for what after the last task: see `lorica.results.Confusion`
           checkpoints/          what was learned: see `lorica.checkpoint`
           snapshot.safetensors  of the task under way; gone once it is learned
           model.json            in the folder of a model that goes on learning, in place of metrics.json and cost.json
@@ -50,6 +52,8 @@ class RunFolder:
         self.metrics = self.path / "metrics.json"
         self.cost = self.path / "cost.json"
         self.history = self.path / "history.jsonl"
+        self.confusion = self.path / "confusion.json"
+        self.tracking = self.path / "tracking.json"
         self.checkpoints = self.path / "checkpoints"
         self.snapshot = self.path / "snapshot.safetensors"
         self.model = self.path / "model.json"
@@ -106,7 +110,16 @@ class RunFolder:
     def held(self, *, anew: bool) -> list[Path]:
         """The files here that a run replaces or removes as it goes on; or as it begins `anew`, then including all that are in
         its folders (but for hidden ones, which it leaves alone)."""
-        files = [self.recipe, self.environment, self.metrics, self.cost, self.history, self.snapshot]
+        files = [
+            self.recipe,
+            self.environment,
+            self.metrics,
+            self.cost,
+            self.history,
+            self.confusion,
+            self.tracking,
+            self.snapshot,
+        ]
         folders = {self.checkpoints: "**/*" if anew else "task_*.safetensors"} | (
             {self.figures: "**/*"} if anew else {}
         )

@@ -668,6 +668,10 @@ class Learner:
     def _session(self, reporter: Reporter, interruptions: Interruptions, *, to_learn: bool = True) -> Session:
         """One that is to stand where the model does: `restore` takes it there."""
         recipe = self._recipe
+        if recipe.track != "none":
+            raise LoricaError(
+                f"track: {recipe.track} follows a run, and not a model that goes on learning; leave it out"
+            )
         accelerator, method = build_model(recipe)
         if method.learns_all_at_once:
             raise LoricaError(

@@ -1,7 +1,8 @@
 """Which files lorica wrote, told by what is in them: no other file is ever replaced or removed.
 
 A name alone says nothing: `metrics.json`, `recipe.yaml` or `figures/accuracy_curves.pdf` may well be the user's own. So each
-kind of file has its marks: the keys of a JSON object, the seal of a journal, metadata in the header of tensors and in figures.
+kind of file has its marks: the keys of a JSON object, the seal of a journal, metadata in the header of tensors and in figures, a
+hash in the last line of a report.
 A damaged file whose marks are gone counts as the user's; it is named, and stays.
 """
 
@@ -30,10 +31,15 @@ _KEYS = {
     "theorem.json": {"setting", "exponents", "descents", "sd_lora"},
     "state.json": {"format", "method", "backbone", "seal"},
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},
+    "confusion.json": {"classes", "counts"},
+    "tracking.json": {"tracker", "id"},
     "journal.jsonl": {"seal"},
 }
 _SECTIONS = {"method", "backbone", "data", "stream", "fit", "seed"}
 _MARK = "lorica"
+_COMMENTS = {".html": "<!-- {} -->", ".md": "<!-- {} -->", ".tex": "% {}"}
+TIDY = "benchmark,label,against,measure,number,mean,std,error,low,high"
+"""The first line of a report in CSV, which has no comments."""
 _SHOWN = 20
 
 
@@ -48,6 +54,13 @@ def figure_mark(name: str) -> str:
     A copy under another name is the user's.
     """
     return f"{_MARK} <{quote(name, safe='')}>"
+
+
+def marked(path: Path, text: str) -> str:
+    """A report's text with what it says of its maker, for a file of that name, so that `wrote` knows it as long as it is not altered."""
+    if path.suffix not in _COMMENTS:
+        return text
+    return text + _COMMENTS[path.suffix].format(f"{_MARK} report {hashlib.sha256(text.encode()).hexdigest()}") + "\n"
 
 
 def recipe_text(resolved: dict[str, Any]) -> str:
@@ -66,6 +79,11 @@ def wrote(path: Path) -> bool:
             return _MARK in _header(path).get("__metadata__", {}) or _is_named_beside(path)
         if path.suffix in (".pdf", ".png"):
             return figure_mark(path.stem).encode() in path.read_bytes()
+        if path.suffix in _COMMENTS:
+            *lines, _ = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            return marked(path, "".join(lines)).encode() == path.read_bytes()
+        if path.suffix == ".csv":
+            return path.read_text(encoding="utf-8").startswith(f"{TIDY}\n")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError, yaml.YAMLError):
         pass
     return False

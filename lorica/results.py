@@ -3,6 +3,7 @@
     Metrics   the contents of metrics.json
     Result    a run's folder: its metrics, and what it cost
     Record    the account of a run under way, an `Entry` for each thing learned, from which both files follow
+    Look      a line of history.jsonl, and `Confusion` the contents of confusion.json, both of which a run may lack
 
 What a measure is, and how it is called, is in `lorica.metrics.MEASURES` alone. Nothing here, or in `lorica.report`,
 imports torch.
@@ -29,7 +30,7 @@ from pydantic import (
 
 from lorica.environment import package_version
 from lorica.errors import LoricaError
-from lorica.files import RunFolder
+from lorica.files import RunFolder, complete_lines
 from lorica.metrics import MEASURES, Matrix, summary, whole
 from lorica.nested import flatten
 from lorica.reading import WIDER, WRITTEN, Count, Plain, Seconds, misfits, read_json, shown
@@ -478,6 +479,82 @@ def read_result(path: Path | str) -> Result:
         raise LoricaError([f"{folder.metrics}: {problem}" for problem in error.problems]) from error
     cost = _cost_in(folder.cost, read) if folder.cost.exists() else None
     return Result(folder.path, read, cost)
+
+
+class Look(BaseModel):
+    """A line of history.jsonl: one look at the training, see `lorica.descent.Descent.row`; all numbers from 0."""
+
+    model_config = WIDER
+
+    task: Count
+    stage: Count = 0
+    epoch: Count
+    step: Count
+    learning_rate: float
+    terms: dict[str, float | None]
+    diagnostics: dict[str, Any] = {}
+
+
+def read_history(path: Path | str) -> list[Look]:
+    """What was seen while the run in that folder was trained, in order; nothing where it trained nothing.
+
+    Raises:
+        LoricaError: a line that is not one of a history.
+    """
+    file = RunFolder(path).history
+    looks = []
+    for number, line in enumerate(complete_lines(file), start=1):
+        try:
+            looks.append(Look.model_validate_json(line))
+        except ValidationError as error:
+            why = "; ".join(misfits(error))
+            raise LoricaError(f"{file}: line {number}: {why}; truncated or altered: restore the file") from error
+    return looks
+
+
+class Confusion(BaseModel):
+    """The contents of confusion.json: what the test samples were taken for after the last task, among all classes.
+
+    Attributes:
+        classes: names, in the order of their numbers.
+        counts: of samples, as [class, class it was taken for, samples], ascending; what never occurs is left out.
+    """
+
+    model_config = WRITTEN
+
+    classes: list[str]
+    counts: list[tuple[Count, Count, Count]]
+
+    @model_validator(mode="after")
+    def _of_its_classes(self) -> Confusion:
+        if any(max(pair) >= len(self.classes) for *pair, _ in self.counts):
+            raise ValueError(f"counts: expected numbers of {len(self.classes)} classes")
+        return self
+
+
+def read_confusion(run: Result) -> Confusion | None:
+    """That of a complete run; None for one that is older than the file.
+
+    Raises:
+        LoricaError: damaged, or not of this run.
+    """
+    file = RunFolder(run.path).confusion if run.path else None
+    if not (file and run.complete and file.exists()):
+        return None
+    try:
+        read = Confusion.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = "; ".join(misfits(error)) if isinstance(error, ValidationError) else error.strerror
+        raise LoricaError(f"{file}: cannot be read: {why}; restore the file, or delete it") from error
+    samples = sum(number for *_, number in read.counts)
+    right = sum(number for one, other, number in read.counts if one == other)
+    tested = sum(task["test"] for task in run.tasks)
+    if samples != tested or abs(right - run.acc_samples * tested) > 1e-6 * tested:
+        raise LoricaError(
+            f"{file}: {right} of {samples} samples are right, but metrics.json says {run.acc_samples:.4f} of {tested}; "
+            "one of the two has been altered: restore it"
+        )
+    return read
 
 
 def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | None = None) -> list[Result]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from lorica.assembly import (
     Assembly,
@@ -43,8 +44,9 @@ from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.processes import Processes
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Result, read_result
+from lorica.results import DEFAULT_VARIANTS, Confusion, Result, read_result
 from lorica.session import Session
+from lorica.tracking import require_tracker, tracked
 from lorica.types import Task
 
 
@@ -93,6 +95,7 @@ def run(
     folder = RunFolder(out or default_folder(recipe, resolved))
     if resume and wrote(folder.recipe):
         resolved = as_saved(resolved, saved_recipe(folder, method_file=_method_file(resolved)))
+    require_tracker(resolved.track)
     place = partial(_place, folder, resolved, resume=resume, overwrite=overwrite)
     accelerator = make_accelerator(resolved, of=number) if number > 1 else None
     processes = Processes.of(accelerator) if accelerator else Processes()
@@ -171,6 +174,7 @@ def check(
     """
     resolved = read_recipe(recipe, overrides)
     require_device(resolved)
+    require_tracker(resolved.track)
     with torch.device("meta"):  # shapes without weights
         encoder = load_backbone(**resolved.backbone.model_dump(), pretrained=False)
     # a method of the user's own may look at weights, which are not there; a packaged one does not
@@ -272,11 +276,14 @@ def _learn_stream(
     results = _Results(session, recipe, tasks, identity)
     _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it
+    tracking = tracked(recipe, session, folder.path)
     try:
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
             session.learn(task, data)
             stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
-            rows, head_rows = zip(*(_rows(parts, stage + 1, reporter) for stage in stages), strict=True)
+            rows, head_rows = zip(*(_rows(parts, stage + 1, reporter, session.folder) for stage in stages), strict=True)
+            if tracking:
+                tracking.tested(rows)
             session.close(list(rows), [row for row in head_rows if row])
             _settle(session, folder)
             if results.is_due:
@@ -285,6 +292,8 @@ def _learn_stream(
                 break
     finally:
         results.write()
+        if tracking:
+            tracking.finish()
     return processes.by_main(partial(read_result, folder.path))
 
 
@@ -359,21 +368,36 @@ def _shown(progress: bool | Reporter) -> AbstractContextManager[Reporter]:
 
 
 def _tested(
-    parts: Assembly, tasks: Sequence[Task], reporter: Reporter, only: Sequence[Task] | None = None
+    parts: Assembly,
+    tasks: Sequence[Task],
+    reporter: Reporter,
+    only: Sequence[Task] | None = None,
+    answered: Callable[[Tensor], None] | None = None,
 ) -> tuple[list[float], list[float] | None]:
     """The accuracy on each of the tasks, or of `only` some; and by the method's own predictions, where it is read otherwise."""
     test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter, only=only)
     own = parts.method.learner if isinstance(parts.method, Readout) else None
-    return test(parts.method, tasks, parts.test_data), own and test(own, tasks, parts.test_data)
+    return test(parts.method, tasks, parts.test_data, answered=answered), own and test(own, tasks, parts.test_data)
 
 
-def _rows(parts: Assembly, learned: int, reporter: Reporter) -> tuple[list[float | None], list[float | None] | None]:
-    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone."""
+def _rows(
+    parts: Assembly, learned: int, reporter: Reporter, folder: RunFolder
+) -> tuple[list[float | None], list[float | None] | None]:
+    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone. After the last one, the run's
+    folder gets what was taken for what: before the task counts as learned, so that no complete run lacks it."""
     tasks = parts.stream.tasks
     whole = learned % parts.recipe.evaluate.every == 0 or learned == len(tasks)
-    row, head_row = _tested(parts, tasks[:learned], reporter, None if whole else tasks[learned - 1 : learned])
+    ended = learned == len(tasks) and Processes.of(parts.accelerator).is_main
+    note = partial(_write_confusion, folder.confusion, parts.stream.class_names) if ended else None
+    row, head_row = _tested(parts, tasks[:learned], reporter, None if whole else tasks[learned - 1 : learned], note)
     untested = [None] * (learned - len(row))
     return [*untested, *row], [*untested, *head_row] if head_row else None
+
+
+def _write_confusion(file: Path, classes: Sequence[str], answers: Tensor) -> None:
+    pairs, numbers = answers.unique(dim=0, return_counts=True)
+    counts = [(*pair, number) for pair, number in zip(pairs.tolist(), numbers.tolist(), strict=True)]
+    write_text(file, Confusion(classes=list(classes), counts=counts).model_dump_json() + "\n")
 
 
 def require_same_classes(folder: Path, parts: Assembly, tasks: Sequence[Task]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from math import isfinite
 from pathlib import Path
@@ -39,6 +39,9 @@ from lorica.types import Task
 
 class Session:
     """One method that learns one task after another; in several processes, the main one of which alone writes.
+
+    Attributes:
+        listener: told of each row of the history before it is written, so that it knows whatever a resumed run has kept.
 
     Args:
         folder: where checkpoints, snapshots and history go; this process has it to itself (`RunFolder.taken`), or the main one has.
@@ -74,6 +77,7 @@ class Session:
         self._train_seconds = self._data_seconds = 0.0
         self._snapshot_at = 0.0
         self._under_way = False
+        self.listener: Callable[[dict[str, Any]], None] = lambda row: None
 
     @property
     def learned(self) -> int:
@@ -189,6 +193,7 @@ class Session:
         self.checkpoints.move(folder.checkpoints)
 
     def _write_row(self, row: dict[str, Any]) -> None:
+        self.listener(row)
         append_line(self.folder.history, json.dumps(_finite(row), allow_nan=False), durable=False)
 
     def _cut_history(self, size: int) -> None:

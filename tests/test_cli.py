@@ -17,6 +17,7 @@ import yaml
 
 import lorica as package
 from lorica import cli, report
+from lorica.commands.report import Form
 from lorica.config import packaged_recipes, read_recipe
 from lorica.data.sources import benchmark_names
 from lorica.errors import LoricaError
@@ -77,7 +78,20 @@ def test_help(lorica: Lorica) -> None:
     assert all(
         command in out
         for command in (
-            *("demo", "run", "sweep", "check", "list", "table", "evaluate", "export", "analyze", "merge", "serve"),
+            *(
+                "demo",
+                "run",
+                "sweep",
+                "check",
+                "list",
+                "table",
+                "evaluate",
+                "export",
+                "analyze",
+                "merge",
+                "serve",
+                "report",
+            ),
             *("learn", "predict", "history", "rollback", "forget", "join", "data", "--debug"),
         )
     )
@@ -97,6 +111,8 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
         *((0, f"list {what}{plain}") for what in ("methods", "sources", "recipes") for plain in ("", " --plain")),
         *((0, f"table {finished_run.path} --format {form}") for form in cli.Format),
         (0, f"table {finished_run.path} --properties --spread error"),
+        *((0, f"report {finished_run.path} --format {form}") for form in Form),
+        (2, "report nowhere"),
         (2, "table nowhere"),
         (2, "list nothing"),
         (2, "run digitz"),

@@ -66,6 +66,20 @@ def test_accuracy_per_task_over_the_classes_seen(
     assert everything == [0.0, 0.0, 0.5]  # class 5 is in the third task
 
 
+def test_what_each_image_was_taken_for(tiny_encoder: MakeEncoder, stream: Stream) -> None:
+    found: list[list[list[int]]] = []
+    accuracy_row(
+        Oracle(tiny_encoder(), 3),
+        stream.tasks[:2],
+        lambda index: stream.test(stream.tasks[index]),
+        accelerator=Accelerator(cpu=True),
+        batch_size=5,
+        answered=lambda pairs: found.append(pairs.tolist()),
+    )
+    labels = [int(label) for task in stream.tasks[:2] for label in stream.test(task).labels]
+    assert found == [[[label, 3] for label in labels]]
+
+
 def test_logits_that_are_not_a_number_are_refused(tiny_encoder: MakeEncoder, stream: Stream) -> None:
     """The first of them would count as the largest."""
 

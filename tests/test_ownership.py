@@ -35,6 +35,8 @@ USERS_OWN = {
     "recipe.yaml": b"eggs: 3\n",
     "environment.json": b'{"PATH": "x"}',
     "history.jsonl": b'{"git": "log"}\n',
+    "confusion.json": b'{"why": "so"}',
+    "tracking.json": b'{"parcel": 7}',
     "snapshot.safetensors": b"",
 }
 

@@ -18,7 +18,7 @@ from lorica.errors import LoricaError
 from lorica.files import RunFolder, write_json
 from lorica.metrics import MEASURES, Measure
 from lorica.report import summarise, to_csv, to_markdown
-from lorica.results import Entry, Metrics, Record, Result, find_runs, read_result
+from lorica.results import Entry, Metrics, Record, Result, find_runs, read_confusion, read_history, read_result
 
 TASKS = [{"classes": ["wren", "lark"], "train": 30, "test": 10}, {"classes": ["kite"], "train": 20, "test": 30}]
 ACCURACY = [[0.9], [0.5, 0.7]]
@@ -575,3 +575,43 @@ def test_everything_wrong_with_many_runs_is_said_at_once(tmp_path: Path) -> None
     assert problems[1].startswith(f"{tmp_path}/gone: not a folder")
     assert problems[2].startswith(f"{tmp_path}/bad-1/metrics.json: truncated or altered")
     assert problems[3].startswith(f"{tmp_path}/bad-2/metrics.json: truncated or altered")
+
+
+# ---- history.jsonl, confusion.json
+
+
+def test_a_history_is_read_line_by_line(tmp_path: Path) -> None:
+    assert read_history(tmp_path) == []  # of a run that has trained nothing
+    file = tmp_path / "history.jsonl"
+    old = {"task": 0, "epoch": 0, "step": 9, "learning_rate": 0.01, "terms": {"cross_entropy": 2}}  # before stages
+    new = {**old, "stage": 1, "terms": {"cross_entropy": 1.5, "overflowed": None}, "diagnostics": {"gates": [1.0]}}
+    file.write_text(f"{json.dumps(old)}\n{json.dumps(new)}\n" + '{"task": 0, "ep')  # of a process that was killed
+    first, second = read_history(tmp_path)
+    assert (first.stage, first.terms, first.diagnostics) == (0, {"cross_entropy": 2.0}, {})
+    assert (second.stage, second.terms["overflowed"], second.diagnostics) == (1, None, {"gates": [1.0]})
+    file.write_text(f"{json.dumps(old)}\n{json.dumps({**old, 'step': -1})}\n")
+    with pytest.raises(LoricaError, match=r"history.jsonl: line 2: step is -1, expected .*restore the file"):
+        read_history(tmp_path)
+
+
+def test_a_confusion_is_that_of_its_run(tmp_path: Path) -> None:
+    run_folder(tmp_path)  # 5 of 10 right, and 21 of 30
+    run = read_result(tmp_path)
+    assert read_confusion(run) is None
+    content = {
+        "classes": ["wren", "lark", "kite"],
+        "counts": [[0, 0, 4], [0, 1, 2], [1, 1, 1], [1, 2, 3], [2, 0, 9], [2, 2, 21]],
+    }
+    file = tmp_path / "confusion.json"
+    file.write_text(json.dumps(content))
+    found = read_confusion(run)
+    assert found is not None
+    assert (found.classes, found.counts[1]) == (content["classes"], (0, 1, 2))
+    for counts, why in (
+        ([[0, 3, 4]], "expected numbers of 3 classes"),
+        ([[0, 0, 5], [2, 2, 35]], "40 of 40 samples are right, but metrics.json says 0.6500 of 40"),
+    ):
+        file.write_text(json.dumps({**content, "counts": counts}))
+        with pytest.raises(LoricaError, match=rf"confusion.json: .*{why}"):
+            read_confusion(run)
+    assert read_confusion(Result(None, run.metrics)) is None

@@ -29,7 +29,7 @@ from lorica.errors import BackboneError, CheckpointError, LoricaError, RecipeErr
 from lorica.learner import load
 from lorica.methods import build_method, find_method
 from lorica.metrics import Matrix
-from lorica.results import Result, read_result
+from lorica.results import Result, read_confusion, read_result
 from lorica.run import check, default_folder, evaluate, run
 from lorica.session import _finite
 
@@ -142,6 +142,7 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
     assert folder is not None
     assert sorted(entry.name for entry in folder.iterdir()) == [
         "checkpoints",
+        "confusion.json",
         "cost.json",
         "environment.json",
         "history.jsonl",
@@ -160,6 +161,21 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
     cost = json.loads((folder / "cost.json").read_text())
     assert len(cost["tasks"]) == len(cost["train_seconds"]) == len(cost["data_seconds"]) == 3
     assert all(0 < waited < taken for waited, taken in zip(cost["data_seconds"], cost["train_seconds"], strict=True))
+
+
+def test_the_confusion_is_that_of_the_last_task(finished_run: Result, small_recipe: Recipe, tmp_path: Path) -> None:
+    found = read_confusion(finished_run)
+    assert found is not None
+    assert found.classes == [name for task in finished_run.tasks for name in task["classes"]]
+    assert {one: sum(n for true, _, n in found.counts if true == one) for one in range(6)} == dict.fromkeys(range(6), 6)
+    for task, accuracy in enumerate(finished_run.accuracy[-1]):
+        right = sum(n for one, other, n in found.counts if one == other and one // 2 == task)
+        assert right == round(12 * accuracy)
+    stopped = run(small_recipe, out=tmp_path, stop_after=2, progress=False)
+    assert not (tmp_path / "confusion.json").exists()
+    assert read_confusion(stopped) is None
+    run(small_recipe, out=tmp_path, resume=True, progress=False)
+    assert (tmp_path / "confusion.json").read_bytes() == (finished_run.path / "confusion.json").read_bytes()
 
 
 def test_the_result_is_metrics_json(finished_run: Result) -> None:
@@ -829,6 +845,7 @@ def test_earlier_tasks_are_tested_after_every_so_many(
         assert (found.acc, found.new_task, found.bwt) == (whole.acc, whole.new_task, whole.bwt)
     assert read_result(tmp_path / "4").accuracy == thin.accuracy
     assert sorted(thin.averages) == [1, 4, 6]
+    assert read_confusion(thin) == read_confusion(every) is not None
     (tmp_path / "4" / "metrics.json").unlink()
     assert (
         run(small_recipe, out=tmp_path / "4", resume=True, progress=False, **given, **{"evaluate.every": 4}).accuracy

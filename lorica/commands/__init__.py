@@ -3,6 +3,7 @@
 data      `lorica data show | check`
 models    `lorica learn | predict | history | rollback | forget | purge | join`
 sweep     `lorica sweep`
+report    `lorica report`
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated
 import typer
 
 from lorica.errors import LoricaError
+from lorica.terminal import Screen
 
 MethodFile = Annotated[
     Path | None, typer.Option(help="the .py file that defines the method; no file is executed that is not named")
@@ -40,3 +42,8 @@ def drawing():
             "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
         ) from error
     return figures
+
+
+def left_out(line: str) -> None:
+    """Says on standard error what is not in a table or a report, beside it."""
+    Screen(stderr=True).print(f"left out: {line}", style="yellow", soft_wrap=True)

@@ -31,6 +31,7 @@ INCIDENTAL = (
     "device",
     "checkpoints",
     "snapshot_seconds",
+    "track",
     "data.root",
     "data.cache_gib",
     "backbone.weights",
@@ -52,11 +53,12 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 @dataclass(frozen=True)
 class Spread:
     """Mean, sample standard deviation (n - 1 in the denominator) and standard error of the mean (that over the root of n; both
-    None for a single value), fractions."""
+    None for a single value), fractions, of a number n of values."""
 
     mean: float
     std: float | None
     error: float | None = None
+    number: int = 1
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -64,7 +66,17 @@ class Spread:
         if len(values) < 2:
             return cls(fmean(values), None)
         std = stdev(values)
-        return cls(fmean(values), std, std / len(values) ** 0.5)
+        return cls(fmean(values), std, std / len(values) ** 0.5, len(values))
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval of the mean, mean ± t(0.975; n - 1) error with Student's t; None for a single value."""
+        if self.error is None:
+            return None
+        from scipy.special import stdtrit  # half a second, which other tables do without
+
+        half = float(stdtrit(self.number - 1, 0.975)) * self.error
+        return self.mean - half, self.mean + half
 
     def percent(self, plus_minus: str = "±", *, error: bool = False) -> str:
         """In percent with one decimal: "81.3 ± 0.4" with the deviation, or the standard `error`; "81.3" for a single value."""
@@ -109,7 +121,11 @@ class Row:
 
 
 def summarise(
-    results: Sequence[Result], *, by: Callable[[Result], str] | None = None, sort: str | None = None
+    results: Sequence[Result],
+    *,
+    by: Callable[[Result], str] | None = None,
+    sort: str | None = None,
+    over: Sequence[str] = (),
 ) -> list[Row]:
     """Put runs together that differ in their seeds only.
 
@@ -120,6 +136,7 @@ def summarise(
     Args:
         by: a further label of a run that keeps runs apart, such as the data set or a setting under study.
         sort: one of `lorica.metrics.MEASURES` for the best row first; by default rows keep the order of their first run.
+        over: further keys of the recipe in which runs of one row may differ.
 
     Raises:
         LoricaError: `sort` is not a measure.
@@ -131,7 +148,8 @@ def summarise(
         if run.complete:
             classes = frozenset(name for task in run.tasks for name in task["classes"])
             key = (run.method, run.label, by(run) if by else "", len(run.tasks), classes)
-            groups.setdefault((*key, tuple(_settings(run).items())), []).append(run)
+            settings = tuple((name, value) for name, value in settings_of(run).items() if name not in over)
+            groups.setdefault((*key, settings), []).append(run)
     one_stream = len({key[3:5] for key in groups}) < 2
     rows = []
     for key, runs in groups.items():
@@ -161,7 +179,9 @@ def summarise(
     return rows
 
 
-def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> list[str]:
+def notes(
+    results: Sequence[Result], *, by: Callable[[Result], str] | None = None, over: Sequence[str] = ()
+) -> list[str]:
     """What a reader of the table of `results` must know: the runs left out, seeds that a row counts twice, and whose
     published numbers stand beside ours."""
     lines = [
@@ -169,12 +189,13 @@ def notes(results: Sequence[Result], *, by: Callable[[Result], str] | None = Non
         for run in results
         if not run.complete
     ]
-    rows = summarise(results, by=by)
+    rows = summarise(results, by=by, over=over)
     for row in rows:
-        for seed in dict.fromkeys(run.seed for run in row.runs):
-            same = [_name(run) for run in row.runs if run.seed == seed]
+        chance = [(run.seed, *(str(dict(flatten(run.recipe)).get(key)) for key in over)) for run in row.runs]
+        for each in dict.fromkeys(chance):
+            same = [_name(run) for run, own in zip(row.runs, chance, strict=True) if own == each]
             if len(same) > 1:
-                lines.append(f"Seed {seed} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
+                lines.append(f"Seed {each[0]} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
     return lines + published.remarks([row.runs for row in rows])
 
 
@@ -246,11 +267,21 @@ def to_markdown(
     )
 
 
-def to_latex(rows: Sequence[Row], notes: Sequence[str] = (), *, error: bool = False) -> str:
-    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it."""
+def to_latex(
+    rows: Sequence[Row],
+    notes: Sequence[str] = (),
+    columns: Mapping[str, Callable[[Row], str]] | None = None,
+    *,
+    error: bool = False,
+) -> str:
+    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it. `columns` as in `to_markdown`."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
     costs = 2 + len(_headings())
-    lines = [[_escape(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
+    lines = [[escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
+    for heading, cell in (columns or {}).items():
+        header.append(escaped(heading))
+        for row, line in zip(rows, lines, strict=True):
+            line.append(escaped(cell(row)))
     return "\n".join(
         [
             rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
@@ -320,7 +351,7 @@ def _cost_cell(name: str, value: int | float | None, missing: str) -> str:
     return f"{value:.3g}" if name == "forwards_per_prediction" else compact(value)
 
 
-def _settings(run: Result) -> dict[str, str]:
+def settings_of(run: Result) -> dict[str, str]:
     """The recipe's settings by dotted key, in order, without those that a comparison may ignore."""
     settings = {key: str(value) for key, value in flatten(run.recipe) if key not in INCIDENTAL}
     return dict(sorted((settings | {f"{key} contents": str(value) for key, value in run.identity.items()}).items()))
@@ -330,5 +361,6 @@ def _name(run: Result) -> str:
     return str(run.path) if run.path else f"{run.label}, seed {run.seed}"
 
 
-def _escape(text: str) -> str:
+def escaped(text: str) -> str:
+    """A text as LaTeX shows it."""
     return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)

@@ -26,6 +26,9 @@ def make_run() -> MakeRun:
         path: Path | None = None,
         recipe: dict[str, Any] | None = None,
         head_accuracy: list[list[float]] | None = None,
+        identity: dict[str, str] | None = None,
+        seconds: list[float] | None = None,
+        cost: dict[str, Any] | None = None,
         **diagnostics: Any,
     ) -> Result:
         """A run over `tasks` tasks of two classes; one that has not come to the last is not complete."""
@@ -42,8 +45,10 @@ def make_run() -> MakeRun:
             head_accuracy=head_accuracy,
             diagnostics=diagnostics,
             recipe=recipe or {},
+            identity=identity or {},
+            train_seconds=seconds or [],
         )
-        return Result(path, made)
+        return Result(path, made, cost)
 
     return make
 
