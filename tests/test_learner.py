@@ -590,7 +590,10 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         ({"keep": True}, "keep: expected a number"),
         ({"nonsense": 1}, "nonsense: unknown key"),
         ({"method": {"name": "joint"}}, "method.name: joint learns all classes at once"),
-        ({"track": "tensorboard"}, "track: tensorboard follows a run, and not a model that goes on learning; leave it out"),
+        (
+            {"track": "tensorboard"},
+            "track: tensorboard follows a run, and not a model that goes on learning; leave it out",
+        ),
     ):
         with pytest.raises(LoricaError, match=words):
             Learner(tmp_path / "m", **({"recipe": "digits"} | given)).learn(of_classes(0, 1))
