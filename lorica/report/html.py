@@ -155,9 +155,18 @@ class _Page:
                 yield "confusion", {"classes": self.classes.index(confusion.classes), "counts": counts[:_CONFUSED]}
         except LoricaError as error:
             self.left_out += error.problems
-        yield "recipe", recipe_text(run.recipe) if run.recipe else ""
+        yield "recipe", recipe_text(_without_places(run.recipe)) if run.recipe else ""
         if run.path:
             yield "machine", _machine(run)
+
+
+def _without_places(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without where data and weights were, which is nobody else's business; what they are, contents say."""
+    kept = {name: dict(each) if isinstance(each, dict) else each for name, each in recipe.items()}
+    for section, key in (("data", "root"), ("backbone", "weights")):
+        if isinstance(kept.get(section), dict):
+            kept[section].pop(key, None)
+    return kept
 
 
 def _row(row: Row, report: Report) -> dict[str, Any]:

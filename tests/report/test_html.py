@@ -277,3 +277,15 @@ def test_a_telephone_shows_it_without_scrolling_sideways(tab: Tab) -> None:
     tab.open(tab.evaluate("location.href"), width=390)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390
     assert tab.evaluate("document.querySelectorAll('.scroll[tabindex]').length") > 0  # wide tables scroll on their own
+
+
+def test_where_data_and_weights_were_is_not_in_the_page(make_run: MakeRun) -> None:
+    recipe = {
+        "method": {"name": "sd_lora"},
+        "data": {"source": "image_folder", "root": "/secret/place/birds"},
+        "backbone": {"name": "vit", "weights": "/secret/place/weights"},
+    }
+    page = to_html(Report.of([make_run([[0.9], [0.5, 0.7]], recipe=recipe)]))
+    assert "secret" not in page
+    assert "source: image_folder" in page
+    assert recipe["data"]["root"] == "/secret/place/birds"  # the run keeps its own
