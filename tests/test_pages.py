@@ -1,0 +1,98 @@
+"""The pages of docs/ and the README: their links lead somewhere, their commands exist with the options they are given, scripts are
+there, and the site is built of them without a warning."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from lorica.cli import app
+from lorica.config import packaged_text
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+OF_OLD = ROOT / "docs" / "results"
+"""Pages that keep the commands which made them, of scripts that `lorica sweep` has replaced since."""
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def code(page: Path) -> list[str]:
+    """The lines of fenced and of indented code."""
+    text = page.read_text()
+    fenced = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [line for block in fenced for line in block.splitlines()] + re.findall(
+        r"^    (?! )(.*)$", text, re.MULTILINE
+    )
+
+
+def commands(page: Path) -> list[list[str]]:
+    """What stands behind `lorica` on lines of code."""
+    found = []
+    for line in code(page):
+        called = re.match(r"(?:\.venv/bin/)?lorica +([a-z].*)", line)
+        if called:
+            found.append(shlex.split(called[1].rstrip("\\"), comments=True))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    assert [each for each in targets if "://" not in each and not (page.parent / each).exists()] == []
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
+def test_commands_exist_with_their_options(page: Path) -> None:
+    top: Any = typer.main.get_command(app)
+    for arguments in commands(page):
+        command, rest = top, list(arguments)
+        while hasattr(command, "commands"):
+            assert rest, arguments
+            assert rest[0] in command.commands, arguments
+            command = command.commands[rest.pop(0)]
+        known = {option for each in command.params for option in (*each.opts, *each.secondary_opts)} | {
+            "--debug",
+            "--help",
+        }
+        assert [each for each in rest if each.startswith("--") and each.partition("=")[0] not in known] == [], arguments
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
+def test_recipes_that_are_named_are_there(page: Path) -> None:
+    for command, *rest in commands(page):
+        if command in ("run", "check", "recipe") and rest and re.fullmatch(r"[a-z0-9_]+(/[a-z0-9_-]+)?", rest[0]):
+            assert packaged_text(rest[0]), rest
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if OF_OLD not in page.parents], ids=name)
+def test_scripts_are_there(page: Path) -> None:
+    for line in code(page):
+        for script in re.findall(r"python ((?:benchmarks|tools|examples)/\S+\.py)", line):
+            assert (ROOT / script).is_file(), line
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--strict", "--site-dir", tmp_path],
+        cwd=ROOT,
+        env={"NO_MKDOCS_2_WARNING": "1", "PATH": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    methods, keys, api = (tmp_path / "reference" / f"{each}.html" for each in ("methods", "keys", "api"))
+    assert "W_eff" in methods.read_text() or "W0 + sum" in methods.read_text()
+    assert "fit.learning_rate" in keys.read_text()
+    assert "Learner" in api.read_text()
+    assert "fonts.googleapis" not in (tmp_path / "index.html").read_text()  # nothing is fetched
