@@ -7,7 +7,7 @@ demo: setup
 	$(BIN)/lorica demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
 
 lint: setup
 	$(BIN)/ruff check .
