@@ -12,6 +12,8 @@ from lorica import published
 from lorica.config import packaged_text, read_recipe
 from lorica.methods import config_of, method_names
 from lorica.report import notes, summarise, to_csv, to_latex, to_markdown
+from lorica.report.document import Report, to_text
+from lorica.report.html import to_html
 from lorica.results import Metrics, Result
 from lorica.run import default_folder, run
 
@@ -173,6 +175,14 @@ def test_a_number_stands_beside_a_run_of_its_protocol() -> None:
     assert "77.3 / 82.0 \\\\" in to_latex(rows)
     assert "published" not in to_csv(rows)
     assert any("ICLR 2025, Table 2; 5 seeds" in note for note in notes([result()]))
+
+
+def test_reports_have_it_too() -> None:
+    page, text = to_html(Report.of([result()])), to_text(Report.of([result()]), "markdown")
+    for each in (page, text):
+        assert "Published Acc / AAA" in each
+        assert "77.3 / 82.0" in each
+    assert "Published Acc" not in to_html(Report.of([result("deit_tiny_patch16_224")]))
 
 
 @pytest.mark.parametrize("name", ["vit_base_patch16_224", BACKBONE])

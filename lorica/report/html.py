@@ -12,6 +12,7 @@ import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from itertools import groupby
 from statistics import fmean, stdev
@@ -25,7 +26,7 @@ from lorica.ownership import recipe_text
 from lorica.reading import read_json
 from lorica.report.comparison import order_of
 from lorica.report.document import EXPLAINED, SHOWN, SPENT, Benchmark, Report, contents_of, name_of, spent, spreads_of
-from lorica.report.tables import CAPTION, Row, Spread
+from lorica.report.tables import CAPTION, PUBLISHED, Row, Spread, published_beside
 from lorica.results import Look, Result, read_confusion, read_history
 from lorica.terminal import visible
 
@@ -75,6 +76,8 @@ class _Page:
         self.classes: list[list[str]] = []  # in the order of their numbers, once for all runs that share it
 
     def content(self, report: Report) -> dict[str, Any]:
+        if any(published_beside(row) for each in report.benchmarks for row in each.rows):
+            report = replace(report, columns={**report.columns, PUBLISHED: lambda row: published_beside(row) or "–"})
         benchmarks = [self._benchmark(each, report) for each in report.benchmarks]
         return {
             "lorica": package_version("lorica"),

@@ -320,7 +320,6 @@ def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *,
     """The heading and a line for each row: label, seeds, a cell for each measure and each cost, and what others have published
     of the same protocol, where there is such a number."""
     headings = _headings()
-    numbers = [published.beside(row.runs)[0] for row in rows]
     lines = [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
         [
             row.label,
@@ -330,12 +329,16 @@ def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *,
         ]
         for row in rows
     ]
+    numbers = [published_beside(row) for row in rows]
     if any(numbers):
-        for line, cell in zip(
-            lines, [PUBLISHED, *(", ".join(n.shown for n in own) or missing for own in numbers)], strict=True
-        ):
+        for line, cell in zip(lines, [PUBLISHED, *(each or missing for each in numbers)], strict=True):
             line.append(cell)
     return lines
+
+
+def published_beside(row: Row) -> str:
+    """What others have published of a row's protocol, as "77.3 / 82.0"; nothing where there is none."""
+    return ", ".join(number.shown for number in published.beside(row.runs)[0])
 
 
 def _headings() -> dict[str, str]:
