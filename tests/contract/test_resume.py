@@ -53,6 +53,7 @@ class Stopping(Session):
 def session_in(folder: Path, method: Method, stop: tuple[int, int] | None = None, fit: Fit = FIT) -> Stopping:
     run = RunFolder(folder)
     folder.mkdir(exist_ok=True)
+    fit = fit if method.encoder.modality == "images" else replace(fit, augment="none")
     made = Stopping(
         method, fit, seed=3, accelerator=Accelerator(cpu=True), folder=run, snapshot_seconds=1e-9 if stop else 1e9
     )

@@ -25,15 +25,22 @@ if TYPE_CHECKING:
     from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
     from lorica.data.sources.cifar100 import cifar100
     from lorica.data.sources.digits import digits
+    from lorica.data.sources.hf_dataset import hf_dataset
     from lorica.data.sources.image_folder import image_folder, labelled_images
+    from lorica.data.sources.table import table, texts
+
+OF_ROWS = ("dataset", "text_column", "label_column", "image_column")
+"""Keys of a recipe's data section that say what rows are and where their texts are, for the sources that read rows."""
 
 __all__ = [
+    "OF_ROWS",
     "ClassOrder",
     "Source",
     "arrays",
     "arrays_file",
     "cifar100",
     "digits",
+    "hf_dataset",
     "image_folder",
     "labelled_images",
     "labelled_pictures",
@@ -41,6 +48,8 @@ __all__ = [
     "remarks",
     "source_names",
     "split_per_class",
+    "table",
+    "texts",
 ]
 
 lazily(
@@ -50,7 +59,9 @@ lazily(
         "lorica.data.sources.base": ["ClassOrder", "Source", "remarks", "split_per_class"],
         "lorica.data.sources.cifar100": ["cifar100"],
         "lorica.data.sources.digits": ["digits"],
+        "lorica.data.sources.hf_dataset": ["hf_dataset"],
         "lorica.data.sources.image_folder": ["image_folder", "labelled_images"],
+        "lorica.data.sources.table": ["table", "texts"],
     },
 )
 
@@ -66,7 +77,7 @@ def source_names() -> dict[str, str]:
 def load_source(name: str, *, root: Path | None, **options: Any) -> Source:
     """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data.
 
-    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` as in the recipe's data section, the `decoding` of image
+    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` and those of `OF_ROWS` as in the recipe's data section, the `decoding` of image
     files, `decode_all` to find those whose damage only decoding shows, and a `reporter` of what is looked at; see `image_folder` for what is absent.
     """
     known = source_names()

@@ -122,6 +122,10 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"data.root: passed over {sum(passed_over.values())} files or folders: {reasons}")
     if unreadable := facts.get("unreadable"):
         lines.append(f"data.unreadable: left out {unreadable} images that cannot be read")
+    if left_out := facts.get("left_out"):
+        lines.append(f"data.unreadable: left out {left_out} rows without a text or a label")
+    if cut := facts.get("cut"):
+        lines.append(f"data.max_tokens: cut {cut} texts, which are longer")
     return lines
 
 
