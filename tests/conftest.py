@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,6 +71,17 @@ def tiny_tokenizer() -> str:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", words.index("[CLS]")), ("[SEP]", words.index("[SEP]"))]
     )
     return made.to_str()
+
+
+@pytest.fixture
+def tiny_text_folder(tiny_text_encoder: Callable[..., HFText], tiny_tokenizer: str, tmp_path: Path) -> Path:
+    """The tiny BERT as transformers saves it."""
+    from tokenizers import Tokenizer
+
+    folder = tmp_path / "checkpoint"
+    cast(Any, tiny_text_encoder().plain_model()).save_pretrained(folder)
+    Tokenizer.from_str(tiny_tokenizer).save(str(folder / "tokenizer.json"))
+    return folder
 
 
 @pytest.fixture

@@ -434,9 +434,9 @@ def load_hf_text(
         model = kind._from_config(settings, attn_implementation="sdpa", **family.options)
     tokenizer, padding, longest = _tokeniser(folder, settings)
     usual: Pooling = "cls" if family.class_token else "mean"
-    pooling = pooling or _pooling_of(folder) or usual
+    chosen = cast(Pooling, pooling or _pooling_of(folder) or usual)
     tag = (f"{name} ({folder.name})" if weights else f"{name}@{folder.name[:12]}") if pretrained else f"{name}.random"
-    return HFText(model, name=name, tag=tag, pooling=pooling, tokenizer=tokenizer, padding=padding, longest=longest)
+    return HFText(model, name=name, tag=tag, pooling=chosen, tokenizer=tokenizer, padding=padding, longest=longest)
 
 
 def _folder_of(name: str, weights: Path | None) -> Path:

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from tokenizers import Tokenizer
 
 from lorica import network
 from lorica.adapters.attach import attach, merged
@@ -195,11 +194,9 @@ def test_what_it_is_measured_with(tiny_text_encoder: Make) -> None:
 
 
 @pytest.fixture
-def folder(tiny_text_encoder: Make, tiny_tokenizer: str, tmp_path: Path) -> Path:
-    """A checkpoint as transformers saves one."""
-    tiny_text_encoder().plain_model().save_pretrained(tmp_path / "tiny")  # type: ignore[operator]
-    Tokenizer.from_str(tiny_tokenizer).save(str(tmp_path / "tiny" / "tokenizer.json"))
-    return tmp_path / "tiny"
+def folder(tiny_text_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_text_folder, tmp_path / "tiny"))
 
 
 def test_a_checkpoint_is_loaded(folder: Path, tiny_text_encoder: Make) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import test_methods
-import test_resume
 import test_steps
 import torch
 from test_methods import images, learn
+from test_resume import assert_it_goes_on
 
 from lorica.data.stream import Stream
 from lorica.data.texts import TextReader
@@ -24,7 +26,6 @@ AGAIN = (
     test_methods.test_eight_threads_predict_as_one_does,
     test_methods.test_a_deep_copy_is_independent,
     test_methods.test_classes_that_return,
-    test_resume.test_a_task_goes_on_from_any_step,
     test_steps.test_a_step_never_waits_for_the_device,
     test_steps.test_at_once_gives_the_losses_and_gradients_of_one_by_one,
 )
@@ -59,3 +60,7 @@ def test_a_prediction_does_not_depend_on_padding(kind, tiny_encoder, stream) -> 
     for number, length in enumerate(x.mask.sum(dim=1).tolist()):
         alone = Tokens(x.ids[number : number + 1, :length], x.mask[number : number + 1, :length])
         torch.testing.assert_close(method.predict(alone)[0], expected[number], atol=1e-5, rtol=1e-4)
+
+
+def test_a_task_goes_on_from_the_middle_of_it(kind, tiny_encoder, stream, tmp_path: Path) -> None:
+    assert_it_goes_on(lambda: kind(tiny_encoder()), stream, tmp_path, (1, 4))
