@@ -94,8 +94,10 @@ def test_what_is_of_images_alone_is_refused_before_training(recipe: dict[str, An
     assert not (tmp_path / "run").exists()
 
 
-def test_the_packaged_recipe_of_texts() -> None:
-    assert "clinc150" in packaged_recipes()
-    recipe = read_recipe("clinc150")
-    assert (recipe.stream.tasks, recipe.stream.seed, recipe.data.source) == (15, 1993, "table")
+@pytest.mark.parametrize(("name", "tasks", "column"), [("clinc150", 15, "label"), ("banking77", 7, "category")])
+def test_the_packaged_recipes_of_texts(name: str, tasks: int, column: str) -> None:
+    assert name in packaged_recipes()
+    recipe = read_recipe(name)
+    assert (recipe.stream.tasks, recipe.stream.seed, recipe.data.source) == (tasks, 1993, "table")
+    assert recipe.data.label_column == column
     assert recipe.backbone.name.startswith("hf:")

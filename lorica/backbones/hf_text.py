@@ -13,7 +13,8 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -236,7 +237,8 @@ class HFText(Encoder):
             raise BackboneError(
                 f"backbone.pooling: {name} has no token that stands for the whole text; use backbone.pooling=mean"
             )
-        self.model, self.name, self.tag, self.pooling, self.longest = model, name, tag, pooling, longest
+        self.model, self.name, self.tag, self.longest = model, name, tag, longest
+        self.pooling: Pooling = pooling
         self.width = cast(Any, model.config).hidden_size
         self._tokenizer, self._padding = tokenizer, padding
         shared = model.get_submodule(self._family.shared) if self._family.shared else None
@@ -475,34 +477,42 @@ def _read_json(file: Path, *, needed: bool = False) -> dict[str, Any]:
     return found
 
 
-def _with_weights(kind: Any, folder: Path, settings: Any, family: Family) -> nn.Module:
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what transformers would write to the terminal meanwhile."""
     from transformers.utils import logging
 
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _with_weights(kind: Any, folder: Path, settings: Any, family: Family) -> nn.Module:
     if not list(folder.glob("model*.safetensors")):
         raise BackboneError(
             f"backbone.weights: {folder} has no model.safetensors, and no other weights are read, as unpickling can run what is "
             "in them; convert them once: model.save_pretrained(FOLDER)"
         )
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        model, found = kind.from_pretrained(
-            folder,
-            config=settings,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-            **family.options,
-        )
+        with quietly():
+            model, found = kind.from_pretrained(
+                folder,
+                config=settings,
+                use_safetensors=True,
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                **family.options,
+            )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(f"backbone.weights: {folder} cannot be loaded: {reason}") from error
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
     if missing := sorted(found["missing_keys"]):
         raise BackboneError(
             f"backbone.weights: {folder} lacks {len(missing)} tensors of a {family.model}: {', '.join(missing[:4])}"

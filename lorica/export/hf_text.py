@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from lorica.backbones.hf_text import FAMILIES, TextClassifier, load_hf_text
+from lorica.backbones.hf_text import FAMILIES, TextClassifier, load_hf_text, quietly
 from lorica.export.subject import Subject, extra
 from lorica.export.target import Loaded
 from lorica.files import write_json
@@ -36,7 +36,8 @@ def require(subject: Subject) -> None:
 def write(subject: Subject, folder: Path) -> None:
     """Writes model.safetensors and config.json, tokenizer.json with tokenizer_config.json, and the classifier."""
     found = cast(TextClassifier, subject.plain_model(NAME))
-    cast(Any, found.model).save_pretrained(folder)
+    with quietly():
+        cast(Any, found.model).save_pretrained(folder)
     written, longest = subject.reader.tokeniser.made_of
     tokenizer = Tokenizer.from_str(written)
     tokenizer.enable_truncation(longest)
@@ -70,7 +71,8 @@ def load(subject: Subject, folder: Path) -> Loaded:
 
 def readme(subject: Subject) -> str:
     """How to load it."""
-    kind = FAMILIES[subject.encoder.model.config.model_type].model
+    family = FAMILIES[subject.encoder.model.config.model_type]
+    kind, options = family.model, "".join(f", {name}={value}" for name, value in family.options.items())
     pooled = (
         "hidden[:, 0]"
         if subject.encoder.pooling == "cls"
@@ -83,7 +85,7 @@ def readme(subject: Subject) -> str:
         f"from transformers import AutoTokenizer, {kind}\n"
         "from safetensors.torch import load_file\n\n"
         'tokenizer, model = AutoTokenizer.from_pretrained("FOLDER"), '
-        f'{kind}.from_pretrained("FOLDER").eval()\n'
+        f'{kind}.from_pretrained("FOLDER"{options}).eval()\n'
         f'head = load_file("FOLDER/{_HEAD}")\n'
         f'names = json.loads(Path("FOLDER/{_SETTINGS}").read_text())["class_names"]\n'
         'inputs = tokenizer(["what is my balance"], return_tensors="pt", padding=True, truncation=True)\n'

@@ -22,15 +22,12 @@ from lorica.lazy import lazily
 
 if TYPE_CHECKING:
     from lorica.data.sources.arrays import arrays, arrays_file, labelled_pictures
-    from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
+    from lorica.data.sources.base import OF_ROWS, ClassOrder, Source, remarks, split_per_class
     from lorica.data.sources.cifar100 import cifar100
     from lorica.data.sources.digits import digits
     from lorica.data.sources.hf_dataset import hf_dataset
     from lorica.data.sources.image_folder import image_folder, labelled_images
     from lorica.data.sources.table import table, texts
-
-OF_ROWS = ("dataset", "text_column", "label_column", "image_column")
-"""Keys of a recipe's data section that say what rows are and where their texts are, for the sources that read rows."""
 
 __all__ = [
     "OF_ROWS",
@@ -56,7 +53,7 @@ lazily(
     __name__,
     {
         "lorica.data.sources.arrays": ["arrays", "arrays_file", "labelled_pictures"],
-        "lorica.data.sources.base": ["ClassOrder", "Source", "remarks", "split_per_class"],
+        "lorica.data.sources.base": ["OF_ROWS", "ClassOrder", "Source", "remarks", "split_per_class"],
         "lorica.data.sources.cifar100": ["cifar100"],
         "lorica.data.sources.digits": ["digits"],
         "lorica.data.sources.hf_dataset": ["hf_dataset"],

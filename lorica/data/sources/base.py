@@ -17,6 +17,9 @@ from lorica.errors import DataError
 
 LISTED = 10  # names spelled out in one error
 
+OF_ROWS = ("dataset", "text_column", "label_column", "image_column")
+"""Keys of a recipe's data section that say which rows and columns are meant, for the sources that read rows."""
+
 ClassOrder = Literal["natural", "text"]
 """Of class names: 2 before 10, or as texts (10 before 2), as lorica once did and torchvision does."""
 
