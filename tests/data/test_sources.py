@@ -458,7 +458,7 @@ def test_arrays_file_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_load_source_by_name(tmp_path: Path) -> None:
-    assert list(source_names()) == ["arrays", "cifar100", "digits", "image_folder"]
+    assert list(source_names()) == ["arrays", "cifar100", "digits", "hf_dataset", "image_folder", "table"]
     assert load_source("digits", root=None, test_fraction=0.5, split_seed=0).facts["test_fraction"] == 0.5
     write_images(tmp_path / "a", 4)
     folder = load_source("image_folder", root=tmp_path, test_fraction=0.5, split_seed=0)
@@ -469,7 +469,7 @@ def test_load_source_with_an_unknown_name() -> None:
     with pytest.raises(DataError, match=r"^data\.source: unknown source 'cifar10'; did you mean cifar100\?"):
         load_source("cifar10", root=None, test_fraction=0.25, split_seed=0)
     with pytest.raises(
-        DataError, match=r"unknown source 'xyz'; expected one of arrays, cifar100, digits, image_folder"
+        DataError, match=r"unknown source 'xyz'; expected one of arrays, cifar100, digits, hf_dataset, image_folder, table"
     ):
         load_source("xyz", root=None, test_fraction=0.25, split_seed=0)
 
