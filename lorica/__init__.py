@@ -6,7 +6,7 @@ from lorica.lazy import lazily
 
 if TYPE_CHECKING:
     from lorica.config import Recipe, read_recipe
-    from lorica.data.sources import Source, arrays, image_folder
+    from lorica.data.sources import Source, arrays, image_folder, texts
     from lorica.errors import LoricaError
     from lorica.learner import Learner, Version, load
     from lorica.methods import Method, MethodConfig
@@ -33,13 +33,14 @@ __all__ = [
     "load",
     "read_recipe",
     "run",
+    "texts",
 ]
 
 lazily(
     __name__,
     {
         "lorica.config": ["Recipe", "read_recipe"],
-        "lorica.data.sources": ["Source", "arrays", "image_folder"],
+        "lorica.data.sources": ["Source", "arrays", "image_folder", "texts"],
         "lorica.errors": ["LoricaError"],
         "lorica.learner": ["Learner", "Version", "load"],
         "lorica.methods": ["Method", "MethodConfig"],

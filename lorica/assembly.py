@@ -16,7 +16,7 @@ from lorica.backbones import Encoder, load_backbone
 from lorica.config import FREE, IN_MEMORY, Recipe, read_saved
 from lorica.data.decoding import DECODING, Decoding
 from lorica.data.reader import Reader, find_reader
-from lorica.data.sources import Source, load_source
+from lorica.data.sources import OF_ROWS, Source, load_source
 from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
 from lorica.files import RunFolder
@@ -137,7 +137,7 @@ def build_source(recipe: Recipe, *, decode_all: bool = False, reporter: Reporter
             "data.source: the data of this run was given as an object and is not on disk; give it again in Python: "
             "lorica.run(…, source=…, resume=True), or evaluate(…, source=…) from lorica.run"
         )
-    keys = ("root", "test_fraction", "split_seed", "class_order", "unreadable")
+    keys = ("root", "test_fraction", "split_seed", "class_order", "unreadable", *OF_ROWS)
     return load_source(
         data.source,
         **{key: getattr(data, key) for key in keys},
@@ -159,26 +159,30 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bo
     Raises:
         LoricaError: all that is in the way.
     """
-    data = recipe.data
+    data, reader = recipe.data, build_reader(recipe, encoder)
     stream = Stream(
         source,
         by=recipe.stream.by,
         tasks=recipe.stream.tasks,
         classes_per_task=recipe.stream.classes_per_task,
         seed=recipe.stream.seed,
-        reader=build_reader(recipe, encoder),
+        reader=reader,
         validation_fraction=data.validation_fraction,
         validation_seed=data.split_seed,
         cache_bytes=int(data.cache_gib * 2**30),
     )
-    problems = list(_misfits(recipe, stream, shared=shared))
+    problems = list(_misfits(recipe, stream, reader, shared=shared))
     if problems:
         raise RecipeError(problems)
     return stream
 
 
-def _misfits(recipe: Recipe, stream: Stream, *, shared: bool) -> Iterator[str]:
+def _misfits(recipe: Recipe, stream: Stream, reader: Reader, *, shared: bool) -> Iterator[str]:
     """Why this method cannot learn this stream so, or not be read as the recipe says."""
+    if recipe.fit.augment not in reader.augmentations:
+        yield f"fit.augment: the backbone reads what cannot be augmented by {recipe.fit.augment}; use {' or '.join(reader.augmentations)}"
+    if recipe.data.max_tokens is not None and "max_tokens" not in reader.options:
+        yield "data.max_tokens: the backbone reads no texts; leave the key out"
     method = find_method(recipe.method.name)
     yield from method.misfits(recipe.method, [task for task, _ in arrivals(stream, method)])
     for why in method.unshared(recipe.method) if shared else ():

@@ -193,17 +193,19 @@ def check(
     """Validate a recipe and its data; nothing is trained."""
     given = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
     from lorica import check as check_recipe
+    from lorica.backbones import TEXT
     from lorica.data.sources import remarks
 
     resolved, stream = check_recipe(given, decode_all=not fast)
     for remark in remarks(stream.source.facts):
         console.print(remark, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
+    what = "texts" if resolved.backbone.name.startswith(TEXT) else "images"
     console.print(
         Text("valid", "green"),
         f": {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "
         f"{len(stream.class_names)} classes in {len(stream.tasks)} tasks of {' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}, "
-        f"{len(stream.source.train)} training and {len(stream.source.test)} test images",
+        f"{len(stream.source.train)} training and {len(stream.source.test)} test {what}",
         sep="",
     )
 

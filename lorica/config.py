@@ -69,9 +69,9 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     """The pre-trained transformer."""
 
-    name: str = Field(default="lorica_tiny", description="`lorica_tiny`, or any timm ViT")
+    name: str = Field(default="lorica_tiny", description="`lorica_tiny`, any timm ViT, or `hf:NAME`, a text encoder")
     weights: LocalPath | None = Field(
-        default=None, description="local safetensors file; absent = timm's hub or its cache"
+        default=None, description="local safetensors file, of a text encoder its folder; absent = the hub or its cache"
     )
     image_size: int | None = Field(
         default=None, ge=8, description="input side in pixels; absent = the checkpoint's own"
@@ -80,6 +80,11 @@ class BackboneConfig(Section):
         default="backbone",
         description="the backbone's own mean and deviation, or none ([0, 1] images, as the references feed)",
     )
+    pooling: Literal["cls", "mean"] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,  # as in recipes of images
+        description="of a text encoder: its first token or the mean of all; absent = as its files say, else its family's",
+    )
 
 
 class DataConfig(Section):
@@ -87,6 +92,24 @@ class DataConfig(Section):
 
     source: str = Field(default="digits", description="name of the source, see `lorica list sources`")
     root: LocalPath | None = Field(default=None, description="folder or file of the source")
+    dataset: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of the source hf_dataset: its name on Hugging Face's hub, with a configuration as NAME:CONFIGURATION",
+    )
+    text_column: str | list[str] = Field(
+        default="text",
+        exclude_if=lambda value: value == "text",
+        description="of rows: the column of texts, or several that are put together",
+    )
+    label_column: str = Field(
+        default="label", exclude_if=lambda value: value == "label", description="of rows: the column of classes"
+    )
+    image_column: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of rows: the column of images, which are then read in place of texts",
+    )
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="share tested where the source has no test set")
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="seed of that split, and of the validation split")
     validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of the training data held out")
@@ -111,6 +134,12 @@ class DataConfig(Section):
     jpeg_draft: bool = Field(
         default=False,
         description="decode JPEGs at a half, a quarter or an eighth of their size where that is large enough; faster, other pixels",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=4,
+        exclude_if=lambda value: value is None,
+        description="after which texts are cut; absent = as many as the backbone reads",
     )
     cache_gib: float = Field(
         default=2.0, ge=0, description="memory for decoded images, GiB, and a quarter as much for features that stay"

@@ -64,6 +64,11 @@ class AdaptedLinear(nn.Module):
         self.linear = linear
         self.increments: dict[Rows, Callable[[], Tensor]] = {}
 
+    @property
+    def weight(self) -> Tensor:
+        """W0: some layers ask their linear ones for its type."""
+        return self.linear.weight
+
     @torch.compiler.disable()  # where a block is compiled, increments enter as inputs: no task makes anything to compile anew
     def _increments(self) -> list[Tensor]:
         # in full precision: under autocast the Gram norms would be computed in bfloat16

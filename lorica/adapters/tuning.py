@@ -56,6 +56,8 @@ class Bottlenecks(Tuning):
 
         output = u + MLP(norm(u)) + scale * (relu(u D' + d) U' + b)
 
+    or, where blocks normalise afterwards (BERT), u having been normalised, norm(u + MLP(u)) + scale * (…).
+
     D starts uniform as torch's linear layers do, d, U and b at zero (AdaptFormer, Chen et al., 2022, as APER, EASE and
     RanPAC use it). In training, a share of the hidden units is dropped.
 

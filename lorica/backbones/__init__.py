@@ -8,21 +8,28 @@ from typing import Any
 import timm
 
 from lorica.backbones.encoder import Encoder, Site
+from lorica.backbones.hf_text import FAMILIES, Pooling, load_hf_text
 from lorica.backbones.timm_vit import TimmViT, load_timm_vit
 from lorica.backbones.tiny import NAME as TINY
 from lorica.backbones.tiny import load_tiny
 from lorica.backbones.tiny import timm_arguments as _of_tiny
 from lorica.errors import BackboneError
 
-__all__ = ["TINY", "Encoder", "Site", "backbone_names", "load_backbone", "timm_arguments"]
+TEXT = "hf:"
+"""How a recipe's names of text encoders begin."""
+
+__all__ = ["TEXT", "TINY", "Encoder", "Site", "backbone_names", "load_backbone", "timm_arguments"]
 
 
 def backbone_names() -> dict[str, str]:
     """Every backbone a recipe can name, with a word about its weights."""
     vits = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
-    return {TINY: "embedded: pre-trained by this project for 32x32 images"} | {
-        name: f"timm, {len(timm.list_pretrained(name))} sets of weights" for name in sorted(vits)
-    }
+    texts = {f"{TEXT}NAME": f"text encoders of transformers: {', '.join(FAMILIES)}"}
+    return (
+        {TINY: "embedded: pre-trained by this project for 32x32 images"}
+        | texts
+        | {name: f"timm, {len(timm.list_pretrained(name))} sets of weights" for name in sorted(vits)}
+    )
 
 
 def load_backbone(
@@ -31,13 +38,22 @@ def load_backbone(
     weights: Path | None = None,
     image_size: int | None = None,
     normalisation: str = "backbone",
+    pooling: Pooling | None = None,
     pretrained: bool = True,
 ) -> Encoder:
-    """The backbone that a recipe names: `lorica_tiny`, or any timm ViT; `pretrained=False` skips its weights.
+    """The backbone that a recipe names: `lorica_tiny`, any timm ViT, or a text encoder as `hf:NAME`; `pretrained=False` skips its
+    weights.
 
     Raises:
-        BackboneError: see `load_timm_vit` and `load_tiny`.
+        BackboneError: see `load_timm_vit`, `load_tiny` and `load_hf_text`; keys of the other modality.
     """
+    if name.startswith(TEXT):
+        given = {"image_size": image_size is not None, "normalisation": normalisation != "backbone"}
+        if alien := [f"backbone.{key}" for key, is_given in given.items() if is_given]:
+            raise BackboneError(f"{', '.join(alien)}: {name} reads texts, not images; leave out")
+        return load_hf_text(name.removeprefix(TEXT), weights=weights, pooling=pooling, pretrained=pretrained)
+    if pooling is not None:
+        raise BackboneError(f"backbone.pooling: {name} reads images, and pools as it was trained to; leave the key out")
     if name != TINY:
         return load_timm_vit(
             name, weights=weights, image_size=image_size, normalisation=normalisation, pretrained=pretrained

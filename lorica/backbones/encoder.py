@@ -29,7 +29,7 @@ class Site:
     """One projection of one block: some rows of one linear layer (a fused qkv holds three sites)."""
 
     block: int
-    kind: str  # q, k, v, proj, fc1 or fc2
+    kind: str  # q, k, v, proj, fc1, fc2, or gate where the MLP has one
     linear: str  # dotted path of the linear layer below the encoder
     rows: tuple[int, int]  # first row and one past the last row of that layer's weight
     in_features: int
@@ -101,12 +101,15 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
-        """Tokens that enter the first block. Images are in [0, 1]; the encoder normalises them itself."""
+        """Tokens that enter the first block. Images are in [0, 1]; the encoder normalises them itself.
+
+        A token that is padding is not a number, in all its channels. It stays so in every block, and is in nothing that is pooled.
+        """
 
     @property
     @abstractmethod
     def inputs_per_token(self) -> int:
-        """Numbers of an input that one token is made from: 3 patch^2 for images."""
+        """Numbers of an input that one token is made from: 3 patch^2 for images, 1 for texts."""
 
     @property
     @abstractmethod
@@ -119,7 +122,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def second_half(self, block: int) -> nn.Module:
-        """What the sum of that block's input and its attention enters: the norm before the MLP.
+        """What the sum of that block's input and its attention enters: the norm before the MLP, or, where the sum has been normalised
+        already, the MLP.
 
         Raises:
             BackboneError: blocks that are built otherwise.
@@ -252,7 +256,8 @@ class Encoder(nn.Module, ABC):
         unable = [block for block in existing if not self.takes_prefix(block)]
         if unable:
             raise BackboneError(
-                f"{key}: the attention of {self.name} takes no prefix (block {unable[0]}); choose a plain ViT as backbone.name"
+                f"{key}: the attention of {self.name} takes no prefix (block {unable[0]}); choose a "
+                f"{'plain ViT' if self.modality == 'images' else 'BERT'} as backbone.name"
             )
         return existing
 

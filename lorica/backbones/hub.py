@@ -1,19 +1,19 @@
-"""Whether timm's weights are at hand or can be fetched, before timm waits for them: without a network it would for a minute."""
+"""Whether weights are at hand or can be fetched, before a library waits for them: without a network it would for a minute."""
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import timm
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.utils import get_session
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.utils import HfHubHTTPError
 from timm.models import PretrainedCfg
 
-_SECONDS = 4.0
+from lorica.errors import BackboneError
+from lorica.network import unreachable
+
 _FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
@@ -35,29 +35,29 @@ def out_of_reach(name: str) -> str | None:
     """Why a model's weights cannot be fetched, as far as an answer of their host to one short request tells; None where they
     perhaps can.
 
-    The request goes where the download would (HF_ENDPOINT, proxies), and is not made where HF_HUB_OFFLINE forbids it. It
-    has 4 seconds, or HF_HUB_ETAG_TIMEOUT.
+    The request goes where the download would (HF_ENDPOINT, proxies), and is not made where HF_HUB_OFFLINE forbids it.
     """
     known = timm.get_pretrained_cfg(name)
     url = _url(known) if known else None
-    if url is None:
-        return None
-    seconds = _seconds()
-    answers: list[str | None] = []
+    return None if url is None else unreachable(url)
 
-    def ask() -> None:
-        try:
-            get_session().head(url, timeout=seconds)
-        except Exception as error:  # of whichever client the hub's library uses
-            answers.append(str(error).strip() or type(error).__name__)
-        else:
-            answers.append(None)  # an error of the server's is timm's to report
 
-    asking = threading.Thread(target=ask, daemon=True)  # nothing bounds the time that looking up a name takes
-    asking.start()
-    asking.join(seconds + 0.5)
-    reason = answers[0] if answers else f"no answer within {seconds:g} s"
-    return reason and f"{urlsplit(url).netloc} cannot be reached: {reason}"
+def snapshot(name: str, files: list[str], *, remedy: str) -> Path:
+    """The folder with these files of a model of Hugging Face's hub, fetched or left by an earlier download.
+
+    Args:
+        files: patterns of their names.
+        remedy: what else one can do, where that fails.
+
+    Raises:
+        BackboneError: no such model, or no network; within 5 seconds.
+    """
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else unreachable(constants.ENDPOINT)
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=reason is not None))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        why = reason or str(error).strip().splitlines()[0]
+        raise BackboneError(f"backbone.name: cannot get {name} ({why}); {remedy}") from error
 
 
 def _url(known: PretrainedCfg) -> str | None:
@@ -70,10 +70,3 @@ def _own_url(known: PretrainedCfg) -> str | None:
     """Of weights that are not on the hub."""
     url = known.url if isinstance(known.url, str) else known.url[0] if known.url else None  # some have a hash beside it
     return url or None
-
-
-def _seconds() -> float:
-    try:
-        return float(os.environ["HF_HUB_ETAG_TIMEOUT"])
-    except (KeyError, ValueError):
-        return _SECONDS

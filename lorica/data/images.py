@@ -23,7 +23,7 @@ from torch import Tensor
 from lorica.data.ahead import sent
 from lorica.data.decoding import DECODING, DEFAULT, Decoding
 from lorica.data.samples import Samples
-from lorica.data.transforms import augment, centre_crop, enlarge_squares, fit_square, without_ends
+from lorica.data.transforms import AUGMENTATIONS, augment, centre_crop, enlarge_squares, fit_square, without_ends
 from lorica.errors import DataError
 from lorica.progress import Reporter, Silent
 
@@ -282,6 +282,9 @@ def _enlarged(images: Sequence[UInt8[np.ndarray, "3 _ _"]], size: int) -> UInt8[
 class OpenedImages:
     """See `lorica.data.reader.Opened`: float32 squares in [0, 1], [n, 3, image_size, image_size]."""
 
+    lengths = None
+    facts: ClassVar[dict[str, int]] = {}
+
     def __init__(self, cache: ImageCache, image_size: int) -> None:
         self._cache, self._image_size = cache, image_size
 
@@ -315,6 +318,7 @@ class ImageReader:
     """
 
     options: ClassVar[tuple[str, ...]] = ("crop_pct", *DECODING)
+    augmentations: ClassVar[tuple[str, ...]] = AUGMENTATIONS
 
     def __init__(self, image_size: int, *, crop_pct: float = 1.0, **decoding: Any) -> None:
         if not 0 < crop_pct <= 1:

@@ -1,14 +1,14 @@
 """What stands between samples and an encoder: a reader, one for each modality, in the file of the modality's name.
 
 A reader knows what an encoder wants (the side of an image, a tokeniser) and nothing of classes and tasks. `lorica.data.images`
-reads images; a file `texts.py` beside it, with a `READER`, would read what an encoder of modality "texts" wants.
+reads images, `lorica.data.texts` texts; a file beside them, with a `READER`, would read what an encoder of another modality wants.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +22,15 @@ from lorica.types import Inputs
 
 @runtime_checkable
 class Opened(Protocol):
-    """Some samples, ready to be read again and again."""
+    """Some samples, ready to be read again and again.
+
+    Attributes:
+        lengths: of each of them, where a batch costs what its longest sample does; None where all cost the same.
+        facts: what reading them has shown, as counts, for the record of a run.
+    """
+
+    lengths: Int[Tensor, " n"] | None
+    facts: Mapping[str, int]
 
     def fetch(self, indices: Int[Tensor, " n"], *, device: torch.device) -> Inputs:
         """Inputs from the samples of these numbers, as they are tested. DataError naming all that cannot be read."""
@@ -42,9 +50,11 @@ class Reader(Protocol):
 
     Attributes:
         options: keys of the recipe's data section that it is made with, beside `Encoder.reading`.
+        augmentations: the kinds of `fit.augment` that it knows.
     """
 
     options: ClassVar[tuple[str, ...]]
+    augmentations: ClassVar[tuple[str, ...]]
 
     def open(self, samples: Samples, budget: int) -> Opened:
         """The samples, of which what is read stays in memory while `budget` bytes last."""

@@ -6,7 +6,9 @@ A class is renumbered by its position in the stream's class order. What a sample
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Literal
@@ -24,6 +26,9 @@ from lorica.randomness import Draws
 from lorica.sharing import ALL, Part, Share, drawing_for
 from lorica.types import Batch, Inputs, Task
 from lorica.unread import Memory, Pass, Samples, Unread
+
+_SORTED_TOGETHER = 32
+"""Batches among which samples of like length are put together."""
 
 
 class Split:
@@ -93,7 +98,10 @@ class Split:
         if draws is None:
             order = torch.arange(len(self))[rows or share.of_samples(len(self)).rows]
         else:
-            order = torch.randperm(len(self), generator=draws.generator("order"))
+            generator = draws.generator("order")
+            order = torch.randperm(len(self), generator=generator)
+            if self._opened.lengths is not None:
+                order = of_like_length(order, self._opened.lengths[self.indices], batch_size, generator)
         for step in range(first, -(-len(order) // batch_size)):
             chosen, part = order[step * batch_size : (step + 1) * batch_size], None
             if draws is not None and share.of > 1:
@@ -115,6 +123,22 @@ class Split:
         """By which its features are known. It does not hold the split, whose images would else stay until cycles are looked for."""
         opened, indices = self._opened, self.indices
         return Samples(len(self), lambda places, device: opened.fetch(indices[places], device=device), self._memory)
+
+
+def of_like_length(
+    order: Int[Tensor, " n"], lengths: Int[Tensor, " n"], batch_size: int, generator: torch.Generator
+) -> Int[Tensor, " n"]:
+    """A random order in which batches have samples of like length: so many batches at a time are sorted, divided anew, and shuffled.
+
+    Args:
+        lengths: of the samples, not in that order.
+    """
+    batches: list[Tensor] = []
+    for part in order.split(_SORTED_TOGETHER * batch_size):
+        whole = list(part[lengths[part].argsort(stable=True)].split(batch_size))
+        smaller = [whole.pop()] if len(whole[-1]) < batch_size else []  # it stays the last
+        batches += [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()] + smaller
+    return torch.cat(batches) if batches else order
 
 
 class UnreadSplit:
@@ -186,8 +210,9 @@ class Stream:
 
     `tasks=T`: T groups as even as possible, the larger ones first. `classes_per_task`: a number (the last group may be
     smaller), or one number per task. `seed` orders the classes by RandomState(seed).permutation; None keeps the
-    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training samples is held out by a seed of its own. `cache_bytes` are
-    divided between training and test samples by their number; a quarter as much is there for features that stay. DataError for a division into tasks that is impossible, or that
+    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training samples is held out by
+    a seed of its own. `cache_bytes` are divided between training and test samples by their number; a quarter as much is there for features
+    that stay. Samples of a task are in the source's order, or by their length where they have one. DataError for a division into tasks that is impossible, or that
     leaves a task without test or validation samples.
     """
 
@@ -218,7 +243,6 @@ class Stream:
             first = np.full(number, len(domains.names))  # domain that has the class
             np.minimum.at(first, source.train.labels, domains.train)
             order = order[np.argsort(first[order], kind="stable")]
-        self.source = source
         self.class_order: tuple[int, ...] = tuple(order.tolist())
         self.class_names: tuple[str, ...] = tuple(source.class_names[name] for name in self.class_order)
         position = np.argsort(order)  # class number in the source -> in the stream
@@ -247,10 +271,12 @@ class Stream:
         opened_train = reader.open(source.train, train_bytes)
         opened_test = reader.open(source.test, cache_bytes - train_bytes)
         self._halves = {
-            "train": (opened_train, kept, train_labels, train_task),
-            "validation": (opened_train, held, train_labels, train_task),
-            "test": (opened_test, torch.arange(len(test_labels)), test_labels, test_task),
+            "train": (opened_train, _by_length(kept, opened_train), train_labels, train_task),
+            "validation": (opened_train, _by_length(held, opened_train), train_labels, train_task),
+            "test": (opened_test, _by_length(torch.arange(len(test_labels)), opened_test), test_labels, test_task),
         }
+        read = Counter(opened_train.facts) + Counter(opened_test.facts)
+        self.source = replace(source, facts=source.facts | read)
         self._memory = Memory(cache_bytes // 4)
         self._splits: dict[tuple[str, Task], Split] = {}
 
@@ -310,6 +336,11 @@ def _domains_of(source: Source, tasks: int | None) -> Domains:
             f"give stream.tasks={len(source.domains.names)}"
         )
     return source.domains
+
+
+def _by_length(indices: Int[Tensor, " n"], opened: Opened) -> Int[Tensor, " n"]:
+    """Sorted by length where samples have one, so that neighbours in a pass in order waste no padding on each other."""
+    return indices if opened.lengths is None else indices[opened.lengths[indices].argsort(stable=True)]
 
 
 def _task_sizes(classes: int, tasks: int | None, classes_per_task: int | Sequence[int] | None) -> list[int]:

@@ -5,6 +5,8 @@
     peft    a LoRA adapter of PEFT over the plain timm backbone
     onnx    the method as a whole, for onnxruntime
 
+What reads texts goes to `hf` alone: an encoder of transformers with a classifier beside it.
+
 Each is one module here (`lorica.export.target.Target`). How others load them: docs/export.md.
 """
 
@@ -22,12 +24,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image
-from torch import Tensor
 
 from lorica.assembly import build_source, saved_recipe
 from lorica.data.images import Images, pixels_of
+from lorica.data.texts import Texts
 from lorica.errors import LoricaError
 from lorica.evaluation import apart, require_numbers
 from lorica.export.staging import RECORD, arriving
@@ -39,11 +41,15 @@ from lorica.learner import Learner
 from lorica.ownership import require_export, sha256
 from lorica.predictor import Predictor
 from lorica.progress import Reporter, Silent
+from lorica.types import Inputs
 
 __all__ = ["AGREE", "MOST", "TARGETS", "Exported", "export", "own_images"]
 
 TARGETS = {"timm": "timm", "hf": "huggingface", "peft": "peft", "onnx": "onnx"}
 """What can be exported to, and the module that does it."""
+
+_OF_TEXTS = {"hf": "hf_text"}
+"""The same for what reads texts."""
 
 AGREE = 1e-4
 """Share of the largest logit by which an export may differ from the method: some roundings in float32, and no defect."""
@@ -116,9 +122,14 @@ def export(
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TARGETS)}"
         raise LoricaError(f"{to!r}: no target of that name; {hint}")
     folder = Path(folder)
-    target = cast(Target, importlib.import_module(f"{__name__}.{TARGETS[to]}"))
     learner.method.eval()
     subject = Subject.of(learner)
+    targets = _OF_TEXTS if subject.reads_texts else TARGETS
+    if to not in targets:
+        raise LoricaError(
+            f"{subject.encoder.name} reads texts, which {to} does not take here; export to {', '.join(targets)}"
+        )
+    target = cast(Target, importlib.import_module(f"{__name__}.{targets[to]}"))
     target.require(subject)
     with refusals(folder):
         require_export(folder)
@@ -164,7 +175,7 @@ def export(
 
 
 def own_images(run: Path | str, given: Mapping[str, Any], *, method_file: Path | None = None) -> list[Any]:
-    """Some test images of a run's own data, from all over it; none where the data is not there any more.
+    """Some test images, or texts, of a run's own data, from all over it; none where the data is not there any more.
 
     Args:
         given: where the data is now, if it was moved, as `lorica.assembly.saved_recipe` takes it.
@@ -172,18 +183,24 @@ def own_images(run: Path | str, given: Mapping[str, Any], *, method_file: Path |
     recipe = saved_recipe(RunFolder(run), given, method_file=method_file)
     try:
         samples = build_source(recipe).test
+        places = np.linspace(0, len(samples) - 1, min(MOST, len(samples))).round().astype(int)
+        if isinstance(samples, Texts):
+            return [samples.texts[int(place)] for place in places]
         if not isinstance(samples, Images):
             return []
-        places = np.linspace(0, len(samples) - 1, min(MOST, len(samples))).round().astype(int)
         return [samples.decode(int(place)) for place in places]
     except LoricaError:
         return []
 
 
-def _compared_on(subject: Subject, images: Sequence[Any]) -> tuple[list[Image.Image], Float[Tensor, "n 3 s s"]]:
-    """Some pictures, and squares of numbers that bytes can have: of images that were given, or noise and a gradient."""
+def _compared_on(subject: Subject, images: Sequence[Any]) -> tuple[list[Image.Image], Inputs]:
+    """Some pictures, and squares of numbers that bytes can have: of images that were given, or noise and a gradient. Of texts no pictures,
+    and tokens."""
+    places = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int)
+    if subject.reads_texts:
+        chosen: Any = [images[place] for place in places]
+        return [], subject.reader.of(chosen) if chosen else subject.encoder.probe(MOST).to("cpu")
     if len(images):
-        places = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int)
         given = [pixels_of(images[place], subject.reader.decoding) for place in places]
         return [Image.fromarray(each) for each in given], subject.reader.of(given)
     gradient = _gradient(2 * subject.reader.canvas)
@@ -199,7 +216,7 @@ def _gradient(side: int) -> UInt8[np.ndarray, "h w 3"]:
 
 
 @torch.inference_mode()
-def _compare(subject: Subject, loaded: Loaded, squares: Float[Tensor, "n 3 s s"], name: str) -> tuple[float, float]:
+def _compare(subject: Subject, loaded: Loaded, squares: Inputs, name: str) -> tuple[float, float]:
     """The largest difference of logits, and the share that this is of the largest logit.
 
     Raises:
@@ -262,10 +279,11 @@ def _compare_preparation(subject: Subject, loaded: Loaded, pictures: Sequence[Im
 
 
 def _readme(subject: Subject, target: Target, exported: Exported) -> str:
-    what = "given images" if exported.real else "random images"
+    what = f"{'given' if exported.real else 'random'} {subject.encoder.modality}"
+    upright = "" if subject.reads_texts else " Images are read upright, in RGB."
     return (
         f"# {subject.method.name} for {target.NAME}\n\n"
-        f"{len(subject.class_names)} classes, learned by lorica on {subject.encoder.tag}. FOLDER is where this folder is. Images are read upright, in RGB.\n\n"
+        f"{len(subject.class_names)} classes, learned by lorica on {subject.encoder.tag}. FOLDER is where this folder is.{upright}\n\n"
         f"{target.readme(subject)}\n"
         f"Loaded back and compared with the method on {exported.images} {what}: the largest difference of a logit is "
         f"{exported.difference:.2g}, {exported.share:.2g} of the largest.\n"

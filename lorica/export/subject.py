@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from lorica.adapters.attach import merged, unadapted
 from lorica.backbones import timm_arguments
 from lorica.backbones.encoder import Classifier, Encoder
+from lorica.backbones.hf_text import HFText
 from lorica.backbones.timm_vit import TimmViT
-from lorica.data.images import ImageReader
 from lorica.errors import LoricaError
 from lorica.learner import Learner
 from lorica.methods import Method, Readout
@@ -26,34 +26,44 @@ from lorica.predictor import Predictor
 
 @dataclass(frozen=True)
 class Subject:
-    """A learner as the targets see it.
+    """A learner as the targets see it. Encoder and reader are those of texts for a target of texts, and of images for all others.
 
     Attributes:
         predictor: what is exported.
         method: with all that it has learned.
-        reader: of its images.
+        reader: of its inputs.
         class_names: in the order of the predictor's logits.
         encoder: of the method.
     """
 
     predictor: Predictor
     method: Method
-    reader: ImageReader
+    reader: Any  # ImageReader, or TextReader
     class_names: tuple[str, ...]
-    encoder: TimmViT
+    encoder: Any  # TimmViT, or HFText
 
     @classmethod
     def of(cls, learner: Learner | Predictor) -> Subject:
-        """LoricaError: nothing has been learned, or what reads something else than images."""
+        """LoricaError: nothing has been learned, or what reads something else than images or texts."""
         predictor = learner.predictor if isinstance(learner, Learner) else learner
         method, reader = predictor.method, predictor.reader
         if not predictor.class_names:
             raise LoricaError(f"{method.name}: has learned nothing yet, so that there is nothing to export")
-        if not (isinstance(method.encoder, TimmViT) and isinstance(reader, ImageReader)):
+        encoder = method.encoder
+        if not isinstance(encoder, TimmViT | HFText):
             raise LoricaError(
-                f"{method.name}: {method.encoder.name} reads {method.encoder.modality}; only what reads images can be exported"
+                f"{method.name}: {encoder.name} reads {encoder.modality}; only what reads images or texts can be exported"
             )
-        return cls(predictor, method, reader, predictor.class_names, method.encoder)
+        return cls(predictor, method, reader, predictor.class_names, encoder)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether these are an encoder and a reader of texts."""
+        return self.encoder.modality == "texts"
+
+    @property
+    def _instead(self) -> str:
+        return "use predict" if self.reads_texts else "export to onnx, which takes the whole of it"
 
     @property
     def called(self) -> str:
@@ -77,18 +87,18 @@ class Subject:
         if classifier is None:
             raise LoricaError(
                 f"{self.called} does not classify by one linear layer on the backbone's features, which is all that {target} has; "
-                "export to onnx, which takes the whole of it"
+                f"{self._instead}"
             )
         if classifier.layers is not None:
             raise LoricaError(
                 f"{self.called} reads what leaves {classifier.layers} blocks, and a model of {target} reads the last one alone; "
-                "export to onnx, which takes the whole of it"
+                f"{self._instead}"
             )
         return classifier
 
     @torch.no_grad()
     def plain_model(self, target: str) -> nn.Module:
-        """A ViT of timm's with every update in its weights and the head as its classifier; LoricaError: as `classifier`."""
+        """A ViT of timm's, or an encoder of texts, with every update in its weights and the head as its classifier; LoricaError: as `classifier`."""
         classifier = self.classifier(target)
         return merged(self.encoder).with_classifier(classifier).eval().cpu()
 

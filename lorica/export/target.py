@@ -17,13 +17,13 @@ class Loaded:
     """An export, loaded back from its files by the library that it is for.
 
     Attributes:
-        predict: logits [n, classes] of squares in [0, 1], [n, 3, s, s], of any number.
+        predict: logits [n, classes] of squares in [0, 1], [n, 3, s, s], or of tokens, of any number.
         prepare: the library's own preparation of an image of Pillow, with the normalisation, [3, s, s]; None where there is none.
         class_names: as the library names them.
         remark: what there is to say of the form it took.
     """
 
-    predict: Callable[[Tensor], Tensor]
+    predict: Callable[[Any], Tensor]
     prepare: Callable[[Any], Tensor] | None
     class_names: Sequence[str]
     remark: str = ""

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from lorica import network
 from lorica.backbones import hub, load_backbone
 from lorica.config import read_recipe
 from lorica.errors import BackboneError
@@ -28,7 +29,7 @@ NAME = "test_vit.r160_in1k"
 def _nothing_is_cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_SECONDS", 0.3)
+    monkeypatch.setattr(network, "_SECONDS", 0.3)
     monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "*")
@@ -64,7 +65,7 @@ def cache(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_the_default_is_answered_within_five_seconds() -> None:
-    source = Path(hub.__file__).read_text(encoding="utf-8")
+    source = Path(network.__file__).read_text(encoding="utf-8")
     assert float(re.findall(r"^_SECONDS = (.*)$", source, re.MULTILINE)[0]) + 0.5 < 5
 
 
@@ -89,7 +90,7 @@ def test_looking_up_the_hosts_name_is_bounded_too(monkeypatch: pytest.MonkeyPatc
         def head(self, *_: Any, **__: Any) -> None:
             threading.Event().wait(20)
 
-    monkeypatch.setattr(hub, "get_session", Session)
+    monkeypatch.setattr(network, "get_session", Session)
     began = time.monotonic()
     assert hub.out_of_reach(NAME) == f"{silent} cannot be reached: no answer within 0.3 s"
     assert time.monotonic() - began < 2
@@ -117,7 +118,7 @@ def test_weights_in_the_cache_are_loaded_without_the_hub(
 
 def test_a_hub_that_may_not_be_asked_is_not(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "get_session", None)
+    monkeypatch.setattr(network, "get_session", None)
     assert hub.out_of_reach(NAME) is None
 
 
@@ -132,7 +133,7 @@ def test_a_hub_that_answers_is_left_to_timm(monkeypatch: pytest.MonkeyPatch) -> 
     with HTTPServer(("127.0.0.1", 0), NotFound) as server:
         threading.Thread(target=server.handle_request).start()
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-        monkeypatch.setattr(hub, "_SECONDS", 4.0)
+        monkeypatch.setattr(network, "_SECONDS", 4.0)
         assert hub.out_of_reach(NAME) is None
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from lorica.data.images import ImageReader
 from lorica.data.stream import Stream
-from lorica.methods import MethodConfig, find_method, method_names
+from lorica.methods import Method, MethodConfig, find_method, method_names
 
 # keys that a variant has no default for, or whose default is for deeper backbones than the tiny one
 OPTIONS = {
@@ -33,7 +33,11 @@ OPTIONS = {
 )
 def kind(request: pytest.FixtureRequest):
     """Builds the method of each name and variant around an encoder."""
-    name, variant = request.param
+    return kind_of(*request.param)
+
+
+def kind_of(name: str, variant: str | None) -> Callable[..., Method]:
+    """What builds the method of that name and variant."""
 
     def build(encoder, **options):
         cls = find_method(name)

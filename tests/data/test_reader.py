@@ -1,4 +1,4 @@
-"""A modality that lorica does not have: texts pass through the stream with a source and a reader of their own, and nothing else."""
+"""A modality that lorica does not have: letters pass through the stream with a source and a reader of their own, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class Letters:
     """A letter a token, padded with 0 to the longest text of the batch; `drop` loses each letter at random."""
 
     options: ClassVar[tuple[str, ...]] = ()
+    augmentations: ClassVar[tuple[str, ...]] = ("none", "drop")
 
     def open(self, samples: Samples, budget: int) -> OpenedLetters:
         assert isinstance(samples, Texts)
@@ -50,6 +51,9 @@ class Letters:
 
 
 class OpenedLetters:
+    lengths = None
+    facts: ClassVar[dict[str, int]] = {}
+
     def __init__(self, texts: Sequence[str], reader: Letters) -> None:
         self.texts, self.reader = texts, reader
 

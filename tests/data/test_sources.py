@@ -459,7 +459,8 @@ def test_arrays_file_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_load_source_by_name(tmp_path: Path) -> None:
-    assert list(source_names()) == sorted(["arrays", "digits", "image_folder", *benchmark_names()])
+    own = ["arrays", "digits", "hf_dataset", "image_folder", "table"]
+    assert list(source_names()) == sorted([*own, *benchmark_names()])
     assert load_source("digits", root=None, test_fraction=0.5, split_seed=0).facts["test_fraction"] == 0.5
     write_images(tmp_path / "a", 4)
     folder = load_source("image_folder", root=tmp_path, test_fraction=0.5, split_seed=0)

@@ -24,12 +24,15 @@ from lorica.lazy import lazily
 
 if TYPE_CHECKING:
     from lorica.data.sources.arrays import arrays, arrays_file, labelled_pictures
-    from lorica.data.sources.base import ClassOrder, Source, remarks, split_per_class
+    from lorica.data.sources.base import OF_ROWS, ClassOrder, Source, remarks, split_per_class
     from lorica.data.sources.cifar100 import cifar100
     from lorica.data.sources.digits import digits
+    from lorica.data.sources.hf_dataset import hf_dataset
     from lorica.data.sources.image_folder import image_folder, labelled_images
+    from lorica.data.sources.table import table, texts
 
 __all__ = [
+    "OF_ROWS",
     "ClassOrder",
     "Source",
     "arrays",
@@ -37,6 +40,7 @@ __all__ = [
     "benchmark_names",
     "cifar100",
     "digits",
+    "hf_dataset",
     "image_folder",
     "labelled_images",
     "labelled_pictures",
@@ -44,16 +48,20 @@ __all__ = [
     "remarks",
     "source_names",
     "split_per_class",
+    "table",
+    "texts",
 ]
 
 lazily(
     __name__,
     {
         "lorica.data.sources.arrays": ["arrays", "arrays_file", "labelled_pictures"],
-        "lorica.data.sources.base": ["ClassOrder", "Source", "remarks", "split_per_class"],
+        "lorica.data.sources.base": ["OF_ROWS", "ClassOrder", "Source", "remarks", "split_per_class"],
         "lorica.data.sources.cifar100": ["cifar100"],
         "lorica.data.sources.digits": ["digits"],
+        "lorica.data.sources.hf_dataset": ["hf_dataset"],
         "lorica.data.sources.image_folder": ["image_folder", "labelled_images"],
+        "lorica.data.sources.table": ["table", "texts"],
     },
 )
 
@@ -77,7 +85,7 @@ def _statements() -> dict[str, list[ast.stmt]]:
 def load_source(name: str, *, root: Path | None, **options: Any) -> Source:
     """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data.
 
-    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` as in the recipe's data section, the `decoding` of image
+    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` and those of `OF_ROWS` as in the recipe's data section, the `decoding` of image
     files, `decode_all` to find those whose damage only decoding shows, and a `reporter` of what is looked at; see `image_folder` for what is absent.
     """
     known = source_names()

@@ -17,6 +17,9 @@ from lorica.errors import DataError
 
 LISTED = 10  # names spelled out in one error
 
+OF_ROWS = ("dataset", "text_column", "label_column", "image_column")
+"""Keys of a recipe's data section that say which rows and columns are meant, for the sources that read rows."""
+
 ClassOrder = Literal["natural", "text"]
 """Of class names: 2 before 10, or as texts (10 before 2), as lorica once did and torchvision does."""
 
@@ -138,6 +141,10 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
         lines.append(f"data.root: passed over {sum(passed_over.values())} files or folders: {reasons}")
     if unreadable := facts.get("unreadable"):
         lines.append(f"data.unreadable: left out {unreadable} images that cannot be read")
+    if left_out := facts.get("left_out"):
+        lines.append(f"data.unreadable: left out {left_out} rows without a text or a label")
+    if cut := facts.get("cut"):
+        lines.append(f"data.max_tokens: cut {cut} texts, which are longer")
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def digits(*, test_fraction: float = 0.25, split_seed: int = 0) -> Source:
     """scikit-learn's 1797 handwritten digits of 8 x 8 pixels in 10 classes, split class by class."""
     from sklearn.datasets import load_digits  # slow to import, and only this source needs it
 
-    images, labels = map(np.asarray, load_digits(return_X_y=True))
+    images, labels = cast(Any, load_digits(return_X_y=True))
     images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 0 … 16 -> 0 … 255
     kept, held = held_out(labels, test_fraction, split_seed)
     train, test = ImageArrays(images[kept], labels[kept], "train"), ImageArrays(images[held], labels[held], "test")

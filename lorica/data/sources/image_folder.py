@@ -13,6 +13,7 @@ from lorica.data.decoding import DEFAULT, Decoding
 from lorica.data.folders import Walk, common_folders, has_folders, use_of
 from lorica.data.images import ImageFiles, faults
 from lorica.data.sources.base import (
+    OF_ROWS,
     ClassOrder,
     Source,
     held_out,
@@ -32,7 +33,8 @@ DESCRIPTION = "data.root/train/<class>/*.png and data.root/test/<class>/*.png, o
 
 def load(*, root: Path | None, **options: Any) -> Source:
     """See `lorica.data.sources`."""
-    return image_folder(required(root, "image_folder"), **options)
+    own = {key: value for key, value in options.items() if key not in OF_ROWS}
+    return image_folder(required(root, "image_folder"), **own)
 
 
 def image_folder(

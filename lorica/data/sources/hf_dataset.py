@@ -1,0 +1,124 @@
+"""Datasets of Hugging Face, of texts or of images: by name, or from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from lorica.data.rows import BY_DEFAULT, Columns, Half, source_of_rows
+from lorica.data.sources.base import Source, some
+from lorica.data.sources.table import halves_of
+from lorica.errors import DataError
+from lorica.network import unreachable
+
+DESCRIPTION = "a dataset of Hugging Face: data.root, a folder, or data.dataset, its name; data.text_column (or image_column) and data.label_column"
+
+
+def load(
+    *,
+    root: Path | None,
+    dataset: str | None = None,
+    text_column: str | Sequence[str] = "text",
+    label_column: str = "label",
+    image_column: str | None = None,
+    decode_all: bool = False,
+    reporter: Any = None,
+    **options: Any,
+) -> Source:
+    """See `lorica.data.sources`."""
+    if (root is None) == (dataset is None):
+        raise DataError("data.dataset: the source hf_dataset needs a name, or a folder as data.root, and not both")
+    return hf_dataset(dataset or Path(root or ""), Columns(text_column, label_column, image_column), **options)
+
+
+def hf_dataset(given: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> Source:
+    """A dataset of Hugging Face, with splits to train on and to test on, or a single one that is split class by class.
+
+    Args:
+        given: its name on the hub, with a configuration as "name:configuration"; or as a `Path` a folder, of `save_to_disk` or of files
+            that the library reads.
+        options: those of `lorica.data.rows.source_of_rows`.
+
+    Raises:
+        DataError: the library is not installed, a dataset that cannot be read or fetched, and all that is wrong with its rows.
+    """
+    facts: dict[str, object] = {"root" if isinstance(given, Path) else "dataset": str(given)}
+    splits = _splits(given)
+    named = splits if len(splits) == 1 else halves_of(str(given), splits, facts)
+    return source_of_rows(
+        "hf_dataset", [_half(name, split, columns) for name, split in named.items()], columns, facts=facts, **options
+    )
+
+
+def _splits(given: str | Path) -> Mapping[str, Any]:
+    try:
+        import datasets
+        from datasets import config
+    except ImportError as error:
+        raise DataError("data.source: hf_dataset needs the library datasets: pip install lorica[datasets]") from error
+    name, _, configuration = str(given).partition(":")
+    reason = None
+    if isinstance(given, Path):
+        if not given.is_dir():
+            raise DataError(
+                f"data.root: {given} is not a folder; for a dataset of the hub give its name as data.dataset"
+            )
+    elif not config.HF_HUB_OFFLINE:
+        reason = unreachable(config.HF_ENDPOINT)
+    if reason:
+        raise DataError(
+            f"data.dataset: {given} cannot be fetched ({reason}); save a copy elsewhere with save_to_disk, and give its folder as data.root"
+        )
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bar()
+    try:
+        if isinstance(given, Path) and any((given / each).is_file() for each in ("dataset_dict.json", "state.json")):
+            found: Any = datasets.load_from_disk(given)
+        else:
+            found = datasets.load_dataset(str(given) if isinstance(given, Path) else name, configuration or None)
+    except Exception as error:  # of whatever the library reads it with
+        raise DataError(
+            f"data.dataset: {given} cannot be read: {str(error).strip()[:300] or type(error).__name__}"
+        ) from error
+    finally:
+        if shown:
+            datasets.enable_progress_bar()
+    return found if isinstance(found, Mapping) else {"all": found}
+
+
+def _half(name: str, split: Any, columns: Columns) -> Half:
+    from datasets import ClassLabel, Image
+
+    def read(column: str) -> Sequence[Any]:
+        kind = split.features[column]
+        if isinstance(kind, ClassLabel):
+            return [None if value is None or value < 0 else kind.names[value] for value in split[column]]
+        if column == columns.image:
+            if not isinstance(kind, Image):
+                raise DataError(
+                    f"data.image_column: {column} holds {type(kind).__name__}, not images; it has {some(split.features)}"
+                )
+            return _Encoded(split.select_columns([column]).cast_column(column, Image(decode=False)), column)
+        return list(split[column])
+
+    return Half(name, split.column_names, read)
+
+
+class _Encoded(Sequence[Any]):
+    """The images of a column as files, or as what is in one; each is decoded when it is read."""
+
+    def __init__(self, split: Any, column: str) -> None:
+        self.split, self.column = split, column
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, which: Any) -> Any:
+        if isinstance(which, slice):
+            return [self[place] for place in range(*which.indices(len(self)))]
+        held = self.split[int(which)][self.column]
+        if held is None:
+            raise DataError(f"data.image_column: row {int(which) + 1} has no image; leave it out")
+        return BytesIO(held["bytes"]) if held["bytes"] is not None else Path(held["path"])

@@ -1,0 +1,171 @@
+"""Texts, or images, and their labels in files of rows: JSON, JSON lines, CSV, TSV and Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lorica.data.folders import use_of
+from lorica.data.rows import BY_DEFAULT, Columns, Half, source_of_rows
+from lorica.data.sources.base import Source, required, some
+from lorica.errors import DataError
+
+DESCRIPTION = "rows of a .json, .jsonl, .csv, .tsv or .parquet file with data.text_column and data.label_column, or train.* and test.* in a folder"
+
+_LARGEST_FIELD = 2**24
+
+
+def load(
+    *,
+    root: Path | None,
+    text_column: str | Sequence[str] = "text",
+    label_column: str = "label",
+    image_column: str | None = None,
+    dataset: str | None = None,
+    decode_all: bool = False,
+    reporter: Any = None,
+    **options: Any,
+) -> Source:
+    """See `lorica.data.sources`."""
+    if dataset is not None:
+        raise DataError("data.dataset: the source table reads files; give data.source=hf_dataset, or leave the key out")
+    return table(required(root, "table"), Columns(text_column, label_column, image_column), **options)
+
+
+def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> Source:
+    """Rows of a file, or of two in a folder, one to train on and one to test on by their names, as `image_folder` knows them.
+
+    A file of JSON has a list of rows, or an object of such lists by what they are for ("train", "test"; others are passed over). A row is
+    an object, or a pair of text and label. Images are named by paths, from the folder of the file.
+
+    Args:
+        options: those of `lorica.data.rows.source_of_rows`.
+
+    Raises:
+        DataError: all that is wrong with the files.
+    """
+    root = Path(root).expanduser()
+    facts: dict[str, object] = {"root": str(root)}
+    if root.is_dir():
+        files = sorted(file for file in root.iterdir() if file.suffix.lower() in _READERS)
+        if not files:
+            raise DataError(
+                f"data.root: {root} has no {', '.join(_READERS)} file; give a file of rows, or a folder with train.* and test.*"
+            )
+        held = {file.stem: _rows(file) for file in files} if len(files) > 1 else _rows(files[0])
+    elif root.is_file():
+        held = _rows(root)
+    else:
+        raise DataError(f"data.root: {root} is not there; give a file of rows, or a folder with train.* and test.*")
+    folder = root if root.is_dir() else root.parent
+    named = {root.name: held} if isinstance(held, list) else halves_of(root, held, facts)
+    halves = [_half(name, rows, columns, folder) for name, rows in named.items()]
+    return source_of_rows("table", halves, columns, facts=facts, **options)
+
+
+def texts(
+    train: tuple[Sequence[str], Sequence[Any]], test: tuple[Sequence[str], Sequence[Any]], **options: Any
+) -> Source:
+    """Texts and their labels in memory, to train on and to test on; `options` of `lorica.data.rows.source_of_rows`. DataError."""
+    halves = []
+    for name, (given, labels) in {"train": train, "test": test}.items():
+        if isinstance(given, str) or len(given) != len(labels):
+            raise DataError(f"{name}: expected a list of texts and as many labels, got {len(given)} and {len(labels)}")
+        held = {"text": list(given), "label": list(labels)}
+        halves.append(Half(name, list(held), held.__getitem__))
+    return source_of_rows("texts", halves, **options)
+
+
+def halves_of(root: str | Path, held: Mapping[str, Any], facts: dict[str, object]) -> dict[str, Any]:
+    """What is for training and what for testing, of several lists of rows by name; what is passed over is noted in `facts`."""
+    uses = {name: use_of(name) for name in held}
+    train = [name for name, use in uses.items() if use == "train"]
+    test = [name for name, use in uses.items() if use == "test"]
+    test = test or [name for name, use in uses.items() if use == "validation"]
+    if len(train) != 1 or len(test) != 1:
+        raise DataError(
+            f"data.root: {root} has {some(held) or 'nothing'}; expected one to train on and one to test on, by names such as train and test"
+        )
+    if beside := len(held) - 2:
+        facts["passed_over"] = {f"beside {train[0]} and {test[0]}": beside}
+    facts["split"] = "names"
+    return {name: held[name] for name in (train[0], test[0])}
+
+
+def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
+    pair = (columns.texts[0], columns.label)
+    as_pairs = [row for row in rows if isinstance(row, list)]
+    if wrong := [row for row in rows if not isinstance(row, dict) and not (isinstance(row, list) and len(row) == 2)]:
+        raise DataError(
+            f"data.root: {name}: expected rows that are objects, or pairs of text and label, got {wrong[0]!r:.80}"
+        )
+    found = [dict(zip(pair, row, strict=True)) if isinstance(row, list) else row for row in rows]
+    names = list(dict.fromkeys(key for row in found for key in row)) if not as_pairs else list(pair)
+
+    def read(column: str) -> list[Any]:
+        values = [row.get(column) for row in found]
+        return [folder / str(value) for value in values] if column == columns.image else values
+
+    return Half(name, names, read)
+
+
+def _rows(file: Path) -> Any:
+    """The rows of a file, or several lists of them by name."""
+    reader = _READERS.get(file.suffix.lower())
+    if reader is None:
+        raise DataError(f"data.root: {file} is none of {', '.join(_READERS)}; save it as one of them")
+    try:
+        rows = reader(file)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"data.root: {file} cannot be read ({str(error)[:200]})") from error
+    lists = rows.values() if isinstance(rows, dict) else [rows]
+    if not all(isinstance(each, list) for each in lists):
+        raise DataError(
+            f"data.root: {file} holds {type(rows).__name__}; expected a list of rows, or an object of such lists"
+        )
+    return rows
+
+
+def _lines(file: Path) -> list[Any]:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from error
+    return rows
+
+
+def _separated(file: Path, delimiter: str) -> list[Any]:
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        before = csv.field_size_limit(_LARGEST_FIELD)
+        try:
+            rows = list(csv.DictReader(stream, delimiter=delimiter, strict=True))
+        finally:
+            csv.field_size_limit(before)
+    if odd := [number for number, row in enumerate(rows, 1) if None in row or None in row.values()]:
+        raise ValueError(f"row {odd[0]} has more or fewer fields than the first line names columns")
+    return rows
+
+
+def _parquet(file: Path) -> list[Any]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(
+            f"data.root: {file} needs pyarrow; install it with lorica: pip install lorica[datasets]"
+        ) from error
+    return parquet.read_table(file).to_pylist()
+
+
+_READERS: Mapping[str, Callable[[Path], Any]] = {
+    ".json": lambda file: json.loads(file.read_text(encoding="utf-8-sig")),
+    ".jsonl": _lines,
+    ".csv": lambda file: _separated(file, ","),
+    ".tsv": lambda file: _separated(file, "\t"),
+    ".parquet": _parquet,
+}

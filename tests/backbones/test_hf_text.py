@@ -1,0 +1,278 @@
+"""Encoders of texts: the features of transformers' own models, through blocks that know from the tokens alone what is padding."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from lorica import network
+from lorica.adapters.attach import attach, merged
+from lorica.adapters.tuning import start_tuning
+from lorica.backbones import load_backbone
+from lorica.backbones.encoder import Classifier, Prefix
+from lorica.backbones.hf_text import FAMILIES, HFText, TextBlock, present
+from lorica.errors import BackboneError
+from lorica.types import Tokens
+
+Make = Callable[..., HFText]
+TINY = ("bert", "roberta", "modernbert", "t5")
+
+
+def some_texts(longest: int = 24) -> Tokens:
+    """Of 3, 9, … tokens; 24 is more than the window of the tiny ModernBERT."""
+    lengths = torch.tensor([[3], [9], [longest], [5]])
+    mask = torch.arange(longest) < lengths
+    ids = torch.randint(1, 30, mask.shape, generator=torch.Generator().manual_seed(1))
+    return Tokens(ids.masked_fill(~mask, 0), mask)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    """The same for a shape."""
+    return 0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(3))
+
+
+def of_transformers(encoder: HFText, inputs: Tokens) -> torch.Tensor:
+    """What the model itself makes of them, after its own mask."""
+    model = encoder.plain_model()
+    return model(input_ids=inputs.ids, attention_mask=inputs.mask.long()).last_hidden_state
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_features_are_those_of_the_model_itself(family: str, tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(family=family), some_texts()
+    hidden = of_transformers(encoder, inputs)
+    mean = torch.stack([row[mask].mean(dim=0) for row, mask in zip(hidden, inputs.mask, strict=True)])
+    torch.testing.assert_close(encoder.features(inputs), mean, atol=1e-5, rtol=1e-4)
+    if family != "t5":
+        first = tiny_text_encoder(family=family, pooling="cls")
+        torch.testing.assert_close(first.features(inputs), hidden[:, 0], atol=1e-5, rtol=1e-4)
+        rest = torch.stack([row[mask][1:].mean(dim=0) for row, mask in zip(hidden, inputs.mask, strict=True)])
+        expected = torch.stack([hidden[:, 0], rest], dim=1)
+        torch.testing.assert_close(encoder.parts(encoder.tokens(inputs)), expected, atol=1e-5, rtol=1e-4)
+    else:
+        with pytest.raises(
+            BackboneError, match=r"^backbone\.pooling: tiny_t5 has no token that stands for the whole text"
+        ):
+            tiny_text_encoder(family=family, pooling="cls")
+        assert encoder.number_of_parts == 1
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_padding_changes_nothing_and_stays_padding(family: str, tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(family=family), some_texts()
+    tokens = encoder.embed(inputs)
+    for block in encoder.blocks:
+        assert torch.equal(present(tokens), inputs.mask)
+        tokens = block(tokens)
+    assert torch.equal(tokens.isnan().all(dim=2), ~inputs.mask)
+    assert torch.equal(tokens.isnan().any(dim=2), ~inputs.mask)
+    alone = torch.cat([encoder.features(Tokens(inputs.ids[n : n + 1, :m], inputs.mask[n : n + 1, :m]))
+                       for n, m in enumerate(inputs.mask.sum(dim=1).tolist())])  # fmt: skip
+    torch.testing.assert_close(encoder.features(inputs), alone, atol=1e-5, rtol=1e-4)
+    # whatever the ids of padding are
+    other = Tokens(inputs.ids.masked_fill(~inputs.mask, 7), inputs.mask)
+    assert torch.equal(encoder.features(other), encoder.features(inputs))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_gradients_are_numbers_and_padding_has_none(family: str, tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(family=family).requires_grad_(True), some_texts()
+    encoder.features(inputs).square().sum().backward()
+    found = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+    assert len(found) > 12
+    assert all(each.isfinite().all() for each in found)
+    padding = encoder._vocabulary.weight.grad
+    assert padding is not None
+    assert padding[0].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_every_site_is_rows_of_one_linear_layer(family: str, tiny_text_encoder: Make) -> None:
+    encoder = tiny_text_encoder(family=family)
+    kinds = ("q", "k", "v", "proj", "fc1", "fc2")
+    assert {site.kind for site in encoder.sites} == {*kinds, *(("gate",) if family in ("modernbert", "t5") else ())}
+    assert [site.block for site in encoder.select(("q",))] == [0, 1]
+    before = encoder.features(some_texts())
+    for kind in kinds:
+        changed = tiny_text_encoder(family=family)
+        sites = changed.select((kind,))
+        attach(changed, sites, lambda site: noise(site.out_features, site.in_features))
+        own = {
+            name
+            for name, value in merged(changed).state_dict().items()
+            if not torch.equal(value, encoder.state_dict()[name])
+        }
+        assert own == {f"{site.linear}.weight" for site in sites}
+        assert not torch.allclose(changed.features(some_texts()), before)
+
+
+def test_a_fused_projection_has_its_parts_in_order(tiny_text_encoder: Make) -> None:
+    """Queries, keys, values, as transformers takes them apart: new values alone leave weights of attention as they are."""
+    encoder = tiny_text_encoder(family="modernbert")
+    rows = {site.kind: site.rows for site in encoder.sites if site.block == 0}
+    assert (rows["q"], rows["k"], rows["v"]) == ((0, 32), (32, 64), (64, 96))
+    assert (rows["fc1"], rows["gate"]) == ((0, 64), (64, 128))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "scale_and_shift", "deep_prompts", "shallow_prompts", "full"])
+@pytest.mark.parametrize("family", TINY)
+def test_every_tuning_has_a_place(family: str, kind: str, tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(family=family), some_texts()
+    tuning = start_tuning(kind, encoder, rank=2, length=3)
+    assert tuning is not None
+    if kind in ("adapter", "full"):
+        assert torch.equal(tuning.features(encoder, inputs), encoder.features(inputs))
+    with torch.no_grad():
+        for parameter in tuning.requires_grad_(True).parameters():
+            parameter.add_(noise(*parameter.shape))
+    found = tuning.features(encoder, inputs)
+    assert not torch.allclose(found, encoder.features(inputs), atol=1e-3)
+    alone = tuning.features(encoder, Tokens(inputs.ids[:1, :3], inputs.mask[:1, :3]))
+    torch.testing.assert_close(found[:1], alone, atol=1e-5, rtol=1e-4)
+    found.square().sum().backward()
+    assert all(each.grad.isfinite().all() for each in tuning.parameters() if kind != "full" or each.grad is not None)
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_prefix_is_attended_to_or_refused(family: str, tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(family=family), some_texts()
+    if not encoder.takes_prefix(0):
+        with pytest.raises(BackboneError, match=r"takes no prefix \(block 1\); choose a BERT as backbone\.name"):
+            encoder.prefix_blocks((1,), key="method.blocks")
+        assert family in ("modernbert", "t5")
+        return
+    rows = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(2))
+    found = encoder.features(inputs, prefixes={1: Prefix(rows, 2 * rows)})
+    assert not torch.allclose(found, encoder.features(inputs), atol=1e-3)
+    # a prefix of no rows is none
+    torch.testing.assert_close(
+        encoder.features(inputs, prefixes={0: Prefix(rows[:, :0], rows[:, :0])}),
+        encoder.features(inputs),
+        atol=1e-6,
+        rtol=1e-5,
+    )
+    # and one that is another text's keys and values of the first two tokens is as if these were there
+    block = encoder.blocks[0]
+    attention: Any = block.get_submodule("layer.attention.self")
+    x = encoder.embed(inputs)[2:3]
+    prefix = Prefix(attention.key(x[:, :2]), attention.value(x[:, :2]))
+    torch.testing.assert_close(encoder.prefixed(0, prefix)(x[:, 2:]), block(x)[:, 2:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("layers", [None, 2])
+def test_a_stand_alone_classifier(family: str, layers: int | None, tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(family=family), some_texts()
+    features = encoder.features(inputs, layers=layers)
+    weight, bias = torch.randn(3, features.shape[1]), torch.randn(3)
+    model = encoder.with_classifier(Classifier(weight, bias, layers))
+    torch.testing.assert_close(model(inputs), features @ weight.T + bias, atol=1e-4, rtol=1e-4)
+    assert all(isinstance(block, TextBlock) for block in encoder.blocks)
+    assert any(isinstance(module, TextBlock) for module in model.modules()) == (layers is not None)
+
+
+def test_what_it_is_measured_with(tiny_text_encoder: Make) -> None:
+    encoder = tiny_text_encoder()
+    assert encoder.example(3).ids.shape == (3, 32)  # it reads no more
+    assert encoder.example(2).mask.all()
+    probe = encoder.probe(4)
+    assert len(set(probe.mask.sum(dim=1).tolist())) == 4
+    assert torch.equal(encoder.probe(4).ids, probe.ids)
+    assert encoder.operations()["model.embeddings"] == 32
+    assert set(encoder.operations()) - {"model.embeddings"} == {
+        f"model.encoder.layer.{n}.layer.{path}"
+        for n in range(2)
+        for path in (*FAMILIES["bert"].sites, "attention.output.LayerNorm", "output.LayerNorm")
+    }
+
+
+@pytest.fixture
+def folder(tiny_text_folder: Path, tmp_path: Path) -> Path:
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(tiny_text_folder, tmp_path / "tiny"))
+
+
+def test_a_checkpoint_is_loaded(folder: Path, tiny_text_encoder: Make) -> None:
+    encoder, made = load_backbone("hf:mine", weights=folder), tiny_text_encoder(pooling="cls")
+    assert isinstance(encoder, HFText)
+    assert (encoder.name, encoder.tag, encoder.pooling, encoder.longest) == ("mine", "mine (tiny)", "cls", 40)
+    assert encoder.fingerprint == made.fingerprint
+    assert torch.equal(encoder.eval().features(some_texts()), made.features(some_texts()))
+    assert load_backbone("hf:mine", weights=folder, pooling="mean").pooling == "mean"  # type: ignore[attr-defined]
+    random = load_backbone("hf:mine", weights=folder, pretrained=False)
+    assert random.tag == "mine.random"
+    assert random.fingerprint != encoder.fingerprint
+
+
+def test_files_of_sentence_transformers_say_what_is_pooled_and_how_long_texts_are(folder: Path) -> None:
+    (folder / "1_Pooling").mkdir()
+    told = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 20}')
+    encoder = load_backbone("hf:mine", weights=folder)
+    assert isinstance(encoder, HFText)
+    assert (encoder.pooling, encoder.longest) == ("mean", 20)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(told | {"pooling_mode_max_tokens": True}))
+    with pytest.raises(
+        BackboneError, match=r"^backbone\.pooling: its own files ask for .*max_tokens, which lorica has not"
+    ):
+        load_backbone("hf:mine", weights=folder)
+
+
+def test_training_drops_nothing(folder: Path) -> None:
+    encoder = load_backbone("hf:mine", weights=folder).train()
+    assert torch.equal(encoder.features(some_texts()), encoder.features(some_texts()))
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda folder: shutil.rmtree(folder), "is not a folder; give one with config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds no settings"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "is of type 'gpt2'; lorica knows bert, roberta"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors, and no other weights are read"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{}"), "has no tokeniser that"),
+    ],
+)  # fmt: skip
+def test_faults_of_a_folder(damage: Callable[[Path], Any], expected: str, folder: Path) -> None:
+    damage(folder)
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("hf:mine", weights=folder)
+    assert expected in str(caught.value)
+
+
+def test_tensors_that_are_missing(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(BackboneError, match=r"lacks 16 tensors of a BertModel: encoder\.layer\.2"):
+        load_backbone("hf:mine", weights=folder)
+
+
+def test_keys_of_images_and_of_texts_are_told_apart(folder: Path) -> None:
+    with pytest.raises(
+        BackboneError, match=r"^backbone\.image_size, backbone\.normalisation: hf:mine reads texts, not images"
+    ):
+        load_backbone("hf:mine", weights=folder, image_size=32, normalisation="unit")
+    with pytest.raises(BackboneError, match=r"^backbone\.pooling: lorica_tiny reads images"):
+        load_backbone("lorica_tiny", pooling="mean")
+
+
+def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(network, "_SECONDS", 0.3)
+    with pytest.raises(BackboneError) as caught:
+        load_backbone("hf:nobody/nothing")
+    (line,) = caught.value.problems
+    assert line.startswith("backbone.name: cannot get nobody/nothing (127.0.0.1:9 cannot be reached: ")
+    assert line.endswith("download its files elsewhere and name their folder as backbone.weights=FOLDER")

@@ -1,0 +1,213 @@
+"""Files of rows and Hugging Face's datasets: what they give, and what is wrong with them, said before anything is learned."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lorica.data.images import Images
+from lorica.data.rows import Columns
+from lorica.data.sources import Source, hf_dataset, load_source, table, texts
+from lorica.data.sources.base import remarks
+from lorica.data.texts import Texts
+from lorica.errors import DataError
+
+ROWS = [{"text": f"{name} {number}", "label": name} for number in range(4) for name in ("kite", "wren", "lark")]
+TEST = [{"text": f"a {name}", "label": name} for name in ("kite", "wren", "lark")]
+
+
+def as_csv(file: Path, rows: list[dict[str, Any]], delimiter: str = ",") -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def as_parquet(file: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+
+
+WRITERS: dict[str, Callable[[Path, list[dict[str, Any]]], Any]] = {
+    ".json": lambda file, rows: file.write_text(json.dumps(rows), encoding="utf-8"),
+    ".jsonl": lambda file, rows: file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"),
+    ".csv": as_csv,
+    ".tsv": lambda file, rows: as_csv(file, rows, "\t"),
+    ".parquet": as_parquet,
+}
+
+
+def read(source: Source, half: str) -> list[tuple[str, str]]:
+    samples = getattr(source, half)
+    assert isinstance(samples, Texts)
+    return [(text, source.class_names[label]) for text, label in zip(samples.texts, samples.labels, strict=True)]
+
+
+def pairs(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(row["text"], row["label"]) for row in rows]
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_two_files_are_the_two_halves(suffix: str, tmp_path: Path) -> None:
+    WRITERS[suffix](tmp_path / f"train{suffix}", ROWS)
+    WRITERS[suffix](tmp_path / f"test{suffix}", TEST)
+    source = load_source("table", root=tmp_path)
+    assert source.class_names == ("kite", "lark", "wren")
+    assert read(source, "train") == pairs(ROWS)
+    assert read(source, "test") == pairs(TEST)
+    assert source.facts == {"classes": 3, "train": 12, "test": 3, "root": str(tmp_path), "split": "names"}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_one_file_is_split_class_by_class(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"birds{suffix}"
+    WRITERS[suffix](file, ROWS)
+    source = table(file, test_fraction=0.25, split_seed=1)
+    assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
+    assert sorted(label for _, label in read(source, "test")) == ["kite", "lark", "wren"]
+    assert source.facts["split"] == "per class"
+    assert read(table(file, split_seed=1), "test") == read(source, "test")
+    assert read(table(file, split_seed=2), "test") != read(source, "test")
+
+
+def test_an_object_of_pairs_as_clinc150_has_them(tmp_path: Path) -> None:
+    held = {
+        half: [list(pair) for pair in pairs(rows)] for half, rows in (("train", ROWS), ("test", TEST), ("val", TEST))
+    }
+    file = tmp_path / "clinc.json"
+    file.write_text(json.dumps(held | {"oos_train": [["?", "oos"]]}))
+    source = table(file)
+    assert read(source, "train") == pairs(ROWS)
+    assert read(source, "test") == pairs(TEST)
+    assert remarks(source.facts) == ["data.root: passed over 2 files or folders: 2 beside train and test"]
+
+
+def test_named_columns_several_of_them_and_numbers_of_classes(tmp_path: Path) -> None:
+    rows = [{"title": "T", "body": "of 10", "topic": 10}, {"title": "U", "body": None, "topic": 2}] * 2
+    WRITERS[".jsonl"](tmp_path / "news.jsonl", rows)
+    columns = {"text_column": ["title", "body"], "label_column": "topic"}
+    source = load_source("table", root=tmp_path / "news.jsonl", test_fraction=0.5, split_seed=0, **columns)
+    assert source.class_names == ("2", "10")
+    assert sorted(read(source, "train")) == [("T of 10", "10"), ("U", "2")]
+
+
+def test_images_are_read_when_they_are_needed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+    WRITERS[".csv"](tmp_path / "list.csv", [{"file": f"{name}.png", "label": name} for name in ("a", "b", "a", "b")])
+    source = table(tmp_path / "list.csv", Columns(image="file"), test_fraction=0.5)
+    assert isinstance(source.train, Images)
+    assert source.train.decode(int(source.train.labels.argmax())).tolist() == np.full((4, 4, 3), [0, 0, 255]).tolist()
+
+
+def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
+    wrong = [{"text": " ", "label": "kite"}, {"text": "kite", "label": None}, {"text": 3, "label": "kite"}]
+    WRITERS[".jsonl"](tmp_path / "birds.jsonl", ROWS + wrong)
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "birds.jsonl")
+    assert list(caught.value.problems) == [
+        "data.root: 3 rows cannot be used; data.unreadable=skip leaves them out",
+        "data.root: birds.jsonl, row 13: nothing is in it",
+        "data.root: birds.jsonl, row 14: it has no label",
+        "data.root: birds.jsonl, row 15: expected a text, got 3",
+    ]
+    source = table(tmp_path / "birds.jsonl", unreadable="skip")
+    assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
+    assert remarks(source.facts) == ["data.unreadable: left out 3 rows without a text or a label"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", "[{}, 3]", "expected rows that are objects, or pairs of text and label, got 3"),
+        ("a.json", "{", "cannot be read"),
+        ("a.json", '{"rows": 3}', "expected a list of rows"),
+        ("a.json", '{"one": [], "two": []}', "expected one to train on and one to test on"),
+        ("a.jsonl", '{"text": "x", "label": "y"}\n{', "line 2: "),
+        ("a.csv", "text,label\nx,y,z\n", "row 1 has more or fewer fields"),
+        ("a.csv", "text,label\n", "data.text_column: a.csv has no column text"),
+        ("a.parquet", "no", "cannot be read"),
+        ("a.txt", "x", "is none of .json, .jsonl, .csv, .tsv, .parquet"),
+        ("a.csv", "words,label\nx,y\n", "data.text_column: a.csv has no column text; it has words, label"),
+        ("a.csv", "text,label\nx,y\n", "classes with a single row: y"),
+    ],
+)
+def test_faults_of_files(name: str, content: str, expected: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / name)
+    assert expected in str(caught.value)
+
+
+def test_a_class_that_only_the_test_rows_have() -> None:
+    with pytest.raises(DataError, match=r"^data\.root: test has classes that train lacks: wren$"):
+        texts((["x", "y"], ["kite", "lark"]), (["z"], ["wren"]))
+    with pytest.raises(DataError, match="expected a list of texts and as many labels, got 2 and 1"):
+        texts((["x", "y"], ["kite"]), (["z"], ["kite"]))
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is not there"):
+        table(tmp_path / "nothing.csv")
+    with pytest.raises(DataError, match=r"has no \.json"):
+        table(tmp_path)
+    with pytest.raises(DataError, match=r"needs a name, or a folder as data\.root, and not both"):
+        load_source("hf_dataset", root=None)
+
+
+def test_a_dataset_in_a_folder(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    names = ["wren", "kite", "lark"]
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    numbered = [[row | {"label": names.index(row["label"])} for row in rows] for rows in (ROWS, TEST)]
+    train, test = (Dataset.from_list(rows, features=features) for rows in numbered)
+    DatasetDict({"train": train, "test": test}).save_to_disk(tmp_path / "both")
+    source = load_source("hf_dataset", root=tmp_path / "both")
+    assert (source.class_names, read(source, "train"), read(source, "test")) == (
+        ("kite", "lark", "wren"),
+        pairs(ROWS),
+        pairs(TEST),
+    )
+    train.save_to_disk(tmp_path / "one")
+    source = hf_dataset(tmp_path / "one")
+    assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
+
+
+def test_a_dataset_of_images(tmp_path: Path) -> None:
+    from datasets import Dataset, Features, Value
+    from datasets import Image as Pictures
+
+    rows = [{"image": Image.new("RGB", (4, 4), colour), "label": colour} for colour in ("red", "blue", "red", "blue")]
+    features = Features({"image": Pictures(), "label": Value("string")})
+    Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "images")
+    source = load_source("hf_dataset", root=tmp_path / "images", image_column="image", test_fraction=0.5)
+    assert isinstance(source.train, Images)
+    assert source.train.decode(int(source.train.labels.argmax())).tolist() == np.full((4, 4, 3), [255, 0, 0]).tolist()
+    with pytest.raises(DataError, match=r"^data\.image_column: label holds Value, not images; it has image, label"):
+        hf_dataset(tmp_path / "images", Columns(image="label"))
+
+
+def test_a_dataset_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets import config
+
+    monkeypatch.setattr(config, "HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
+    monkeypatch.setattr(config, "HF_HUB_OFFLINE", False)
+    with pytest.raises(
+        DataError, match=r"^data\.dataset: nobody/nothing cannot be fetched \(127\.0\.0\.1:9 cannot be reached"
+    ):
+        hf_dataset("nobody/nothing")
+    with pytest.raises(DataError, match="is not a folder"):
+        hf_dataset(tmp_path / "nothing")
+    (tmp_path / "state.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        hf_dataset(tmp_path)

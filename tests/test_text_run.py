@@ -1,0 +1,103 @@
+"""Texts from a file to a model that says of which class a text is, as people use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lorica
+from lorica.config import packaged_recipes, read_recipe
+from lorica.data.sources import Source
+from lorica.data.texts import Texts
+from lorica.errors import LoricaError, RecipeError
+from lorica.export import export, own_images
+from lorica.run import run
+
+
+@pytest.fixture
+def recipe(six_topics: Source, tiny_text_folder: Path, tmp_path: Path) -> dict[str, Any]:
+    """Rows of a file, in three tasks, on the tiny BERT."""
+    held = {}
+    for half in ("train", "test"):
+        samples = getattr(six_topics, half)
+        assert isinstance(samples, Texts)
+        labels = [six_topics.class_names[label] for label in samples.labels]
+        held[half] = list(zip(samples.texts, labels, strict=True))
+    (tmp_path / "topics.json").write_text(json.dumps(held))
+    return {
+        "method": {"name": "rolda", "enough": 20, "passes": 1},
+        "backbone": {"name": "hf:tiny", "weights": str(tiny_text_folder), "pooling": "mean"},
+        "data": {"source": "table", "root": str(tmp_path / "topics.json"), "max_tokens": 8},
+        "stream": {"tasks": 3},
+        "fit": {"epochs": 2, "batch_size": 12, "learning_rate": 0.01},
+        "device": "cpu",
+    }
+
+
+def test_from_a_file_to_predictions(recipe: dict[str, Any], tmp_path: Path) -> None:
+    result = run(recipe, out=tmp_path / "run", progress=False)
+    assert len(result.accuracy) == 3
+    assert result.acc > 0.5  # of six classes, by words of their own
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["data"]["cut"] > 0
+    assert facts["backbone"]["tag"] == "tiny (checkpoint)"
+    learner = lorica.load(result.path)
+    given = ["the red0 of red1", "a cyan2"]
+    logits = learner.logits(given)
+    assert logits.shape == (2, 6)
+    torch.testing.assert_close(learner.logits(given[1:]), logits[1:], atol=1e-4, rtol=1e-3)
+    assert set(learner.predict(given)) <= set(learner.class_names)
+    again = run(recipe, out=tmp_path / "again", progress=False)
+    assert again.accuracy == result.accuracy
+    with pytest.raises(
+        LoricaError,
+        match="reads what leaves 2 blocks, and a model of Hugging Face reads the last one alone; use predict",
+    ):
+        export(learner, tmp_path / "exported", "hf")
+    with pytest.raises(LoricaError, match="tiny reads texts, which timm does not take here; export to hf"):
+        export(learner, tmp_path / "exported", "timm")
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_an_export_is_what_its_readme_says(pooling: str, recipe: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    changed = {"method": {"name": "lora", "rank": 2}, "backbone": recipe["backbone"] | {"pooling": pooling}}
+    result = run(recipe | changed, out=tmp_path / "run", progress=False)
+    given = own_images(result.path, {})
+    assert len(given) == 36
+    exported = export(lorica.load(result.path), tmp_path / "exported", "hf", given)
+    assert exported.real
+    assert exported.share < 1e-5
+    folder = exported.folder
+    assert {"model.safetensors", "config.json", "tokenizer.json", "classifier.safetensors"} < {
+        path.name for path in folder.iterdir()
+    }
+    code = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    text = "the magenta1 is magenta2 not magenta3 and magenta0 of magenta1"  # longer than what is read
+    exec(code.replace("what is my balance", text), {})
+    assert capsys.readouterr().out.split() == lorica.load(result.path).predict([text])
+
+
+def test_what_is_of_images_alone_is_refused_before_training(recipe: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"^fit\.augment: the backbone reads what cannot be augmented by flip; use none"
+    ):
+        run(recipe, **{"fit.augment": "flip"}, out=tmp_path / "run", progress=False)
+    with pytest.raises(
+        LoricaError, match=r"^method\.rotations: tiny reads texts, which cannot be turned; use auto or never"
+    ):
+        run(recipe, **{"method.rotations": "always"}, out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "tasks", "column"), [("clinc150", 15, "label"), ("banking77", 7, "category")])
+def test_the_packaged_recipes_of_texts(name: str, tasks: int, column: str) -> None:
+    assert name in packaged_recipes()
+    recipe = read_recipe(name)
+    assert (recipe.stream.tasks, recipe.stream.seed, recipe.data.source) == (tasks, 1993, "table")
+    assert recipe.data.label_column == column
+    assert recipe.backbone.name.startswith("hf:")
