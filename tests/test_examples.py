@@ -75,3 +75,10 @@ def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exec("".join(cell["source"]), there)
     assert there["result"].complete
     assert (tmp_path / "runs" / "tour" / "curve.png").exists()
+
+
+def test_text(example, tiny_text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example("text").main(tiny_text_folder, tmp_path)
+    out = capsys.readouterr().out
+    assert "of four intents, " in out
+    assert "i need to fly to berlin" in out

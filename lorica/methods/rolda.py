@@ -180,7 +180,7 @@ class RoLDA(Method):
         if self._number_of_rows() == 1:
             missing = "a single class has nothing to be told apart from without rotations"
         elif images < self.config.enough:
-            missing = f"it has {images} images, of method.enough={self.config.enough}"
+            missing = f"it has {images} samples, of method.enough={self.config.enough}"
         else:
             if self.task.index and not self.adapted:
                 _log.warning("rolda: task %d is adapted to", self.task.index + 1)

@@ -137,7 +137,7 @@ def test_the_first_task_with_enough_images_is_adapted_to(tiny_encoder, growing, 
         if task.index == 0:
             assert torch.equal(method.encoder.features(x), tiny_encoder().features(x))
             assert "task 1 is not adapted to" in caplog.text
-            assert "it has 12 images, of method.enough=20" in caplog.text
+            assert "it has 12 samples, of method.enough=20" in caplog.text
         if task.index == 1:
             trunk = method.encoder.features(x)
             assert not torch.equal(trunk, tiny_encoder().features(x))
@@ -268,7 +268,7 @@ def test_small_tasks_on_the_way_are_read_as_they_are(tiny_encoder, six_classes, 
     method = learn(rolda(tiny_encoder(), adapt="always", enough=20), stream)
     assert method.adapted == [0, 2]
     assert [record.getMessage() for record in caplog.records] == [
-        "rolda: task 2 is not adapted to, and read on features as they are: it has 12 images, of method.enough=20; "
+        "rolda: task 2 is not adapted to, and read on features as they are: it has 12 samples, of method.enough=20; "
         "a later task will be, if it can"
     ]
 
