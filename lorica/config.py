@@ -285,8 +285,9 @@ def packaged_text(name: str) -> str | None:
     """A packaged recipe as a file that can be changed; None where there is none of that name."""
     if published.is_recipe(name):
         return published.recipe_text(name)
-    file = resources.files("lorica") / "recipes" / f"{name}.yaml"
-    return file.read_text(encoding="utf-8") if name.isidentifier() and file.is_file() else None
+    entries = {entry.name: entry for entry in (resources.files("lorica") / "recipes").iterdir()}
+    file = entries.get(f"{name}.yaml")
+    return file.read_text(encoding="utf-8") if file else None
 
 
 def read_recipe(

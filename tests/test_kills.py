@@ -104,8 +104,12 @@ def killed(recipe: Path, out: Path, span: float, seed: int) -> int:
 @pytest.mark.parametrize("recipe", ["sd_lora", "hide_prompt"], indirect=True)
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(recipe: Path, tmp_path: Path) -> None:
     expected, seconds = uninterrupted(recipe, tmp_path / "whole")
-    assert killed(recipe, tmp_path / "killed", 0.7 * seconds, seed=0) >= 1
-    assert bits(tmp_path / "killed") == expected
+    for share in (0.7, 0.35, 0.15):  # a machine may be busier the first time than the next
+        out = tmp_path / f"killed-{share}"
+        if kills := killed(recipe, out, share * seconds, seed=0):
+            break
+    assert kills
+    assert bits(out) == expected
 
 
 @pytest.mark.slow

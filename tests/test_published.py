@@ -10,6 +10,7 @@ import pytest
 
 from lorica import published
 from lorica.config import packaged_text, read_recipe
+from lorica.data.benchmarks import find_benchmark
 from lorica.methods import config_of, method_names
 from lorica.report import notes, summarise, to_csv, to_latex, to_markdown
 from lorica.report.document import Report, to_text
@@ -33,7 +34,13 @@ def one_of_each() -> list[str]:
 
 
 def result(
-    backbone: str = BACKBONE, *, source: str = "imagenet_r", classes: int = 200, tasks: int = 10, **more: Any
+    backbone: str = BACKBONE,
+    *,
+    source: str = "imagenet_r",
+    classes: int = 200,
+    tasks: int = 10,
+    tested: int = 6000,
+    **more: Any,
 ) -> Result:
     """A run whose accuracy is a half throughout."""
     each = classes // tasks
@@ -48,7 +55,10 @@ def result(
         method="sd_lora",
         variant="paper",
         seed=0,
-        tasks=[{"classes": [f"c{t * each + c}" for c in range(each)], "train": 8, "test": 4} for t in range(tasks)],
+        tasks=[
+            {"classes": [f"c{t * each + c}" for c in range(each)], "train": 8, "test": tested // tasks}
+            for t in range(tasks)
+        ],
         accuracy=[[0.5] * (t + 1) for t in range(tasks)],
         recipe=recipe,
         head_accuracy=None if recipe["evaluate"]["readout"] == "head" else [[0.5] * (t + 1) for t in range(tasks)],
@@ -216,6 +226,7 @@ def test_another_backbone_or_input_is_refused_by_name(backbone: str, more: dict[
         {"source": "image_folder"},
         {"classes": 100},
         {"tasks": 4},
+        {"tested": 5990},
         {"data": {"evaluate_on": "validation"}},
         {"evaluate": {"readout": "discriminant"}},
     ],
@@ -229,3 +240,35 @@ def test_a_variant_has_its_own_numbers() -> None:
     metrics.recipe["method"]["variant"] = "released_code"
     (number,), _ = published.beside([replace(result(), metrics=metrics)])
     assert (number.acc, number.source.reading) == (78.17, "code")
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "shown"),
+    [
+        ("ran_pac", {"tuning": "scale_and_shift", "width": 10000, "head_scale": 16.0}, [77.9]),
+        ("ran_pac", {"tuning": "none", "width": 10000}, []),
+        ("ran_pac", {"tuning": "scale_and_shift", "width": 500}, []),
+        ("cl_lora", {"distillation": False}, []),
+    ],
+)
+def test_an_ablation_has_no_published_number(method: str, options: dict[str, Any], shown: list[float]) -> None:
+    run = result("vit_base_patch16_224.augreg_in21k_ft_in1k", tasks=40 if method == "cl_lora" else 10)
+    run.metrics.recipe["method"] = {"name": method, **options}
+    metrics = run.metrics.model_copy(update={"method": method, "variant": None})
+    assert [number.acc for number in published.beside([replace(run, metrics=metrics)])[0]] == shown
+
+
+def test_uneven_tasks_are_another_protocol() -> None:
+    run = result(tasks=5)
+    assert len(published.beside([run])[0]) == 1
+    sizes = [160, *[10] * 4]
+    tasks = [{"classes": [f"{t}-{c}" for c in range(size)], "train": 8, "test": 1200} for t, size in enumerate(sizes)]
+    assert published.beside([replace(run, metrics=run.metrics.model_copy(update={"tasks": tasks}))]) == ([], [])
+
+
+def test_what_is_known_of_benchmarks_is_known_alike() -> None:
+    """Where data is looked at, and where numbers are compared."""
+    for name in published.CLASSES:
+        known = find_benchmark(name)
+        assert known.classes == published.CLASSES[name]
+        assert published._TESTED[name] in {split.test for split in known.splits}

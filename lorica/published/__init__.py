@@ -36,6 +36,25 @@ CLASSES = {
 }
 """The benchmarks, by the names of their sources (`data.source`), and how many classes each has."""
 
+_TESTED = {
+    "cifar100": 10_000,
+    "cub200": 2_358,
+    "domainnet": 176_743,
+    "imagenet_a": 1_519,
+    "imagenet_r": 6_000,
+    "objectnet": 6_628,
+    "omnibenchmark": 5_985,
+    "stanford_cars": 8_041,
+    "vtab": 8_619,
+}
+"""Test samples of the splits that the numbers are of: of CUB's, the archive's, and not the official one's."""
+
+# what a method does where neither a number's source nor a run says otherwise; an ablation has no published number
+_WHOLE = {"distillation": True, "block_weights": True, "tuning": "adapter", "normalised": True}
+
+_STARTS = ("name", "variant", "head_scale", "head_start")
+"""Keys of a method in which a run may differ from a number's source: where it starts, and what is compared otherwise."""
+
 _TITLES = {
     "cifar100": "CIFAR-100",
     "cub200": "CUB-200",
@@ -153,8 +172,13 @@ class Number:
 @cache
 def sources() -> Mapping[str, Source]:
     """Every file of this folder by its name."""
-    files = (entry for entry in resources.files(__name__).iterdir() if entry.name.endswith(".yaml"))
-    return {name: _read(name) for name in sorted(file.name.removesuffix(".yaml") for file in files)}
+    return {name: _read(name) for name in _names()}
+
+
+@cache
+def _names() -> list[str]:
+    entries = (entry.name for entry in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".yaml") for name in entries if name.endswith(".yaml"))
 
 
 @cache
@@ -194,9 +218,12 @@ def beside(runs: Sequence[Result]) -> tuple[list[Number], list[Number]]:
     data, backbone = recipe.get("data") or {}, recipe.get("backbone") or {}
     evaluate = recipe.get("evaluate") or {}
     benchmark = data.get("source")
-    classes = {name for task in run.tasks for name in task["classes"]}
-    is_whole = len(classes) == CLASSES.get(str(benchmark)) and data.get("evaluate_on", "test") == "test"
-    if not is_whole or evaluate.get("readout", "head") != "head":
+    sizes = [len(task["classes"]) for task in run.tasks]
+    is_whole = sum(sizes) == CLASSES.get(str(benchmark)) and data.get("evaluate_on", "test") == "test"
+    # Stanford Cars alone comes in parts that are not equal, 16 classes and then 20 at a time
+    is_even = max(sizes) - min(sizes) <= (4 if sum(sizes) % len(sizes) else 0)
+    is_split = sum(task["test"] for task in run.tasks) == _TESTED.get(str(benchmark))
+    if not (is_whole and is_even and is_split) or evaluate.get("readout", "head") != "head":
         return [], []
     name = str(backbone.get("name"))
     checkpoint = _WITHOUT_TAG.get(name, name) if backbone.get("image_size") in (None, 224) else None
@@ -205,9 +232,21 @@ def beside(runs: Sequence[Result]) -> tuple[list[Number], list[Number]]:
         for number in numbers()
         if (number.method, number.benchmark, number.tasks) == (run.method, benchmark, len(run.tasks))
         and (number.variant is None or number.variant == run.variant)
+        and _is_of(number, recipe.get("method") or {})
     ]
     same = [number for number in found if number.backbone == checkpoint]
     return same, [number for number in found if number not in same]
+
+
+def _is_of(number: Number, options: Mapping[str, Any]) -> bool:
+    """Whether a run's method does what the number's did, but for where it starts: an ablation has no published number."""
+    recipes, said = number.source.recipes, dict[str, Any]()
+    if recipes and number.method in recipes.methods and number.benchmark in recipes.benchmarks:
+        on, of = recipes.benchmarks[number.benchmark], recipes.methods[number.method]
+        for layer in (recipes.common, on, of, of.differs.get(number.benchmark, _Tuned())):
+            said |= layer.method
+    wanted = {key: value for key, value in (_WHOLE | said).items() if key not in _STARTS and key in options}
+    return all(options[key] == value for key, value in wanted.items())
 
 
 def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
@@ -216,7 +255,7 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
     for runs in rows:
         shown, refused = beside(runs)
         for number in shown:
-            seeds = "seeds not stated" if number.source.seeds is None else f"{number.source.seeds} seeds"
+            seeds = _seeds(number.source)
             lines.append(
                 f"Published, {number.method}: {number.shown} ({number.source.venue}, {number.where}; {seeds}; "
                 f"mean over {number.source.averaged_over})."
@@ -244,8 +283,7 @@ def is_recipe(name: str) -> bool:
     """Whether that is one of `recipe_names`; other names cost nothing."""
     file, _, recipe = name.partition("/")
     method, _, benchmark = recipe.rpartition("-")
-    is_file = file.isidentifier() and (resources.files(__name__) / f"{file}.yaml").is_file()
-    return is_file and (method, benchmark) in _pairs(_read(file))
+    return file in _names() and (method, benchmark) in _pairs(_read(file))
 
 
 def recipe_text(name: str) -> str:
@@ -289,6 +327,12 @@ def recipe_text(name: str) -> str:
     return "\n".join([*(f"# {line}" for line in lines), *sections]) + "\n"
 
 
+def _seeds(source: Source) -> str:
+    if source.seeds is None:
+        return "seeds not stated"
+    return f"{source.seeds} seed{'' if source.seeds == 1 else 's'}"
+
+
 def _pairs(source: Source) -> Iterator[tuple[str, str]]:
     """The methods and benchmarks of a source that have a recipe."""
     if source.recipes:
@@ -313,9 +357,7 @@ def _expected(source: Source, method: str, benchmark: str, lengths: Sequence[int
         for number in numbers()
         if number.source is source and (number.method, number.benchmark) == (method, benchmark)
     ]
-    of = f", averaged over {source.averaged_over}, " + (
-        "seeds not stated" if source.seeds is None else f"{source.seeds} seed{'s' * (source.seeds > 1)}"
-    )
+    of = f", averaged over {source.averaged_over}, {_seeds(source)}"
     for number in sorted(found, key=lambda number: lengths.index(number.tasks) if number.tasks in lengths else 99):
         reading = "" if variant in DEFAULT_VARIANTS else f", {variant}"
         other = "" if number.backbone == source.backbone_on(benchmark) else f", with {number.backbone}"
