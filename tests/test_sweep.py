@@ -225,6 +225,12 @@ def test_ablations_take_the_settings_of_their_method(begun: Begun, tmp_path: Pat
     board = begun(methods=["sd_lora", bare], search={"space": RATES})
     carried_out(board, lambda claim: 0.5 if claim.settings == {"fit.learning_rate": 0.01} else 0.1)
     assert [board.settings_of(each) for each in board.plan.methods] == 2 * [{"fit.learning_rate": 0.01}]
+    named = {"method": "sd_lora", "name": "mine"}
+    narrow = {"method": "sd_lora+rank=2", "name": "narrow", "search": False}
+    board = begun(name="named.yaml", methods=[named, narrow], search={"space": {"method.rank": {"values": [3, 4]}}})
+    carried_out(board, lambda claim: 0.5)
+    assert [board.settings_of(each) for each in board.plan.methods] == [{"method.rank": 3}, {}]  # its own rank stays
+    assert [board.plan.row(each, {}, 0).method.rank for each in board.plan.methods][1] == 2  # type: ignore[attr-defined]
     (tmp_path / "old.json").write_text('{"chosen": {"sd_lora": 0.123, "lora": 1}}')
     (tmp_path / "new.json").write_text('{"chosen": {"sd_lora": {"fit.epochs": 1}}}')
     board = begun(name="old.yaml", methods=["sd_lora", "sd_lora+rank=2", "prototypes"], settings="old.json")
@@ -233,6 +239,22 @@ def test_ablations_take_the_settings_of_their_method(begun: Begun, tmp_path: Pat
     (tmp_path / "old.json").write_text("[]")
     with pytest.raises(LoricaError, match=r"old.json: not what a sweep has chosen .* expected its search.json"):
         chosen_settings(tmp_path / "old.json")
+
+
+def test_what_is_written_with_a_method_is_not_written_over(begun: Begun, written: Written) -> None:
+    plan = begun(methods=["sd_lora", "sd_lora+rank=2"], overrides={"method.rank": 8}).plan
+    assert [plan.row(each, {}, 0).method.rank for each in plan.methods] == [8, 2]  # type: ignore[attr-defined]
+    said = problems(written(methods=["sd_lora+rank=2"], search={"space": {"method.rank": {"values": [3, 4]}}}))
+    assert "search.space.method.rank: sd_lora+rank=2 has a value of its own" in said
+
+
+def test_a_look_makes_no_database(
+    written: Written, lorica: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    file = written(methods=["prototypes"], storage=f"sqlite:///{tmp_path / 'trials.db'}")
+    code, out, _ = lorica("sweep", file, "--dry-run")
+    assert (code, "to do" in out) == (0, True)
+    assert not (tmp_path / "trials.db").exists()
 
 
 @pytest.mark.parametrize("file", sorted((EXAMPLES / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)

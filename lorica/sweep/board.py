@@ -31,6 +31,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import create_engine, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lorica.config import Recipe
@@ -166,7 +167,8 @@ class Board:
         if method.search is None:
             if method.heir_of is None:
                 return method.settings
-            return self.settings_of(next(each for each in self.plan.methods if each.name == method.heir_of))
+            chosen = self.settings_of(next(each for each in self.plan.methods if each.name == method.heir_of))
+            return chosen and {key: value for key, value in chosen.items() if key not in method.own}
         if not self._has_ended(method, "search"):
             return None
         if method.search.final_tasks is None:
@@ -283,6 +285,8 @@ class Board:
             with refusals(self.plan.folder):
                 return JournalStorage(JournalFileBackend(str(journal), cast(Any, _Whole(journal, self.alone))))
         try:
+            if look and not _has_tables(url):  # which would be made
+                return InMemoryStorage()
             return RDBStorage(url)
         except (ImportError, SQLAlchemyError, ValueError, optuna.exceptions.OptunaError) as error:
             told = " ".join(str(error).split())
@@ -391,6 +395,14 @@ class _Whole:
 
     def release(self) -> None:
         self._lock.release()
+
+
+def _has_tables(url: str) -> bool:
+    """Whether a database has what Optuna keeps, without making anything there."""
+    place = make_url(url)
+    if place.get_backend_name() == "sqlite" and place.database and not Path(place.database).exists():
+        return False  # to open it would make the file
+    return inspect(create_engine(place)).has_table("studies")
 
 
 def _sampler(search: Search | None, number: int) -> BaseSampler:

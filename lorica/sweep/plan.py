@@ -215,7 +215,8 @@ class Method:
         search: how its settings are chosen; None where they are not.
         points: the settings that are tried first, where they are not drawn.
         settings: what it runs with where it is not searched.
-        heir_of: the method of the sweep whose chosen settings it takes in place of these.
+        heir_of: the method of the sweep whose chosen settings it takes in place of these, but for `own`, the keys that are
+            written with it.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Method:
     points: tuple[Settings, ...] = ()
     settings: Settings | None = None
     heir_of: str | None = None
+    own: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -393,19 +395,28 @@ def _method(
 ) -> Method:
     """Raises RecipeError for what is wrong with its recipe, or with what is to be tried."""
     own = read_overrides(of_method(entry.method))
-    base = {**own, **dict(flatten(sweep.overrides)), **dict(flatten(entry.overrides)), **given}
+    base = {**dict(flatten(sweep.overrides)), **dict(flatten(entry.overrides)), **given, **own}
     recipe, search = read_recipe(sweep.recipe, base), searches[entry.title]
     if recipe.data.evaluate_on == "validation":
         raise RecipeError(
             f"recipe: data.evaluate_on is validation; {_TAKEN['data.evaluate_on']}: take it out of the recipe"
         )
     if search is None:
-        # an ablation has the settings of its method
-        names = [entry.title, entry.title.partition("+")[0]]
-        heir_of = next((name for name in names if searches.get(name)), None)
+        # an ablation has the settings of its method, but for what it is an ablation of
+        names = [entry.title, entry.method, entry.method.partition("+")[0]]
+        searched = {each.method: each.title for each in reversed(sweep.methods) if searches[each.title]}
+        heir_of = next((searched[name] for name in names if name in searched), None)
         settings = {} if heir_of else next((earlier[name] for name in names if name in earlier), {})
+        settings = {key: value for key, value in settings.items() if key not in own}
         read_recipe(sweep.recipe, base | settings)
-        return Method(entry.title, base, settings=settings, heir_of=heir_of)
+        return Method(entry.title, base, settings=settings, heir_of=heir_of, own=frozenset(own))
+    if said := [key for key in search.space if key in own]:
+        raise RecipeError(
+            [
+                f"search.space.{key}: {entry.method} has a value of its own; leave it out of one of the two"
+                for key in said
+            ]
+        )
     points = () if search.draws else tuple(_points(search, dict(flatten(recipe.resolved()))))
     tried = [{key: value} for key, each in search.space.items() for value in each.values or (each.low, each.high)]
     problems = []
