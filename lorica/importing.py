@@ -37,6 +37,10 @@ _SOURCES = {
 
 _NEVER_READ = "the original never reads it"
 _NO_SAMPLES = "no effect there: this method keeps no samples"
+_MAJORITY = (
+    "The whole batch there takes the prompts that most of it want, which is left off: a prediction depends on the rest of its batch then, "
+    "which tells the task where test data are in order; method.batch_majority=true does the same"
+)
 _MASK = "part of how the original is built, and fixed here"
 
 
@@ -194,7 +198,8 @@ def _pilot(keys: _Keys) -> Imported:
     found.values = {
         "method": method,
         "backbone": {"name": _pilot_backbone(model, keys), "normalisation": "unit"},
-        "data": {"source": benchmark, "crop_pct": 0.875},
+        # utils/data.py has another test for this model alone
+        "data": {"source": benchmark, "crop_pct": 1.0 if (model, benchmark) == ("coda_prompt", "cifar100") else 0.875},
         "stream": _stream(CLASSES[benchmark], first, later) | {"seed": seed if shuffled else None},
         "fit": fit | {"augment": "crop_flip"},
         "evaluate": {"readout": "aligned"} if model == "slca" else {},
@@ -243,6 +248,8 @@ def _pilot_method(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
     if model == "ranpac" or model.startswith("aper_"):
         backbone = str(keys.left.get("backbone_type", ""))
         kind = kind if model != "ranpac" else next((each for each in ("ssf", "vpt") if each in backbone), "adapter")
+        if kind == "vpt" and "vpt" not in backbone:
+            found.remarks.append(f"The original fails on this file: backbone_type={backbone} has no prompts")
         tuning = _FIRST_TASK.get(kind) or f"{str(keys.take('vpt_type', 'deep')).lower()}_prompts"
         method = {"name": "ran_pac" if model == "ranpac" else "aper", "tuning": tuning, "head_scale": 1.0}
         if tuning == "adapter":
@@ -252,10 +259,7 @@ def _pilot_method(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
         return method | ({"width": keys.number("M", int)} if model == "ranpac" else {})
     if model in ("l2p", "dualprompt"):
         if keys.take("batchwise_prompt", False):
-            found.remarks.append(
-                "batchwise_prompt is left off: with it a prediction depends on the rest of its batch, which tells the task where "
-                "test data are in order; method.batch_majority=true does the same"
-            )
+            found.remarks.append(_MAJORITY)
         shared = {"pull_weight": keys.take("pull_constraint_coeff", 1.0), "start": [-1.0, 1.0], "gradient_clip": 0.0}
         if model == "l2p":
             return {
@@ -360,7 +364,7 @@ _LIBCONTINUAL = {
     "dualprompt": ("dual_prompt", {"start": [0.0, 1.0], "copy_previous": False, "gradient_clip": 0.0}),
     "inflora": ("inf_lora", {"variant": "released_code", "head_start": "linear"}),
     "inflora_opt": ("inf_lora", {"variant": "released_code", "head_start": "linear"}),
-    "l2p": ("l2p", {"variant": "paper", "gradient_clip": 0.0}),
+    "l2p": ("l2p", {"variant": "paper", "start": [0.0, 1.0], "gradient_clip": 1.0}),
     "ranpac": ("ran_pac", {"head_scale": 1.0}),
     "sd_lora": ("sd_lora", {"variant": "released_code"}),
 }
@@ -380,6 +384,11 @@ def _libcontinual(keys: _Keys) -> Imported:
     if called.lower() not in _LIBCONTINUAL:
         raise LoricaError(
             f"classifier.name: {called} is not in lorica; of LibContinual's, {', '.join(sorted(_LIBCONTINUAL))} are"
+        )
+    network = str(backbone.take("name", ""))
+    if "vit" not in network.lower():
+        raise LoricaError(
+            f"backbone.name: {network} is no vision transformer of timm's; lorica has no other backbone for images"
         )
     benchmark = _benchmark(keys, "cifar100")
     tasks = keys.number("task_num", int)
@@ -405,16 +414,13 @@ def _libcontinual(keys: _Keys) -> Imported:
     for key in ("pretrained", "attn_layer", "transformer_layer", "norm_layer_eps", "num_classes"):
         built.take(key)
     seed = keys.take("seed", 1993)
-    found.remarks.append(
-        "Its class order is Python's shuffle by the seed, and not numpy's: the stream is another, by the same seed"
-    )
     found.values = {
         "method": method,
         "backbone": {"name": name, "normalisation": "unit"},
-        "data": {"source": benchmark, "crop_pct": 0.875 if "CenterCrop" in str(keys.take("test_trfms")) else 1.0},
+        "data": {"source": benchmark, "crop_pct": _crop(keys.take("test_trfms"), benchmark)},
         "stream": _stream(CLASSES[benchmark], first, later) | {"seed": seed},
         "fit": _libcontinual_fit(keys, found)
-        | {"augment": "crop_flip" if "Crop" in str(keys.take("train_trfms")) else "none"},
+        | {"augment": "crop_flip" if "Crop" in str(keys.take("train_trfms", "RandomResizedCrop")) else "none"},
         "seed": seed,  # type: ignore[dict-item]
     }
     _idle(keys, found, ("workers", "total_cls_num", "warmup", "augment"), _NEVER_READ)
@@ -453,9 +459,13 @@ def _libcontinual_method(called: str, options: _Keys, built: _Keys, tasks: int, 
         if options.take("use_ca", False):
             found.lost["classifier.use_ca"] = "evaluate.readout=aligned aligns the head"
     if name == "coda_prompt":
+        found.remarks.append(
+            "Its count of tasks never advances, so that all tasks share the first components; here each has its own"
+        )
         method |= {"total_tasks": tasks, "orthogonality_weight": float(options.take("mu", 0.0))}
         method["length"] = options.number("prompt_length", int) // 2
     if name == "l2p":
+        found.remarks.append(_MAJORITY)
         method["length"] = options.number("prompt_length", int)
     if name == "dual_prompt":
         method["general_length"] = options.number("g_prompt_length", int) // 2
@@ -472,10 +482,8 @@ def _libcontinual_method(called: str, options: _Keys, built: _Keys, tasks: int, 
             method |= {"name": "sd_lora_rr", "reduced_from": reduced[1:3], "reduced_ranks": reduced[3:5]}
             method.pop("initial_magnitude", None) if method.get("initial_magnitude") == 1.0 else None
         if distilled[0]:
-            method = {"name": "sd_lora_kd", "tolerance": float(distilled[1])} | {
-                k: v for k, v in method.items() if k == "rank"
-            }
-            found.remarks.append("Its distillation never absorbs a direction, since the branch that would do so fails")
+            why = "the branch that would absorb a direction fails, so that its runs are SD-LoRA without distillation"
+            found.idle[f"classifier.knowledge_dist={json.dumps(distilled)}"] = why
     return method
 
 
@@ -494,7 +502,13 @@ def _libcontinual_fit(keys: _Keys, found: Imported) -> dict[str, Any]:
         fit["momentum"] = float(options.take("momentum", 0.0))
     if list(options.take("betas", [0.9, 0.999])) != [0.9, 0.999]:
         found.lost["optimizer.betas"] = "0.9 and 0.999 here"
-    falls, steps = str(schedule.take("name", "Constant")), (schedule.take("kwargs") or {}).get("milestones")
+    falls, kwargs = str(schedule.take("name", "Constant")), dict(schedule.take("kwargs") or {})
+    steps = kwargs.pop("milestones", None)
+    for key in ("K", "T_max", "gamma"):
+        kwargs.pop(key, None)
+    for key, value in kwargs.items():
+        if float(value or 0):
+            found.lost[f"lr_scheduler.{key}={value}"] = "a cosine begins at once and ends at 0 here"
     fit["schedule"] = "cosine" if "Cosine" in falls else "constant"
     if falls == "MultiStepLR":
         why = "beyond the last epoch" if min(steps or [epochs]) >= epochs else None
@@ -508,6 +522,17 @@ def _libcontinual_fit(keys: _Keys, found: Imported) -> dict[str, Any]:
             f"Its first task has {first} epochs and the others {epochs}: one number for all here, the first"
         )
     return fit
+
+
+def _crop(transforms: Any, benchmark: str) -> float:
+    """What the test keeps of a resized side; without transforms of its own, a configuration has those of the data set."""
+    if transforms is None:
+        return 1.0 if benchmark == "cifar100" else 0.875
+    sizes = {name: (options or {}).get("size") for each in transforms for name, options in each.items()}
+    whole, kept = (
+        side[0] if isinstance(side, list) else side for side in (sizes.get("Resize"), sizes.get("CenterCrop"))
+    )
+    return kept / whole if whole and kept else 1.0
 
 
 # ---- both

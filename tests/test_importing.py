@@ -120,7 +120,7 @@ def test_ran_pac_takes_its_tuning_from_the_backbone(tmp_path: Path) -> None:
 def test_a_choice_of_the_batch_is_left_off_and_said(tmp_path: Path) -> None:
     found = imported(L2P, tmp_path)
     assert "batch_majority" not in found.values["method"]
-    assert any("batchwise_prompt is left off" in remark for remark in found.remarks)
+    assert any("The whole batch there takes the prompts" in remark for remark in found.remarks)
     assert found.idle["min_lr=1e-05"] == "the rate is constant"
     assert found.idle['global_pool="token"'] == "the original never reads it"
 
@@ -134,6 +134,42 @@ def test_lib_continual(tmp_path: Path) -> None:
     assert found.values["fit"]["learning_rate"] == 0.008
     assert found.idle == {"workers=24": "the original never reads it"}
     assert found.unknown == ['backbone.act_layer="GELU"']
+
+
+def test_distillation_that_never_happens_is_sd_lora(tmp_path: Path) -> None:
+    """LibContinual's own reading of SD-LoRA is that of the released code, whatever else its file asks for."""
+    asked = (
+        "{name: SD_LoRA, kwargs: {init_mag: 1.0, rank_reduction: [False, 4, 8, 8, 6], knowledge_dist: [True, 9e-4]}}"
+    )
+    found = imported(INF_LORA[: INF_LORA.index("classifier:")] + f"classifier: {asked}\n", tmp_path)
+    assert found.values["method"] == {
+        "name": "sd_lora",
+        "variant": "released_code",
+        "rank": 12,
+        "initial_magnitude": 1.0,
+    }
+    assert any(key.startswith("classifier.knowledge_dist") for key in found.idle)
+
+
+@pytest.mark.parametrize(
+    ("change", "crop", "augment"),
+    [
+        (("", ""), 0.875, "crop_flip"),
+        (("{Resize: {size: 256}}", "{Resize: {size: 224}}"), 1.0, "crop_flip"),
+        (("test_trfms: [{Resize: {size: 256}}, {CenterCrop: {size: 224}}]\n", ""), 0.875, "crop_flip"),
+        (("train_trfms: [{RandomResizedCrop: {size: 224}}]\n", ""), 0.875, "crop_flip"),
+        (("[{RandomResizedCrop: {size: 224}}]", "[{ToTensor: {}}]"), 0.875, "none"),
+    ],
+)
+def test_sizes_at_test_and_augmentation(change: tuple[str, str], crop: float, augment: str, tmp_path: Path) -> None:
+    found = imported(INF_LORA.replace(*change), tmp_path)
+    assert (found.values["data"]["crop_pct"], found.values["fit"]["augment"]) == (crop, augment)
+
+
+def test_a_slow_start_of_the_rate_is_not_dropped_in_silence(tmp_path: Path) -> None:
+    slow = "{name: CosineAnnealingWarmUp, kwargs: {K: 20, warmup_length: 30}}"
+    found = imported(INF_LORA.replace("{name: Constant}", slow), tmp_path)
+    assert list(found.lost) == ["lr_scheduler.warmup_length=30"]
 
 
 @pytest.mark.parametrize(("first", "later", "expected"), [(50, 10, [50] + [10] * 5), (10, 35, [10, 35, 35, 20])])
@@ -157,6 +193,7 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
         ("a: [1, 2\n", "neither JSON nor YAML"),
         ("a: &a [1, 2]\nb: *a\n", "the anchor a names a section or a list"),
         (INF_LORA.replace("InfLoRA_OPT", "DER"), "classifier.name: DER is not in lorica"),
+        (INF_LORA.replace("name: vit_pt_imnet", "name: clip"), "backbone.name: clip is no vision transformer"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_the_file(

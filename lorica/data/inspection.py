@@ -96,6 +96,8 @@ def inspect(
     """
     root = Path(root).expanduser()
     if not benchmark.layouts:
+        if split:
+            raise DataError(f"{benchmark.name}: what downloads itself is held to its own digest; leave --split out")
         return _fetched(benchmark, root)
     found = _place(benchmark, root)
     if found is None:

@@ -465,3 +465,8 @@ def test_vtab_is_never_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         Stream(source, reader=ImageReader(8), tasks=3)
     assert Stream(source, reader=ImageReader(8), tasks=3, seed=None).class_names == ("0", "1", "10")
+
+
+def test_what_downloads_itself_has_no_split_to_be_held_to(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cifar100: what downloads itself is held to its own digest; leave --split out"):
+        inspect(find_benchmark("cifar100"), tmp_path, split="5f3c")
