@@ -7,7 +7,7 @@ demo: setup
 	$(BIN)/lorica demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadscope
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadscope
 
 lint: setup
 	$(BIN)/ruff check .
