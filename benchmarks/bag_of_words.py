@@ -2,8 +2,8 @@
 
     python benchmarks/bag_of_words.py data_full.json
 
-Words are counted sublinearly, without weights of documents; the vocabulary is that of the tasks so far, and a class is the mean of its training
-texts. Predictions are by cosine over all classes so far.
+Words are counted sublinearly, without weights of documents; the vocabulary is that of the tasks so far, and a class is
+the mean of its training texts. Predictions are by cosine over all classes so far.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""What it costs to crop the resized centre square (`fit.augment: crop_flip`) and not the original, as the references do.
+"""What it costs to crop the resized centre square (`fit.augment: crop_flip`) and not the original, as the references
+do.
 
     python benchmarks/crop_cost.py --root FOLDER --weights FILE
 
-The views of all epochs are cut beforehand, once by `crop_flip` and once by torchvision's RandomResizedCrop on the original file with
-the same range of areas and ratios; each method then learns the recipe's stream from either, in one pass over the views. Test
-images are the same. Writes docs/results/crop-cost.json; runs are resumable, in runs/crop-cost/.
+The views of all epochs are cut beforehand, once by `crop_flip` and once by torchvision's RandomResizedCrop on the
+original file with the same range of areas and ratios; each method then learns the recipe's stream from either, in one
+pass over the views. Test images are the same. Writes docs/results/crop-cost.json; runs are resumable, in
+runs/crop-cost/.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def main(
 
 
 def views(recipe: Recipe, cut: str, seed: int) -> Source:
-    """Every training image as often as there are epochs, cut anew each time, at the backbone's size; test images once."""
+    """Every training image as often as there are epochs, cut anew each time, at the backbone's size; test images
+    once."""
     size = recipe.backbone.image_size
     assert size is not None
     source, larger = build_source(recipe), int(size / recipe.data.crop_pct)

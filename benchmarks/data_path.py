@@ -1,19 +1,22 @@
 """How many images a second the data gives, how many the model takes, and how long a step waits for its batch.
 
-    python benchmarks/data_path.py cifar100 data.source=image_folder data.root=FOLDER data.crop_pct=1 fit.batch_size=64 fit.augment=flip \
-        backbone.name=deit_tiny_patch16_224 backbone.weights=FILE
+    python benchmarks/data_path.py cifar100 data.source=image_folder data.root=FOLDER data.crop_pct=1 \
+        fit.batch_size=64 fit.augment=flip backbone.name=deit_tiny_patch16_224 backbone.weights=FILE
 
 On the training images of the recipe's first task, by the library's own `Split.batches` and `Descent.take`:
 
-  epoch 1, 2   images a second of the data alone, first decoding all of them and then with what the cache has kept; medians over
-               the rounds, each with a cache of its own. `2 / 1` is the median ratio of their times in a round
+  epoch 1, 2   images a second of the data alone, first decoding all of them and then with what the cache has kept;
+               medians over the rounds, each with a cache of its own. `2 / 1` is the median ratio of their times in a
+               round
   model        images a second of the method's step alone, on one batch that is there; and
-  both         of the same number of steps on batches of a later epoch, one after the other. The two alternate, and `both / model`
-               is the median ratio of their times in a round, with quartiles; on a CPU, of their processor times, all threads together
+  both         of the same number of steps on batches of a later epoch, one after the other. The two alternate, and
+               `both / model` is the median ratio of their times in a round, with quartiles; on a CPU, of their
+               processor times, all threads together
   waits        the share of the time of `both` in which the loop stood waiting for its next batch
   a thousand   MB that a thousand of these images take in the cache; it may have place for fewer
 
-On a CPU, the data takes its time from the model, waiting or not, unless cores are free: there `both / model` is the upper bound.
+On a CPU, the data takes its time from the model, waiting or not, unless cores are free: there `both / model` is the
+upper bound.
 """
 
 from __future__ import annotations
@@ -59,7 +62,10 @@ def main(
     table = Table(
         "images", "epoch 1", "epoch 2", "2 / 1", "model", "both", "both / model", "waits", "a thousand, MB",
         title=f"images a second, {read.data.source}, canvas of {read.backbone.image_size} / {read.data.crop_pct:g}",
-        caption=f"{rounds} rounds, {steps} steps, {parts.accelerator.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        caption=(
+            f"{rounds} rounds, {steps} steps, {parts.accelerator.device}, {torch.get_num_threads()} threads, torch "
+            f"{torch.__version__}"
+        ),
     )  # fmt: skip
     low, middle, high = _quartiles(ratios)
     table.add_row(
@@ -91,7 +97,8 @@ def _data_alone(parts: Assembly, rounds: int, reporter: Reporter) -> tuple[list[
 def _with_model(
     parts: Assembly, rounds: int, steps: int, reporter: Reporter
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Seconds of steps on one batch and on batches as they come, their ratio, and the share of the latter that was waiting."""
+    """Seconds of steps on one batch and on batches as they come, their ratio, and the share of the latter that was
+    waiting."""
     method, accelerator, split = parts.method, parts.accelerator, _split(parts)
     for _ in _batches(parts, split, 0):  # fills the cache
         pass

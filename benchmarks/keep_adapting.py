@@ -1,15 +1,17 @@
-"""How to keep adapting without images of earlier classes: ways that were tried for RoLDA's `adapt: always`, on held-out data.
+"""How to keep adapting without images of earlier classes: ways that were tried for RoLDA's `adapt: always`, on held-out
+data.
 
     python benchmarks/keep_adapting.py omniglot --ways "once;free;averaged" --root FOLDER --weights FILE
     python benchmarks/keep_adapting.py mixed --root OUT --weights FILE        (OUT from mixed.py)
 
-The trunk is adapted to the first task as RoLDA adapts it. Then each way goes on from there, in the same one pass a prediction: of every later task it
-makes a low-rank update of all projections, by the same loss on the same rotations. A fifth of each class's training images is held out (and those alone
-are tested); statistics of earlier classes stay, or follow the affine map fitted on the new task's images in four rotations. At the end all images are
-encoded again, which a learner without them could not do: the most that a trunk's discriminant can have.
+The trunk is adapted to the first task as RoLDA adapts it. Then each way goes on from there, in the same one pass a
+prediction: of every later task it makes a low-rank update of all projections, by the same loss on the same rotations. A
+fifth of each class's training images is held out (and those alone are tested); statistics of earlier classes stay, or
+follow the affine map fitted on the new task's images in four rotations. At the end all images are encoded again, which
+a learner without them could not do: the most that a trunk's discriminant can have.
 
-It is a study of its own, in a ViT written out so that weights can be anything: augmentations are not the recipes' to the bit. Prints one JSON line for
-each way; `lorica run … method.name=rolda method.adapt=always` is what came of it.
+It is a study of its own, in a ViT written out so that weights can be anything: augmentations are not the recipes' to
+the bit. Prints one JSON line for each way; `lorica run … method.name=rolda method.adapt=always` is what came of it.
 """
 
 from __future__ import annotations
@@ -67,8 +69,10 @@ class Way:
         rate: of RATE, for the update; the rows of the head always have all of it.
         passes: over a later task; None for as many as over the first.
         distilled: weight of the squared distance to the features from before the task, over their number.
-        projected: updates are U D P, P = (C / (p tr(C) / d) + I)^-1 with C the sum of x x' over inputs of earlier tasks.
-        regression: after training the update D is the least squares of D x on the task's inputs and of 0, this many times, on earlier ones.
+        projected: updates are U D P, P = (C / (p tr(C) / d) + I)^-1 with C the sum of x x' over inputs of earlier
+            tasks.
+        regression: after training the update D is the least squares of D x on the task's inputs and of 0, this many
+            times, on earlier ones.
         negatives: moved means of earlier classes are further rows of the head.
     """
 

@@ -1,11 +1,12 @@
-"""What a model costs that gains classes again and again: time of a change, disk, and time to load, as their number grows.
+"""What a model costs that gains classes again and again: time of a change, disk, and time to load, as their number
+grows.
 
     python benchmarks/many_changes.py --each 10 --classes 1000
     python benchmarks/many_changes.py --each 1 --classes 150
 
-A `lorica.Learner` with RoLDA on the embedded backbone. Each class is a pattern of random grey squares under noise, 6 images, of
-which one is set aside; a change of a single class is too small to adapt to. The data is as small as it can be, so that what is
-seen is what the library itself adds to it. For each number of classes reported:
+A `lorica.Learner` with RoLDA on the embedded backbone. Each class is a pattern of random grey squares under noise, 6
+images, of which one is set aside; a change of a single class is too small to adapt to. The data is as small as it can
+be, so that what is seen is what the library itself adds to it. For each number of classes reported:
 
   change              seconds of `learn`, the mean of the last few changes
   load                seconds from a folder to the first prediction
@@ -14,9 +15,9 @@ seen is what the library itself adds to it. For each number of classes reported:
   images              MB of the images set aside, and of the digests of all
   journal, history    MB of them
 
-Every version stays, and RoLDA's weights for all classes are new in each: so the tensors, and what is counted for each class in the
-journal, grow with the square of the changes. All else is linear: a change judges every image set aside twice, which takes most of
-its time.
+Every version stays, and RoLDA's weights for all classes are new in each: so the tensors, and what is counted for each
+class in the journal, grow with the square of the changes. All else is linear: a change judges every image set aside
+twice, which takes most of its time.
 """
 
 from __future__ import annotations

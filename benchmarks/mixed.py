@@ -1,10 +1,12 @@
-"""A stream whose tasks differ in kind, made of several image folders: all classes of the first kind come first, then those of the second, and so on.
+"""A stream whose tasks differ in kind, made of several image folders: all classes of the first kind come first, then
+those of the second, and so on.
 
     python benchmarks/mixed.py OUT OMNIGLOT CALTECH CIFAR100
     lorica run omniglot data.root=OUT stream.seed=null stream.classes_per_task=20 …
 
-OUT has 40 classes of each folder, drawn with a fixed seed, and at most 24 training and 12 test images of a class, so that kinds are of one size. Names
-begin with the place of the kind, which is the order that stream.seed=null keeps. Folders are laid out as FOLDER/{train,test}/CLASS/*.
+OUT has 40 classes of each folder, drawn with a fixed seed, and at most 24 training and 12 test images of a class, so
+that kinds are of one size. Names begin with the place of the kind, which is the order that stream.seed=null keeps.
+Folders are laid out as FOLDER/{train,test}/CLASS/*.
 """
 
 from __future__ import annotations

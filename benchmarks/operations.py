@@ -1,11 +1,14 @@
-"""How many operations a training step starts, which on a GPU is how many kernels the CPU launches; and what it costs on a CPU.
+"""How many operations a training step starts, which on a GPU is how many kernels the CPU launches; and what it costs on
+a CPU.
 
-    python benchmarks/operations.py --backbone deit_tiny_patch16_224 --image-size 96 --tasks 1,10,100 --batch 8 --repeats 20
+    python benchmarks/operations.py --backbone deit_tiny_patch16_224 --image-size 96 --tasks 1,10,100 --batch 8
+    --repeats 20
 
-Compared are a step of SD-LoRA as a CPU takes it, the increments of its sites computed one by one, and as other devices take it, those
-of one shape at once (`lorica.adapters.attach.at_once`), both on the CPU; and `token floor`, see benchmarks/step_time.py. Views and
-allocations, which launch nothing, are not counted, nor numbers that Adam reads from its counts of steps, which are on the CPU.
-Times are processor seconds of one thread, as multiples of the floor's in the same round: medians, and quartiles.
+Compared are a step of SD-LoRA as a CPU takes it, the increments of its sites computed one by one, and as other devices
+take it, those of one shape at once (`lorica.adapters.attach.at_once`), both on the CPU; and `token floor`, see
+benchmarks/step_time.py. Views and allocations, which launch nothing, are not counted, nor numbers that Adam reads from
+its counts of steps, which are on the CPU. Times are processor seconds of one thread, as multiples of the floor's in the
+same round: medians, and quartiles.
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ from lorica.adapters.attach import at_once
 
 FLOOR, ALONE, TOGETHER = "floor", "one by one", "at once"
 LAUNCH_NOTHING = {
-    *("alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze", "t"),
-    *("transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "_reshape_alias", "_local_scalar_dense", "lift_fresh"),
+    *("alias", "as_strided", "detach", "expand", "permute", "select", "slice", "split", "split_with_sizes", "squeeze",
+        "t"),
+    *("transpose", "unbind", "unsqueeze", "view", "_unsafe_view", "_reshape_alias", "_local_scalar_dense",
+        "lift_fresh"),
     *("empty", "empty_like", "empty_strided", "new_empty"),
 }  # fmt: skip
 

@@ -1,10 +1,12 @@
-"""Two hard cases for rotations as classes, made of an image folder: where orientation is the class, and where it means nothing.
+"""Two hard cases for rotations as classes, made of an image folder: where orientation is the class, and where it means
+nothing.
 
     python benchmarks/orientation.py FOLDER OUT
     lorica run omniglot method.name=rolda data.root=OUT/arrows stream.tasks=12 --stop-after 4 …
 
-OUT/arrows has 60 of the classes four times each, turned by 0, 90, 180 and 270 degrees: every class looks like a rotation of three others. OUT/turned
-has all classes, each image turned by an angle of its own. FOLDER is laid out as FOLDER/{train,test}/CLASS/*.
+OUT/arrows has 60 of the classes four times each, turned by 0, 90, 180 and 270 degrees: every class looks like a
+rotation of three others. OUT/turned has all classes, each image turned by an angle of its own. FOLDER is laid out as
+FOLDER/{train,test}/CLASS/*.
 """
 
 from __future__ import annotations

@@ -3,17 +3,18 @@
     OMP_NUM_THREADS=1 python benchmarks/prediction_time.py --batch 1 --rounds 40 --weights FILE
     OMP_NUM_THREADS=1 python benchmarks/prediction_time.py --batch 64 --rounds 9 --weights FILE
 
-For each method, a `lorica.Learner` learns two tasks of ten classes (random images, one epoch: time does not depend on what is
-learned), and is loaded from its folder. Timed, on the CPU:
+For each method, a `lorica.Learner` learns two tasks of ten classes (random images, one epoch: time does not depend on
+what is learned), and is loaded from its folder. Timed, on the CPU:
 
-  forward  `Predictor.of_inputs` on a batch of squares: normalisation, backbone, classifier, the check that logits are numbers;
-           and the same batch through normalisation and timm's own ViT, never adapted, with a linear head of 20 classes.
+  forward  `Predictor.of_inputs` on a batch of squares: normalisation, backbone, classifier, the check that logits are
+           numbers; and the same batch through normalisation and timm's own ViT, never adapted, with a linear head of 20
+           classes.
   images   `Learner.logits` on a list of arrays larger than the input; and the same reader followed by that ViT.
 
-Every round times all of them once, in an order drawn anew, so that slow phases of the machine fall on all alike; what is timed is
-the processor's time, which other processes cost less of. Reported are the medians over the rounds of the ratio to the plain ViT's
-time in the same round, with quartiles; and the plain ViT's milliseconds. It is timed against itself too (`plain`), which says how
-far a ratio is from 1 by chance.
+Every round times all of them once, in an order drawn anew, so that slow phases of the machine fall on all alike; what
+is timed is the processor's time, which other processes cost less of. Reported are the medians over the rounds of the
+ratio to the plain ViT's time in the same round, with quartiles; and the plain ViT's milliseconds. It is timed against
+itself too (`plain`), which says how far a ratio is from 1 by chance.
 """
 
 from __future__ import annotations

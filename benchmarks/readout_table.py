@@ -1,10 +1,12 @@
 """Is it the trunk or the read-out? Every trunk with every read-out, from one training of each trunk.
 
-    python benchmarks/readout_table.py omniglot --methods lora,sd_lora --tuned docs/results/omniglot-tuning.json data.root=… backbone.weights=…
+    python benchmarks/readout_table.py omniglot --methods lora,sd_lora --tuned docs/results/omniglot-tuning.json
+    data.root=… backbone.weights=…
 
-Each method learns the recipe's stream once for each seed, while several read-outs (`lorica.methods.readout`) watch: what they keep of a task, they
-take at its end. Training is that of `lorica run`, bit for bit, and so is each read-out's result. `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json).
-Writes docs/results/RECIPE-readouts.md and .json; what is done is in runs/RECIPE-readouts/ and not done again.
+Each method learns the recipe's stream once for each seed, while several read-outs (`lorica.methods.readout`) watch:
+what they keep of a task, they take at its end. Training is that of `lorica run`, bit for bit, and so is each read-out's
+result. `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json). Writes
+docs/results/RECIPE-readouts.md and .json; what is done is in runs/RECIPE-readouts/ and not done again.
 """
 
 from __future__ import annotations
@@ -183,7 +185,8 @@ def page(name: str, command: str, found: dict[str, dict[str, list[list[float]]]]
     lines = [
         f"# {name}",
         "",
-        "Made by the following command; do not edit. Acc / AAA in percent, mean ± standard deviation over seeds; – where a method cannot be read so.",
+        "Made by the following command; do not edit. Acc / AAA in percent, mean ± standard deviation over seeds; – "
+        "where a method cannot be read so.",
         "What each read-out is: [readouts.md](../readouts.md).",
         "",
         f"    {command}",

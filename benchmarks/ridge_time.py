@@ -2,16 +2,18 @@
 
     python benchmarks/ridge_time.py --widths 1000,2000,5000,10000 --tasks 1,10,50
 
-Timed on the CPU, with `lorica.statistics.RidgeHead` as `lorica.methods.ran_pac` uses it. A stream of tasks arrives, each with
-classes and samples of its own: random features of 768 numbers, widened to M by relu(f W). After the numbers of tasks asked for,
+Timed on the CPU, with `lorica.statistics.RidgeHead` as `lorica.methods.ran_pac` uses it. A stream of tasks arrives,
+each with classes and samples of its own: random features of 768 numbers, widened to M by relu(f W). After the numbers
+of tasks asked for,
 
   accumulate  the sums over a task's samples, for the median of the tasks since the line above
   choose      17 ridges tried on a fifth of the task's samples, fitted to the others
   solve       the Cholesky factorisation of G and the weights of all classes so far
 
-The first pays for M^2 numbers for each sample, the last for M^3 / 3 multiplications, and choosing for the cube of the samples
-fitted while these are fewer than M. The number of tasks enters through the classes alone. `peak` is the largest memory that the
-process had so far, all of Python and torch included; widths are taken in rising order, so that it is each one's own.
+The first pays for M^2 numbers for each sample, the last for M^3 / 3 multiplications, and choosing for the cube of the
+samples fitted while these are fewer than M. The number of tasks enters through the classes alone. `peak` is the largest
+memory that the process had so far, all of Python and torch included; widths are taken in rising order, so that it is
+each one's own.
 """
 
 from __future__ import annotations

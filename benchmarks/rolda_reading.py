@@ -1,10 +1,12 @@
-"""What RoLDA's settings are worth, on held-out data: how long it adapts, how many blocks it reads, the shrinkage, a bounded width.
+"""What RoLDA's settings are worth, on held-out data: how long it adapts, how many blocks it reads, the shrinkage, a
+bounded width.
 
     python benchmarks/rolda_reading.py omniglot --passes 0,1,4 data.root=… backbone.weights=…
 
-A fifth of the training images is held out, and the seed is one that no table uses. For each number of passes the method learns the stream once; what is
-read differently afterwards needs no other training, so that one pass over the images serves all readings. The accuracy is that over all tasks at the
-end. Writes docs/results/RECIPE-rolda-reading.md and .json; what is done is in runs/RECIPE-rolda-reading/ and not done again.
+A fifth of the training images is held out, and the seed is one that no table uses. For each number of passes the method
+learns the stream once; what is read differently afterwards needs no other training, so that one pass over the images
+serves all readings. The accuracy is that over all tasks at the end. Writes docs/results/RECIPE-rolda-reading.md and
+.json; what is done is in runs/RECIPE-rolda-reading/ and not done again.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def main(
     lines = [
         f"# {name}",
         "",
-        "Made by the following command; do not edit. Acc in percent on held-out data, one run (seed 1000) for each number of passes.",
+        "Made by the following command; do not edit. Acc in percent on held-out data, one run (seed 1000) for each "
+        "number of passes.",
         "",
         f"    {command}",
         "",
@@ -118,7 +121,8 @@ def layers_of(encoder: Any, inputs: Inputs) -> Float[Tensor, "n layers features"
 
 
 class _Reading(nn.Module):
-    """One way to read: the last blocks, projected where these are more features than `width`, by a discriminant or by means."""
+    """One way to read: the last blocks, projected where these are more features than `width`, by a discriminant or by
+    means."""
 
     def __init__(self, method: RoLDA, classes: int, *, layers: int, shrinkage: float | None, width: int) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
     python benchmarks/scale.py --methods prototypes,ran_pac,rolda,sd_lora
     python benchmarks/scale.py --draw                       (the table and the figure from the files, again)
 
-Ordinary runs, by `lorica.run`, on the embedded backbone: each class is a pattern of random grey squares under noise, and a task is
-learned in one epoch. The data is as small as it can be, so that what is seen is what the library itself adds to it. Three axes:
+Ordinary runs, by `lorica.run`, on the embedded backbone: each class is a pattern of random grey squares under noise,
+and a task is learned in one epoch. The data is as small as it can be, so that what is seen is what the library itself
+adds to it. Three axes:
 
   tasks     tasks of 2 classes, 8 images each to train on and 1 to test on; earlier ones are tested after every 50th
   classes   5 tasks of ever more classes, images as before
@@ -12,13 +13,14 @@ learned in one epoch. The data is as small as it can be, so that what is seen is
 
 Each point is a process of its own on one thread (of the tasks all points come from one run). For the last task of it:
 
-  learn, test, save    processor seconds (of tasks: the mean of the last ten tasks, and the last whole test); saving is all that is
-                       neither of the others: the checkpoint, the cost of a prediction, metrics.json and cost.json
+  learn, test, save    processor seconds (of tasks: the mean of the last ten tasks, and the last whole test); saving is
+                       all that is neither of the others: the checkpoint, the cost of a prediction, metrics.json and
+                       cost.json
   memory               of the process, the most it had
   disk                 of the whole folder
 
-The exponent of a measure is its slope between the last two points, both logarithmic: 0 is flat, 1 linear. RanPAC has 1,000
-random features in place of 10,000, so that what grows is seen beside what does not.
+The exponent of a measure is its slope between the last two points, both logarithmic: 0 is flat, 1 linear. RanPAC has
+1,000 random features in place of 10,000, so that what grows is seen beside what does not.
 """
 
 from __future__ import annotations
@@ -189,7 +191,8 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
         for method, rows in found[axis].items():
             last = rows[-1]
             cells = (
-                f"{last[measure] / (1e6 if measure in ('memory', 'disk') else 1):.3g} (n^{exponent(rows, axis, measure):.2f})"
+                f"{last[measure] / (1e6 if measure in ('memory', 'disk') else 1):.3g} "
+                f"(n^{exponent(rows, axis, measure):.2f})"
                 for measure in MEASURES
             )
             yield f"| {last[axis]:,} {axis}, {method} | " + " | ".join(cells) + " |"

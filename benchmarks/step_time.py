@@ -9,9 +9,9 @@ Timed, on the CPU, on one fixed batch of random images with labels of the curren
            current task's classes, backward, one step of Adam, and the loop's checks. One configuration for each T.
   floor    the same backbone with frozen weights and no adapters, and a linear head that trains: forward,
            cross-entropy, and backward down to the input images. There is no optimiser step.
-  token floor  the same, but backward only down to the tokens that enter the first block. This is the stricter yardstick:
-           nothing that trains lies below the first block, so SD-LoRA and PEFT never compute the images' gradient, and
-           PyTorch's CPU kernel for it is slow (on one core 15 % of the floor for deit_tiny at 96 pixels).
+  token floor  the same, but backward only down to the tokens that enter the first block. This is the stricter
+           yardstick: nothing that trains lies below the first block, so SD-LoRA and PEFT never compute the images'
+           gradient, and PyTorch's CPU kernel for it is slow (on one core 15 % of the floor for deit_tiny at 96 pixels).
   PEFT     the LoRA of the `peft` package with the same rank, on the same projections, beside a trainable head of ten
            classes: same loss, same optimiser, same loop. PEFT adapts whole linear layers, and timm fuses q, k and v in
            one, so its copy of the backbone gets the three as separate layers (`SplitAttention`), which are slices of
@@ -19,10 +19,10 @@ Timed, on the CPU, on one fixed batch of random images with labels of the curren
 
 How to read the ratios. Every round times each configuration once, in an order shuffled anew, so that slow phases of the
 machine fall on all of them alike. `ratio_to_floor` is SD-LoRA's time over the floor's time in the same round,
-`ratio_to_token_floor` and `ratio_to_peft` its time over those two; reported are the medians over the rounds, with quartiles. A ratio to the floor of
-1.10 means that everything learning adds to the bare backbone takes a tenth of its time. A column of equal ratios means
-that a step costs the same at the hundredth task as at the first. PEFT's LoRA is a single update that knows nothing of
-tasks: it is a yardstick for adapting once, not for remembering.
+`ratio_to_token_floor` and `ratio_to_peft` its time over those two; reported are the medians over the rounds, with
+quartiles. A ratio to the floor of 1.10 means that everything learning adds to the bare backbone takes a tenth of its
+time. A column of equal ratios means that a step costs the same at the hundredth task as at the first. PEFT's LoRA is a
+single update that knows nothing of tasks: it is a yardstick for adapting once, not for remembering.
 
 Weights are random (time does not depend on their values) except those of lorica_tiny, and all configurations share
 the frozen ones in memory.

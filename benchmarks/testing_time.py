@@ -1,10 +1,12 @@
-"""A whole run with features of a trunk that stays computed once, beside the same run that computes them for every test anew.
+"""A whole run with features of a trunk that stays computed once, beside the same run that computes them for every test
+anew.
 
-    python benchmarks/testing_time.py cifar100 --methods prototypes,ran_pac --tasks 10,50 data.root=FOLDER backbone.weights=FILE
+    python benchmarks/testing_time.py cifar100 --methods prototypes,ran_pac --tasks 10,50 data.root=FOLDER
+    backbone.weights=FILE
 
-Both are `lorica run` of the same recipe, one after the other in one process, on one thread; seconds are of the processor. The
-images that go through the backbone are counted. Accuracies are compared to the last digit: the features of one image may differ
-in rounding between batches of different size, and no more.
+Both are `lorica run` of the same recipe, one after the other in one process, on one thread; seconds are of the
+processor. The images that go through the backbone are counted. Accuracies are compared to the last digit: the features
+of one image may differ in rounding between batches of different size, and no more.
 """
 
 from __future__ import annotations
@@ -80,8 +82,9 @@ def main() -> None:
             )
             rows.append({"method": method, "tasks": tasks, "kept": kept, "anew": anew, "accuracies apart": apart})
             print(
-                f"{method:14} {tasks:4} tasks: {anew['images']:8} images -> {kept['images']:8}, {anew['seconds']:7.1f} s -> "
-                f"{kept['seconds']:7.1f} s, {anew['seconds'] / kept['seconds']:.2f} times as fast; accuracies apart {apart:.2g}",
+                f"{method:14} {tasks:4} tasks: {anew['images']:8} images -> {kept['images']:8}, {anew['seconds']:7.1f} "
+                f"s -> {kept['seconds']:7.1f} s, {anew['seconds'] / kept['seconds']:.2f} times as fast; accuracies "
+                f"apart {apart:.2g}",
                 flush=True,
             )
     if given.write:

@@ -2,11 +2,12 @@
 
     python benchmarks/training_time.py omniglot data.root=… backbone.weights=…
 
-One process, one method after the other, task by task: every method learns the next task of the recipe's stream, everything included
-that a run does between two tests (passes before and after the descent, statistics, solving). What is reported is the ratio of
-the whole time to SD-LoRA's, and the smallest and the largest ratio of a task, since some methods train on their first task alone
-and others take longer with each one. Methods alternate, so that a machine that slows down slows them all. docs/results/RECIPE-time.json
-has the seconds; it is written anew, after every task. `--tasks 3` is for a first look, with an `--out` of its own.
+One process, one method after the other, task by task: every method learns the next task of the recipe's stream,
+everything included that a run does between two tests (passes before and after the descent, statistics, solving). What
+is reported is the ratio of the whole time to SD-LoRA's, and the smallest and the largest ratio of a task, since some
+methods train on their first task alone and others take longer with each one. Methods alternate, so that a machine that
+slows down slows them all. docs/results/RECIPE-time.json has the seconds; it is written anew, after every task. `--tasks
+3` is for a first look, with an `--out` of its own.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""How probable are predictions, and are images of classes that come later in the stream told from those learned? (`lorica.calibration`)
+"""How probable are predictions, and are images of classes that come later in the stream told from those learned?
+(`lorica.calibration`)
 
     python benchmarks/unknowns.py omniglot --methods rolda,prototypes --seeds 0,1 data.root=… backbone.weights=…
 
-Each method learns the first half of the stream's tasks without a fifth of the training images, which are set aside: temperature and thresholds are fitted on
-them. Seed s also orders the classes, by RandomState(1993 + s), so that the spread is over which classes are unknown, too. Later classes are divided: against
-training images of those that come next scores are chosen (validation), against test images of the last ones they are measured. Where a method has a
+Each method learns the first half of the stream's tasks without a fifth of the training images, which are set aside:
+temperature and thresholds are fitted on them. Seed s also orders the classes, by RandomState(1993 + s), so that the
+spread is over which classes are unknown, too. Later classes are divided: against training images of those that come
+next scores are chosen (validation), against test images of the last ones they are measured. Where a method has a
 discriminant, Mahalanobis distances are compared, too, with its covariance S_g:
 
     mahalanobis  -min_c (f - mu_c)' S_g^-1 (f - mu_c)        relative  mahalanobis + (f - m)' B_g^-1 (f - m)
 
-m and B_g are mean and covariance of all images, shrunk alike (Lee et al. 2018; Ren et al. 2021). `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json).
-Writes docs/results/RECIPE-unknowns.md and .json; what is learned is in runs/RECIPE-unknowns/ and not learned again.
+m and B_g are mean and covariance of all images, shrunk alike (Lee et al. 2018; Ren et al. 2021). `--tuned` takes
+settings from what a sweep chose (`lorica sweep`, …-search.json). Writes docs/results/RECIPE-unknowns.md and .json; what
+is learned is in runs/RECIPE-unknowns/ and not learned again.
 """
 
 from __future__ import annotations
@@ -135,7 +138,8 @@ def learn(recipe: str, given: list[str]) -> dict[str, Tensor]:
 
 
 def groups(stream: Stream, learned: int) -> dict[str, Split]:
-    """Images set aside and test images of the classes learned; training images of classes that come next, test images of the last ones."""
+    """Images set aside and test images of the classes learned; training images of classes that come next, test images
+    of the last ones."""
     known, later = stream.tasks[:learned], stream.tasks[learned:]
     following, last = later[: len(later) // 2], later[len(later) // 2 :]
 
@@ -253,10 +257,11 @@ def older_only(found: Mapping[str, Tensor], number: int) -> dict[str, dict[str, 
 
 
 def few(logits: Tensor, labels: Tensor, number: int, random: np.random.RandomState) -> dict[str, Any]:
-    """What becomes of that many images set aside, on the others of them: means over draws, and the range that nine of ten are in.
+    """What becomes of that many images set aside, on the others of them: means over draws, and the range that nine of
+    ten are in.
 
-    Besides the threshold of `fit`, two that could take its place where images are few: the smallest score, and where a normal
-    distribution has its twentieth.
+    Besides the threshold of `fit`, two that could take its place where images are few: the smallest score, and where a
+    normal distribution has its twentieth.
     """
     kept: dict[str, list[float]] = {}
     for _ in range(DRAWS):
@@ -302,10 +307,11 @@ def _head(name: str, command: str, runs: Sequence[Mapping[str, Any]]) -> Iterato
         "",
         f"    {command}",
         "",
-        f"{runs[0]['classes']} classes learned, in the first half of the tasks; {images['aside']} images set aside, {images['test']} test images; unknown "
-        f"are {images['next']} training images of the classes that come next (validation) and {images['last']} test images of the last ones (test). Class order "
-        f"RandomState({ORDER} + seed). Percent; mean ± sample standard deviation over seeds. Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), "
-        f"torch {machine['torch']}. Commit: {commits}.",
+        f"{runs[0]['classes']} classes learned, in the first half of the tasks; {images['aside']} images set aside, "
+        f"{images['test']} test images; unknown are {images['next']} training images of the classes that come next "
+        f"(validation) and {images['last']} test images of the last ones (test). Class order RandomState({ORDER} + "
+        f"seed). Percent; mean ± sample standard deviation over seeds. Machine: {machine['cpu_count']} CPU cores "
+        f"({machine['machine']}), torch {machine['torch']}. Commit: {commits}.",
         "",
     )
 
@@ -373,8 +379,8 @@ def _few(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield from (
         "## Few images set aside",
         "",
-        f"As many of those set aside are drawn {DRAWS} times, and the others measured: mean, and the range of nine draws in ten, of all seeds. "
-        f"With fewer than {FEWEST} no threshold is fitted.",
+        f"As many of those set aside are drawn {DRAWS} times, and the others measured: mean, and the range of nine "
+        f"draws in ten, of all seeds. With fewer than {FEWEST} no threshold is fitted.",
         "",
         "| method | images | T | ECE | known called unknown | below the smallest | below a normal twentieth |",
         "|---|---:|---:|---:|---:|---:|---:|",

@@ -1,4 +1,5 @@
-"""Compares three methods on the embedded digits and backbone, and prints the table: `python examples/compare_methods.py [FOLDER]`."""
+"""Compares three methods on the embedded digits and backbone, and prints the table: `python examples/compare_methods.py
+[FOLDER]`."""
 
 from __future__ import annotations
 

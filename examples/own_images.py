@@ -1,6 +1,8 @@
-"""Learns pictures from folders, a folder for each class, then more of them, and predicts: `python examples/own_images.py [FOLDER]`.
+"""Learns pictures from folders, a folder for each class, then more of them, and predicts: `python
+examples/own_images.py [FOLDER]`.
 
-The pictures are drawn here, so that it runs anywhere; put photographs in their place, and a backbone that was made for such.
+The pictures are drawn here, so that it runs anywhere; put photographs in their place, and a backbone that was made for
+such.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Serves the model that own_images.py makes, and asks it over HTTP: `python examples/serve.py [FOLDER]` (needs lorica[serve])."""
+"""Serves the model that own_images.py makes, and asks it over HTTP: `python examples/serve.py [FOLDER]` (needs
+lorica[serve])."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from lorica.serving import server as serving
 def ask(url: str, picture: Path) -> dict[str, object]:
     """What the server says of a picture, sent as a form."""
     edge = "edge-of-a-part"
-    head = f'--{edge}\r\nContent-Disposition: form-data; name="images"; filename="{picture.name}"\r\nContent-Type: image/png\r\n\r\n'
+    head = (
+        f'--{edge}\r\nContent-Disposition: form-data; name="images"; filename="{picture.name}"\r\n'
+        "Content-Type: image/png\r\n\r\n"
+    )
     body = head.encode() + picture.read_bytes() + f"\r\n--{edge}--\r\n".encode()
     request = urllib.request.Request(f"{url}/predict", body, {"Content-Type": f"multipart/form-data; boundary={edge}"})
     with urllib.request.urlopen(request) as answer:

@@ -1,6 +1,8 @@
-"""Learns what requests are about, two intents at a time: `python examples/text.py ENCODER [FOLDER]` (needs lorica[text]).
+"""Learns what requests are about, two intents at a time: `python examples/text.py ENCODER [FOLDER]` (needs
+lorica[text]).
 
-ENCODER is a folder of an encoder as transformers saves it (config.json, model.safetensors, tokenizer.json): all-MiniLM-L6-v2, say.
+ENCODER is a folder of an encoder as transformers saves it (config.json, model.safetensors, tokenizer.json):
+all-MiniLM-L6-v2, say.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""lorica: class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples."""
+"""lorica: class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old
+samples."""
 
 from typing import TYPE_CHECKING
 

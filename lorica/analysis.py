@@ -94,8 +94,8 @@ def analyze(
         results: runs with their folders, as from `find_runs`.
         task: the straight line is that of this task, counted from 1; 0 = none.
         points: on the straight line, its ends included.
-        fine_tune: measure distances of weights after fine-tuning on each of that many first tasks; 0 trains nothing. What
-            `out`/analysis.json holds for the same recipe is drawn in any case, and not measured again.
+        fine_tune: measure distances of weights after fine-tuning on each of that many first tasks; 0 trains nothing.
+            What `out`/analysis.json holds for the same recipe is drawn in any case, and not measured again.
         given: where data and weights are now, a device, the method's file, as `lorica.config.read_saved` takes them.
 
     Raises:
@@ -241,8 +241,8 @@ def straight_line(
 ) -> StraightLine:
     """Fig. 4: accuracies along the straight line between the weights before and after a task.
 
-    Every prediction is the argmax over the classes of tasks 1 … `task`, by the method's head. At s = 1 it is the run's own (unless
-    that is read otherwise).
+    Every prediction is the argmax over the classes of tasks 1 … `task`, by the method's head. At s = 1 it is the run's
+    own (unless that is read otherwise).
 
     Args:
         task: counted from 1; from 2 on, so that there are old tasks.
@@ -250,8 +250,8 @@ def straight_line(
         source: the data again, for a run that was given it as an object.
 
     Raises:
-        NotApplicable: the method leaves the encoder's weights alone, has weights of each task's own, or learns all tasks
-            at once.
+        NotApplicable: the method leaves the encoder's weights alone, has weights of each task's own, or learns all
+            tasks at once.
         LoricaError: no such task, a checkpoint or the data is missing or has changed.
     """
     if find_method(_recipe(run, given).method.name).learns_all_at_once:
@@ -295,13 +295,15 @@ def relative_distances(
     given: Mapping[str, Any] | None = None,
     reporter: Reporter | None = None,
 ) -> Distances:
-    """Figs. 2a and 7: fine-tunes the run's backbone on each of its first tasks, each time from W0, and measures how far it goes.
+    """Figs. 2a and 7: fine-tunes the run's backbone on each of its first tasks, each time from W0, and measures how far
+    it goes.
 
     Training is `full_finetune` with that method's own learning rate, on the run's data, batches and epochs. The weights
     compared are those of the projections that the run adapts (q and v where it adapts none).
 
     Raises:
-        LoricaError: fewer than two tasks, or more than the run has; data that cannot be read; training that cannot go on.
+        LoricaError: fewer than two tasks, or more than the run has; data that cannot be read; training that cannot go
+            on.
     """
     if not 2 <= tasks <= len(run.tasks):
         raise LoricaError(

@@ -54,7 +54,8 @@ def assemble(
     """Builds data, backbone and a method that has learned nothing yet. The caller's random state is left as it was.
 
     Args:
-        shown: is told of the data that is looked at, and closed before weights may be fetched, which has bars of its own.
+        shown: is told of the data that is looked at, and closed before weights may be fetched, which has bars of its
+            own.
         accelerator: of whoever is one of several processes, which is otherwise refused.
     """
     accelerator = accelerator or _of_lone_process(recipe)
@@ -71,8 +72,8 @@ def _of_lone_process(recipe: Recipe) -> Accelerator:
 
 
 def build_model(recipe: Recipe) -> tuple[Accelerator, Method]:
-    """A method that has learned nothing yet around the recipe's backbone, and where it computes. The caller's random state is
-    left as it was."""
+    """A method that has learned nothing yet around the recipe's backbone, and where it computes. The caller's random
+    state is left as it was."""
     accelerator = _of_lone_process(recipe)
     return accelerator, _build_method(recipe, accelerator)
 
@@ -122,8 +123,8 @@ def saved_recipe(folder: RunFolder, given: Mapping[str, Any] | None = None, *, m
     ):
         raise RecipeError(
             [
-                f"{folder.recipe}: {key} is {one.get(key)!r:.80}, and {other.get(key)!r:.80} in {folder.metrics.name}, which repeats it; "
-                "one of the two has been altered: restore the file"
+                f"{folder.recipe}: {key} is {one.get(key)!r:.80}, and {other.get(key)!r:.80} in {folder.metrics.name}, "
+                "which repeats it; one of the two has been altered: restore the file"
                 for key in differing
             ]
         )
@@ -180,7 +181,10 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bo
 def _misfits(recipe: Recipe, stream: Stream, reader: Reader, *, shared: bool) -> Iterator[str]:
     """Why this method cannot learn this stream so, or not be read as the recipe says."""
     if recipe.fit.augment not in reader.augmentations:
-        yield f"fit.augment: the backbone reads what cannot be augmented by {recipe.fit.augment}; use {' or '.join(reader.augmentations)}"
+        yield (
+            f"fit.augment: the backbone reads what cannot be augmented by {recipe.fit.augment}; use "
+            f"{' or '.join(reader.augmentations)}"
+        )
     if recipe.data.max_tokens is not None and "max_tokens" not in reader.options:
         yield "data.max_tokens: the backbone reads no texts; leave the key out"
     method = find_method(recipe.method.name)
@@ -188,7 +192,9 @@ def _misfits(recipe: Recipe, stream: Stream, reader: Reader, *, shared: bool) ->
     for why in method.unshared(recipe.method) if shared else ():
         yield f"{why}, and several processes have other batches than one; start a lone process"
     for why in method.undivided(recipe.method) if recipe.fit.accumulate > 1 else ():
-        yield f"fit.accumulate: {why}, so that a batch cannot be computed in parts; leave it out, and use smaller batches"
+        yield (
+            f"fit.accumulate: {why}, so that a batch cannot be computed in parts; leave it out, and use smaller batches"
+        )
     evaluate = recipe.evaluate
     if evaluate.readout != "head":
         yield from Readout.cannot_read(method, evaluate.readout, layers=evaluate.layers)
@@ -221,14 +227,15 @@ def make_accelerator(recipe: Recipe, *, of: int = 1) -> Accelerator:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", 1 + int(os.environ["LOCAL_RANK"])))
     if recipe.device == "mps" or (on_gpus and here > torch.cuda.device_count()):
         raise RecipeError(
-            f"device: each process needs a GPU of its own, and this machine has {torch.cuda.device_count()} for {here} processes; start as "
-            "many as there are, or let all of them compute with device=cpu"
+            f"device: each process needs a GPU of its own, and this machine has {torch.cuda.device_count()} for {here} "
+            "processes; start as many as there are, or let all of them compute with device=cpu"
         )
     found = Accelerator(cpu=not on_gpus, mixed_precision=precision)
     if found.num_processes != of or found.distributed_type not in ("MULTI_GPU", "MULTI_CPU"):
         raise LoricaError(
-            f"WORLD_SIZE is {of}, and Accelerate finds {found.num_processes} processes of kind {found.distributed_type.value}; start them by "
-            "`torchrun`, or by `accelerate launch` without other settings than their number"
+            f"WORLD_SIZE is {of}, and Accelerate finds {found.num_processes} processes of kind "
+            f"{found.distributed_type.value}; start them by `torchrun`, or by `accelerate launch` without other "
+            "settings than their number"
         )
     if found.gradient_accumulation_steps != 1:
         raise LoricaError(

@@ -1,21 +1,25 @@
-"""What a classifier's logits say beyond the best class: how probable it is, and whether the image is of a class learned at all.
+"""What a classifier's logits say beyond the best class: how probable it is, and whether the image is of a class learned
+at all.
 
-Both are fitted on images of the known classes that were set aside, of which nothing was learned. With z the logits of an image, y its class, K the number of
-classes and n the number of images:
+Both are fitted on images of the known classes that were set aside, of which nothing was learned. With z the logits of
+an image, y its class, K the number of classes and n the number of images:
 
-    p = softmax(z / T),    1/T = argmin_b  sum_i CE(b z_i, y_i) + 1/2n sum_i (CE(b z_i, top_i) + CE(b z_i, second_i))     (1)
+    p = softmax(z / T),    1/T = argmin_b  sum_i CE(b z_i, y_i) + 1/2n sum_i (CE(b z_i, top_i) + CE(b z_i, second_i))
+                            (1)
 
-top and second are the classes of an image's two largest logits. The second sum is what one image more would weigh, half of it right and half mistaken for the
-runner-up (of two classes, Jeffreys' rule for a share): images that are told apart without an error, or a handful of them, do not make T vanish. All of (1) is
-convex in b, and its one minimum is found by bisection of the derivative. Temperature scaling without that sum: Guo et al. (ICML 2017).
+top and second are the classes of an image's two largest logits. The second sum is what one image more would weigh, half
+of it right and half mistaken for the runner-up (of two classes, Jeffreys' rule for a share): images that are told apart
+without an error, or a handful of them, do not make T vanish. All of (1) is convex in b, and its one minimum is found by
+bisection of the derivative. Temperature scaling without that sum: Guo et al. (ICML 2017).
 
 A score is large for known classes:
 
-    probability  max_c p_c        logit  max_c z_c        energy  T log sum_c exp(z_c / T)                                 (2)
+    probability  max_c p_c        logit  max_c z_c        energy  T log sum_c exp(z_c / T)                           (2)
 
-the first of Hendrycks and Gimpel (ICLR 2017), the second of Hendrycks et al. (ICML 2022), the third of Liu et al. (NeurIPS 2020). An image is called
-unknown where its score is below the k-th smallest of the images set aside, k = floor(share (n + 1)). Of new images of the same kind a share k / (n + 1)
-is below, on average, whatever the distribution of the scores (that of split conformal prediction).
+the first of Hendrycks and Gimpel (ICLR 2017), the second of Hendrycks et al. (ICML 2022), the third of Liu et al.
+(NeurIPS 2020). An image is called unknown where its score is below the k-th smallest of the images set aside, k =
+floor(share (n + 1)). Of new images of the same kind a share k / (n + 1) is below, on average, whatever the distribution
+of the scores (that of split conformal prediction).
 
 Which score is the default, and what few images do: docs/unknowns.md. Equation numbers are this file's.
 """
@@ -49,7 +53,8 @@ FEWEST = 9
 """Images set aside without which there is no threshold."""
 
 FLATTEST = 1e-3
-"""Smallest 1/T, in units of one over the mean distance from an image's largest logit to the mean of its logits: probabilities are all but alike."""
+"""Smallest 1/T, in units of one over the mean distance from an image's largest logit to the mean of its logits:
+probabilities are all but alike."""
 
 PRECISION = 1e-6
 """To which T is found, relative to it."""
@@ -89,8 +94,8 @@ def fit(
     Args:
         logits: of images that were set aside, over all classes that the model knows.
         labels: the images' classes. Not every class needs images.
-        share: of known images, to be called unknown. Of few images it is the smallest that they can tell, one in n + 1; of fewer
-            than `FEWEST` there is no threshold.
+        share: of known images, to be called unknown. Of few images it is the smallest that they can tell, one in n + 1;
+            of fewer than `FEWEST` there is no threshold.
 
     Raises:
         LoricaError: no images, logits that are not finite, labels that are no classes, or a share that is none.
@@ -125,8 +130,8 @@ def _faults(logits: Tensor, labels: Tensor, share: float) -> Iterator[str]:
         yield "calibration: logits are not finite; what was learned is damaged: go back to an earlier task"
     if images and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         yield (
-            f"calibration: expected labels from 0 to {classes - 1}, the classes of the logits; got some from {int(labels.min())} to "
-            f"{int(labels.max())}: set images of known classes aside"
+            f"calibration: expected labels from 0 to {classes - 1}, the classes of the logits; got some from "
+            f"{int(labels.min())} to {int(labels.max())}: set images of known classes aside"
         )
     if not 0 < share < 1:
         yield f"calibration: expected a share between 0 and 1 of known images to be called unknown, got {share}"
@@ -141,7 +146,8 @@ def _temperature(logits: Float64[Tensor, "n classes"], labels: Int[Tensor, " n"]
     z = (logits - logits.amax(dim=1, keepdim=True)) / spread
     best = z.topk(2, dim=1).values
     wanted = (images * z.gather(1, labels[:, None]).squeeze(1) + best.mean(dim=1)) / (images + 1)
-    # the mean under p is at least the maximum less log(K) / b, and the wanted one less than the maximum by a part of the margin
+    # the mean under p is at least the maximum less log(K) / b, and the wanted one less than the maximum by a part of
+    # the margin
     margin = max((best[:, 0] - best[:, 1]).mean().item(), PRECISION)
     low, high = FLATTEST, 2 * log(classes) * (images + 1) / margin
     while high > low * (1 + PRECISION):
@@ -161,12 +167,14 @@ def probabilities(logits: Float[Tensor, "n classes"], calibration: Calibration) 
 
 
 def scores(logits: Float[Tensor, "n classes"], calibration: Calibration) -> Float64[Tensor, " n"]:
-    """The calibration's score of each image, (2): the larger, the more like the known classes. LoricaError as `probabilities`."""
+    """The calibration's score of each image, (2): the larger, the more like the known classes. LoricaError as
+    `probabilities`."""
     return _scores(_fitting(logits, calibration), calibration.score, calibration.temperature)
 
 
 def is_unknown(logits: Float[Tensor, "n classes"], calibration: Calibration) -> Bool[Tensor, " n"]:
-    """Whether each image is called one of no class learned; none is, where there is no threshold. LoricaError as `probabilities`."""
+    """Whether each image is called one of no class learned; none is, where there is no threshold. LoricaError as
+    `probabilities`."""
     found = scores(logits, calibration)
     return torch.zeros_like(found, dtype=torch.bool) if calibration.threshold is None else found < calibration.threshold
 
@@ -174,8 +182,8 @@ def is_unknown(logits: Float[Tensor, "n classes"], calibration: Calibration) -> 
 def _fitting(logits: Tensor, calibration: Calibration) -> Float64[Tensor, "n classes"]:
     if logits.shape[1] != calibration.among:
         raise LoricaError(
-            f"calibration: it was fitted with {calibration.among} classes, and the logits are of {logits.shape[1]}; fit it again "
-            "after every change of the model"
+            f"calibration: it was fitted with {calibration.among} classes, and the logits are of {logits.shape[1]}; "
+            "fit it again after every change of the model"
         )
     return double(logits)
 
@@ -191,8 +199,8 @@ def _scores(logits: Float64[Tensor, "n classes"], score: Score, temperature: flo
 def expected_calibration_error(
     probabilities: Float[Tensor, " n"], right: Bool[Tensor, " n"], *, bins: int = 15
 ) -> float:
-    """Mean distance between how probable predictions were said to be and how many of them were right, over bins of equal width
-    (m/M, (m+1)/M], each weighed by its images (Guo et al. 2017).
+    """Mean distance between how probable predictions were said to be and how many of them were right, over bins of
+    equal width (m/M, (m+1)/M], each weighed by its images (Guo et al. 2017).
 
     Args:
         probabilities: of the predicted classes.
@@ -212,8 +220,8 @@ def expected_calibration_error(
 
 
 def auroc(known: Float[Tensor, " n"], unknown: Float[Tensor, " m"]) -> float:
-    """The probability that the score of a known image is above that of an unknown one, ties counted half: the area under the
-    receiver operating characteristic.
+    """The probability that the score of a known image is above that of an unknown one, ties counted half: the area
+    under the receiver operating characteristic.
 
     Raises:
         LoricaError: no scores of one of the two.

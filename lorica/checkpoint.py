@@ -1,23 +1,25 @@
 """Checkpoints: what a method learned by the end of each task, every tensor stored once.
 
-    checkpoints/journal.jsonl             a line for each task: what it is, what was measured after it, which tensors are new
+    checkpoints/journal.jsonl             a line for each task: what it is, what was measured after it, which tensors
+                are new
                 task_0003.safetensors     those that task 3 (from 0) added or replaced
                 task_0003-sums.safetensors    those that only learning on needs, see `Method.needed_to_learn_on`
 
-In the journal of a model that goes on learning (`lorica.learner`) a line may also be another change than a task learned, or go
-back to an earlier line; then its files are numbered as lines are, and there may be
+In the journal of a model that goes on learning (`lorica.learner`) a line may also be another change than a task
+learned, or go back to an earlier line; then its files are numbered as lines are, and there may be
 
                 task_0003-images.safetensors    what is known of the images
                 task_0003-parts.safetensors     what only forgetting needs, see `Method.taken_parts`
 
-What a method learned does not change afterwards, but for small parts: a checkpoint is the journal down to its line, and each
-line says which tensors are whole in its file, which are earlier ones extended along an axis, and which are gone. So the
-journal is enough to see what a checkpoint consists of, and storage grows by what is new. A line is the last thing that is
-written for a task; without it, the task has not been learned.
+What a method learned does not change afterwards, but for small parts: a checkpoint is the journal down to its line, and
+each line says which tensors are whole in its file, which are earlier ones extended along an axis, and which are gone.
+So the journal is enough to see what a checkpoint consists of, and storage grows by what is new. A line is the last
+thing that is written for a task; without it, the task has not been learned.
 
-Nothing is pickled. Each line has the hash of its files and is sealed together with all lines before it, so that altered,
-truncated or foreign checkpoints are refused rather than loaded. A seal keeps no secret, so it is not taken as a proof: what is
-sealed must also follow from the lines before it, and tensors must be those of the method, before anything changes in it.
+Nothing is pickled. Each line has the hash of its files and is sealed together with all lines before it, so that
+altered, truncated or foreign checkpoints are refused rather than loaded. A seal keeps no secret, so it is not taken as
+a proof: what is sealed must also follow from the lines before it, and tensors must be those of the method, before
+anything changes in it.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ class _Known(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a run or of a model, in their folder. One that writes has the run's folder to itself (`RunFolder.taken`).
+    """The checkpoints of a run or of a model, in their folder. One that writes has the run's folder to itself
+    (`RunFolder.taken`).
 
     Args:
         undoable: of how many of the newest checkpoints what learning on from them needs is there.
@@ -121,8 +124,8 @@ class Checkpoints:
         self._require_whole()
         if not self._lines and _format_2(self.folder):
             raise CheckpointError(
-                f"{self.folder}: learned by an earlier version of lorica, which drew its random numbers otherwise; it can be "
-                "loaded and evaluated, but not continued: start anew (--overwrite)"
+                f"{self.folder}: learned by an earlier version of lorica, which drew its random numbers otherwise; it "
+                "can be loaded and evaluated, but not continued: start anew (--overwrite)"
             )
         return [line.entry for line in self._lines]
 
@@ -218,12 +221,12 @@ class Checkpoints:
         parts: Mapping[str, Tensor] | None = None,
         learns_on: bool = True,
     ) -> None:
-        """Adds the checkpoint after the method's latest task, or after another change. Files that are no longer wanted go once it
-        is safe.
+        """Adds the checkpoint after the method's latest task, or after another change. Files that are no longer wanted
+        go once it is safe.
 
         Args:
-            change: made to a model; of its kind are `joined`, the number of tasks it has taken up, and `forgotten` classes. One that
-                purges makes a checkpoint for which no earlier one is needed, and they go.
+            change: made to a model; of its kind are `joined`, the number of tasks it has taken up, and `forgotten`
+                classes. One that purges makes a checkpoint for which no earlier one is needed, and they go.
             images, parts: what goes into files of these names.
             learns_on: False where the method was loaded without what learning on needs; that is then not there, either.
 
@@ -326,7 +329,8 @@ class Checkpoints:
         files = {saved.file for line in lines for end, saved in line.files().items() if saved and end != "-sums"}
         if keep == "everything":
             learned_on = lines
-        else:  # the newest, and those that the present one comes of: one that was left can be gone back to, and learns on
+        else:
+            # The newest, and those that the present one comes of: one that was left can be gone back to, and learns on.
             path = [self._lines[each - 1] for each in line_of_descent(self._lines, number) if each > gone]
             newest = [line for line in self._lines[gone:] if line.restores is None]
             learned_on = [*path[-self.undoable :], *newest[-self.undoable :]]
@@ -338,8 +342,8 @@ class Checkpoints:
         self._seals.append(seal)
 
     def open(self, keep: Keep = "all") -> None:
-        """Makes ready to add to what is there: takes away a line that a killed process did not finish, files without one, and
-        files that it did not come to remove.
+        """Makes ready to add to what is there: takes away a line that a killed process did not finish, files without
+        one, and files that it did not come to remove.
 
         Raises:
             CheckpointError: the journal is damaged.
@@ -372,8 +376,8 @@ class Checkpoints:
             into_method: False leaves the method as it is: what is there is only made ready to be added to.
 
         Raises:
-            CheckpointError: everything that does not fit, at once: another method, its options, another backbone, files that
-                are truncated, altered or missing; or there is no such checkpoint.
+            CheckpointError: everything that does not fit, at once: another method, its options, another backbone, files
+                that are truncated, altered or missing; or there is no such checkpoint.
         """
         if not self._lines and (earlier := _format_2(self.folder)):
             folder = self._chosen({number + 1: path for number, path in earlier.items()}, tasks)
@@ -399,8 +403,8 @@ class Checkpoints:
             problems.append(f"{sums}: truncated or altered; restore it, or {self._back(newest.sums.file)}")
         elif sums is not None and not has_sums and to_learn:
             problems.append(
-                f"{sums}: learning on from task {number} needs this file, which is kept for the newest checkpoint alone; "
-                "restore it, or start anew with checkpoints=everything"
+                f"{sums}: learning on from task {number} needs this file, which is kept for the newest checkpoint "
+                "alone; restore it, or start anew with checkpoints=everything"
             )
         if problems:
             raise CheckpointError(problems)
@@ -557,8 +561,9 @@ class Checkpoints:
 
 @contextmanager
 def unharmed(method: Method) -> Iterator[None]:
-    """Where the block raises, the method is what it was: its modules have the attributes that they had, with the same in lists
-    and mappings, and its tensors their values. Those of the encoder are not looked at: growing leaves them alone."""
+    """Where the block raises, the method is what it was: its modules have the attributes that they had, with the same
+    in lists and mappings, and its tensors their values. Those of the encoder are not looked at: growing leaves them
+    alone."""
     containers: dict[int, Any] = {}
     for module in method.modules():
         _collect(vars(module), containers)
@@ -588,7 +593,8 @@ def _collect(value: Any, found: dict[int, Any]) -> None:
 
 
 def restore(method: Method, tasks: Iterable[Task], structure: Mapping[str, Any]) -> None:
-    """Gives a fresh method the shape that it had; tensors are to be copied in. The caller's random state is left as it was.
+    """Gives a fresh method the shape that it had; tensors are to be copied in. The caller's random state is left as it
+    was.
 
     Raises:
         CheckpointError: a structure that the method cannot take, or takes otherwise.
@@ -640,7 +646,8 @@ def _names(line: Line) -> set[str]:
 
 
 def _pieces(lines: Sequence[tuple[int, Line]]) -> dict[int, set[str]]:
-    """Where among the lines the tensors are that they make together: for each place the names of what is read there, in order.
+    """Where among the lines the tensors are that they make together: for each place the names of what is read there, in
+    order.
 
     What a later line has whole, or has removed, is not read in an earlier one.
     """
@@ -655,8 +662,8 @@ def _pieces(lines: Sequence[tuple[int, Line]]) -> dict[int, set[str]]:
 
 
 def _tensors(file: Path, names: Collection[str] | None = None) -> tuple[set[str], dict[str, Tensor]]:
-    """The names of all that is in a file of tensors, and those wanted, which are all by default. CheckpointError: it is none, or
-    has tensors of a kind that torch does not have."""
+    """The names of all that is in a file of tensors, and those wanted, which are all by default. CheckpointError: it is
+    none, or has tensors of a kind that torch does not have."""
     try:
         with safe_open(file, framework="pt") as opened:
             there = set(opened.keys())
@@ -792,7 +799,10 @@ def _earlier_misfits(tasks: Sequence[_EarlierTask], last: int) -> Iterator[str]:
         if task.index != index:
             yield f"tasks[{index}].index is {task.index}, expected {index}"
         if task.first_class != len(known):
-            yield f"tasks[{index}].first_class is {task.first_class}, expected {len(known)}: the number after earlier tasks'"
+            yield (
+                f"tasks[{index}].first_class is {task.first_class}, expected {len(known)}: the number after earlier "
+                "tasks'"
+            )
         if len(known | set(task.class_names)) < len(known) + len(task.class_names):
             yield f"tasks[{index}].class_names is {shown(task.class_names)}, expected names that no other class has"
             return

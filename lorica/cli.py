@@ -1,8 +1,8 @@
-"""The command line: `lorica demo | run | check | list | recipe | import | table | evaluate | export | analyze | merge | theorem | serve`, and
-`lorica.commands`.
+"""The command line: `lorica demo | run | check | list | recipe | import | table | evaluate | export | analyze | merge |
+theorem | serve`, and `lorica.commands`.
 
-What computes is imported within the commands that compute, once what they are given is read: torch takes seconds, and help, lists,
-tables and errors in recipes do without.
+What computes is imported within the commands that compute, once what they are given is read: torch takes seconds, and
+help, lists, tables and errors in recipes do without.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from lorica.terminal import Screen, open_streams, screenful
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples.",
+    help=(
+        "Class-incremental learning with pre-trained transformers by low-rank adaptation, without keeping old samples."
+    ),
     epilog="Any command takes --debug, which shows where in the program an error arose.",
 )
 app.add_typer(models.models)
@@ -204,8 +206,9 @@ def check(
     console.print(
         Text("valid", "green"),
         f": {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "
-        f"{len(stream.class_names)} classes in {len(stream.tasks)} tasks of {' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}, "
-        f"{len(stream.source.train)} training and {len(stream.source.test)} test {what}",
+        f"{len(stream.class_names)} classes in {len(stream.tasks)} tasks of "
+        f"{' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}, {len(stream.source.train)} training and "
+        f"{len(stream.source.test)} test {what}",
         sep="",
     )
 
@@ -506,8 +509,8 @@ def serve(
         )
         if door.is_public:
             Screen(stderr=True).print(
-                f"warning: other machines reach {host}, and nobody is asked for a password: whoever finds this port can have images "
-                "classified, and read the names of the classes and the history",
+                f"warning: other machines reach {host}, and nobody is asked for a password: whoever finds this port "
+                "can have images classified, and read the names of the classes and the history",
                 style="yellow",
                 soft_wrap=True,
             )
@@ -536,8 +539,8 @@ def main() -> None:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C has nothing left to stop
             why = leaving.signal.name if isinstance(leaving, Terminated) else "interrupted"
             errors.print(
-                f"\n{why}: what was finished is kept, and of a task under way its last snapshot; the same command continues, a "
-                "run's with --resume"
+                f"\n{why}: what was finished is kept, and of a task under way its last snapshot; the same command "
+                "continues, a run's with --resume"
             )
         raise SystemExit(code) from None
 

@@ -28,7 +28,8 @@ IN_MEMORY = "in_memory"
 """What `data.source` is in the saved recipe of a run whose data was given as an object."""
 
 KEEP = 5
-"""Images of a class that a model sets aside, unless somebody asks for another number; never more than a fifth of them."""
+"""Images of a class that a model sets aside, unless somebody asks for another number; never more than a fifth of
+them."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -83,7 +84,9 @@ class BackboneConfig(Section):
     pooling: Literal["cls", "mean"] | None = Field(
         default=None,
         exclude_if=lambda value: value is None,  # as in recipes of images
-        description="of a text encoder: its first token or the mean of all; absent = as its files say, else its family's",
+        description=(
+            "of a text encoder: its first token or the mean of all; absent = as its files say, else its family's"
+        ),
     )
 
 
@@ -95,7 +98,9 @@ class DataConfig(Section):
     dataset: str | None = Field(
         default=None,
         exclude_if=lambda value: value is None,
-        description="of the source hf_dataset: its name on Hugging Face's hub, with a configuration as NAME:CONFIGURATION",
+        description=(
+            "of the source hf_dataset: its name on Hugging Face's hub, with a configuration as NAME:CONFIGURATION"
+        ),
     )
     text_column: str | list[str] = Field(
         default="text",
@@ -133,7 +138,10 @@ class DataConfig(Section):
     )
     jpeg_draft: bool = Field(
         default=False,
-        description="decode JPEGs at a half, a quarter or an eighth of their size where that is large enough; faster, other pixels",
+        description=(
+            "decode JPEGs at a half, a quarter or an eighth of their size where that is large enough; faster, other "
+            "pixels"
+        ),
     )
     max_tokens: int | None = Field(
         default=None,
@@ -158,7 +166,9 @@ class StreamConfig(Section):
     by: Literal["class", "domain"] = Field(
         default="class",
         exclude_if=lambda value: value == "class",  # as in recipes from before there was this key
-        description="`domain`: a task is a domain of the source, with classes of earlier ones; `tasks` is how many there are",
+        description=(
+            "`domain`: a task is a domain of the source, with classes of earlier ones; `tasks` is how many there are"
+        ),
     )
     tasks: int | None = Field(default=None, ge=1, description="number of tasks, as even as possible")
     classes_per_task: int | list[int] | None = Field(default=None, description="or their sizes; an uneven list is fine")
@@ -191,7 +201,10 @@ class FitConfig(Section):
         default=1,
         ge=1,
         exclude_if=lambda value: value == 1,  # as in recipes from before there was this key
-        description="parts in which each process computes its batch, one after another, for less memory; the step is that of the whole",
+        description=(
+            "parts in which each process computes its batch, one after another, for less memory; the step is that of "
+            "the whole"
+        ),
     )
 
 
@@ -206,12 +219,14 @@ class EvaluateConfig(Section):
     layers: int | None = Field(
         default=None,
         ge=1,
-        description="of a read-out: last blocks whose features it reads; absent = the vector that the method's classifier reads",
+        description=(
+            "of a read-out: last blocks whose features it reads; absent = the vector that the method's classifier reads"
+        ),
     )
     drift: Drift = Field(
         default="none",
-        description="of a read-out: what becomes of earlier classes' statistics; `affine` moves them as a map fitted on the "
-        "new task's images moves their features",
+        description="of a read-out: what becomes of earlier classes' statistics; `affine` moves them as a map fitted "
+        "on the new task's images moves their features",
     )
 
     every: int = Field(
@@ -248,7 +263,9 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, description="of training: starts, shuffling, augmentation")
     checkpoints: Literal["all", "newest", "everything"] = Field(
         default="all",
-        description="those of all tasks; of the newest alone; or all, each with what learning on from it needs (RanPAC's sums)",
+        description=(
+            "those of all tasks; of the newest alone; or all, each with what learning on from it needs (RanPAC's sums)"
+        ),
     )
     snapshot_seconds: float = Field(
         default=60.0, ge=0, description="time between snapshots of the task under way, for --resume; 0 = never"
@@ -270,7 +287,8 @@ class Recipe(Section):
 
 
 def packaged_recipes() -> dict[str, str]:
-    """Packaged recipes by name, each with the first line of its header comment: lorica's own, then those of `lorica.published`."""
+    """Packaged recipes by name, each with the first line of its header comment: lorica's own, then those of
+    `lorica.published`."""
     folder = resources.files("lorica") / "recipes"
     texts = {
         entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8")
@@ -299,8 +317,8 @@ def read_recipe(
         recipe: a packaged name, a YAML file, a mapping, or a recipe read already.
         overrides: `key.sub=value` strings (see `lorica.recipe_text`), or a mapping of dotted keys or nested sections.
 
-    A method in a `.py` file is executed, and so must be named in the call: in the overrides, or in a mapping; a YAML file
-    may be somebody else's.
+    A method in a `.py` file is executed, and so must be named in the call: in the overrides, or in a mapping; a YAML
+    file may be somebody else's.
 
     Raises:
         RecipeError: every problem, one line each, with the dotted key and the nearest known one.
@@ -315,7 +333,8 @@ def _read_from(
     trusted: bool,
     saved: bool = False,
 ) -> Recipe:
-    """`read_recipe`; what is not `trusted` names no file that is executed, what is `saved` no place relative to this process's."""
+    """`read_recipe`; what is not `trusted` names no file that is executed, what is `saved` no place relative to this
+    process's."""
     if isinstance(recipe, Recipe):
         if not overrides:
             return recipe
@@ -341,11 +360,13 @@ def read_saved(
     """The recipe that a run left; a run older than a key of `_BEFORE` goes on as it began.
 
     Args:
-        given: where its data and its weights are now, and a device: `data.root`, `backbone.weights` and `device`, as overrides.
+        given: where its data and its weights are now, and a device: `data.root`, `backbone.weights` and `device`, as
+            overrides.
         method_file: of a run whose method is a `.py` file: that file. None other is executed.
 
     Raises:
-        RecipeError: as in `read_recipe`; other keys are given; or a method file that is not the one that the run began with.
+        RecipeError: as in `read_recipe`; other keys are given; or a method file that is not the one that the run began
+            with.
     """
     pairs = _pairs(given) + ([("method.name", str(method_file))] if method_file else [])
     if fixed := [key for key, _ in pairs if key not in _GIVEN]:
@@ -426,7 +447,8 @@ def _is_file(path: Path) -> bool:
 
 
 def text_of(file: Path) -> str:
-    """A recipe, or another configuration, as text. RecipeError for a file that cannot be read, is too large or not UTF-8."""
+    """A recipe, or another configuration, as text. RecipeError for a file that cannot be read, is too large or not
+    UTF-8."""
     try:
         with file.open("rb") as stream:
             content = stream.read(_LARGEST + 1)
@@ -576,8 +598,8 @@ def _of_file(name: str, values: Mapping[str, Any], *, trusted: bool) -> dict[str
     noted, found = _plain(values.get("sha256"), str, "method.sha256"), method_file_sha256(name)
     if noted is not None and noted != found:
         raise RecipeError(
-            f"method.sha256: {name} has other contents than the file that this recipe was run with (sha256 {found[:12]} …, "
-            f"then {str(noted)[:12]} …); restore that file, or start a new run"
+            f"method.sha256: {name} has other contents than the file that this recipe was run with (sha256 "
+            f"{found[:12]} …, then {str(noted)[:12]} …); restore that file, or start a new run"
         )
     return {**values, "name": str(_absolute(Path(name))), "sha256": found}
 
@@ -603,7 +625,8 @@ def _hint(place: str, known: Sequence[str]) -> str:
 
 
 def _keys_at(annotation: Any, values: Any, prefix: str = "") -> Iterator[str]:
-    """The dotted keys that there may be in values: in models, and in those within the lists and mappings that are there."""
+    """The dotted keys that there may be in values: in models, and in those within the lists and mappings that are
+    there."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for name, field in annotation.model_fields.items():
             yield f"{prefix}{name}"

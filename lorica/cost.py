@@ -32,9 +32,9 @@ KINDS: dict[type[nn.Module], str] = {
 def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> dict[str, Any]:
     """The ledger after the latest task; there has been one.
 
-    Numbers of parameters and floats come in total and by kind. The kind of a tensor is that of the innermost such module which holds it
-    (`KINDS`). Elsewhere, a method's own scalars and vectors are "coefficients" (magnitudes, gates), and anything larger is
-    called as the method calls it ("prompts", "bases").
+    Numbers of parameters and floats come in total and by kind. The kind of a tensor is that of the innermost such
+    module which holds it (`KINDS`). Elsewhere, a method's own scalars and vectors are "coefficients" (magnitudes,
+    gates), and anything larger is called as the method calls it ("prompts", "bases").
 
     Args:
         trained: what the task trained, from `learn_task`: the end of a task may drop some of it again. Absent = what
@@ -46,7 +46,8 @@ def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> 
         `stored`, `stored_by_kind`: floats in a checkpoint, without integers such as a seed.
         `stored_features`: floats of these that were computed from features of training images and not trained: class
             means, covariances, sums, bases (SD-LoRA's Table 5). A module names such tensors in `of_features`.
-        `end_to_end`: whether the logits alone can train all that the task trained, and rest on nothing of `stored_features`.
+        `end_to_end`: whether the logits alone can train all that the task trained, and rest on nothing of
+            `stored_features`.
         `flops_per_prediction`: FLOPs of matrix products and convolutions, attention included, for one input with the
         updates merged; a multiply-add counts as 2. Norms, activations and softmax do not count.
         `forwards_per_prediction`: passes through the backbone for one input; half of the blocks make half a pass.
@@ -163,7 +164,8 @@ def _prediction(method: Method) -> tuple[int, float]:
 
 
 def _fused_attention() -> dict[Any, Any]:
-    """Formulas for kernels that FlopCounterMode does not know. To choose a kernel that it knows would choose for all threads."""
+    """Formulas for kernels that FlopCounterMode does not know. To choose a kernel that it knows would choose for all
+    threads."""
 
     def products(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
         return 2 * query[:-1].numel() * key[-2] * (query[-1] + value[-1])

@@ -1,9 +1,9 @@
 """What modules of lorica define, taken from their text without executing all of it.
 
-A method is one file, which imports torch, and that takes seconds. Its name, what it is, and what a recipe can tell it need no torch:
-so that lists and errors in recipes do not wait for it, they are read here. A definition is executed together with those that it
-mentions, in the order of the file, and with nothing else of the file; what it has from other modules of lorica is taken in the
-same way, or as it is where that module is imported already.
+A method is one file, which imports torch, and that takes seconds. Its name, what it is, and what a recipe can tell it
+need no torch: so that lists and errors in recipes do not wait for it, they are read here. A definition is executed
+together with those that it mentions, in the order of the file, and with nothing else of the file; what it has from
+other modules of lorica is taken in the same way, or as it is where that module is imported already.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _one_at_a_time = Lock()
 
 
 class Loader(InspectLoader):
-    """Executes the very bytes of a file that it is given, or some of its statements; nothing is cached beside the file."""
+    """Executes the very bytes of a file that it is given, or some of its statements; nothing is cached beside the
+    file."""
 
     def __init__(self, source: bytes, path: Path, statements: Sequence[ast.stmt] | None = None) -> None:
         self._source, self._path, self._statements = source, path, statements
@@ -38,7 +39,8 @@ class Loader(InspectLoader):
         return compile(code, str(self._path), "exec", dont_inherit=True)
 
     def load(self, name: str, given: Mapping[str, Any] = MappingProxyType({})) -> ModuleType:
-        """The module, executed where these names are given; in `sys.modules`, where pydantic looks up the annotations of a model."""
+        """The module, executed where these names are given; in `sys.modules`, where pydantic looks up the annotations
+        of a model."""
         spec = spec_from_loader(name, self, origin=str(self._path))
         assert spec is not None  # there is a loader
         spec.has_location = True  # sets __file__
@@ -87,7 +89,8 @@ def class_attribute(module: str, class_name: str, name: str) -> Any:
 
 
 def _definition(module: str, name: str) -> tuple[str, str, ast.stmt]:
-    """Where in lorica what a module calls by a name is from, what it is called there, and the statement that defines it."""
+    """Where in lorica what a module calls by a name is from, what it is called there, and the statement that defines
+    it."""
     for statement in parsed(_file(module)).body:
         if name in _defined(statement):
             if isinstance(statement, ast.ImportFrom) and _is_ours(statement):

@@ -32,32 +32,35 @@ METHODS = {
 }
 
 INTRODUCTION = (
-    "[bold]{what} arrive in {groups} groups.[/] A small vision transformer, pre-trained on generated images and shipped with lorica, "
-    "learns each group from its own images only: those of earlier groups are gone. After each group it is tested on all classes "
-    "seen so far, without being told which group an image comes from. A network that trains on new classes alone bends to them and "
-    "[bold]forgets[/] the old ones; what prevents it is to leave alone what earlier classes rest on. Five methods in turn:\n"
+    "[bold]{what} arrive in {groups} groups.[/] A small vision transformer, pre-trained on generated images and "
+    "shipped with lorica, learns each group from its own images only: those of earlier groups are gone. After each "
+    "group it is tested on all classes seen so far, without being told which group an image comes from. A network that "
+    "trains on new classes alone bends to them and [bold]forgets[/] the old ones; what prevents it is to leave alone "
+    "what earlier classes rest on. Five methods in turn:\n"
 )
 
 READING = (
-    "[bold]How to read it.[/] [italic]New group[/]: accuracy on a group just after learning it. [italic]After the last[/] (Acc): "
-    "accuracy on all groups at the end. [italic]Average on the way[/] (AAA): the same after each group, averaged. "
-    "[italic]Lost[/]: how much of the best accuracy on a group is gone at the end. LoRA and full fine-tuning learn every new group and "
-    "lose the old ones. SD-LoRA keeps earlier directions and lets their magnitudes learn, and loses less. RoLDA adapts to the first "
-    "group and never again: what it learns later are statistics of features, which add up and lose nothing. Prototypes do not even adapt.{more}\n"
+    "[bold]How to read it.[/] [italic]New group[/]: accuracy on a group just after learning it. [italic]After the "
+    "last[/] (Acc): accuracy on all groups at the end. [italic]Average on the way[/] (AAA): the same after each group, "
+    "averaged. [italic]Lost[/]: how much of the best accuracy on a group is gone at the end. LoRA and full fine-tuning "
+    "learn every new group and lose the old ones. SD-LoRA keeps earlier directions and lets their magnitudes learn, "
+    "and loses less. RoLDA adapts to the first group and never again: what it learns later are statistics of features, "
+    "which add up and lose nothing. Prototypes do not even adapt.{more}\n"
 )
 
 ON_DIGITS = (
-    " On digits the frozen features happen to be nearly enough; where they are not (242 characters, docs/results), methods that adapt "
-    "come out far ahead."
+    " On digits the frozen features happen to be nearly enough; where they are not (242 characters, docs/results), "
+    "methods that adapt come out far ahead."
 )
 
 ON_IMAGES = (
-    " This small backbone was made for strokes, at 32 pixels; photographs want one that was made for them, as `own_images` takes it, or "
-    "backbone.name=… behind this command."
+    " This small backbone was made for strokes, at 32 pixels; photographs want one that was made for them, as "
+    "`own_images` takes it, or backbone.name=… behind this command."
 )
 
 NEXT_STEPS = """\
-[bold]What you have[/] in {out}: metrics.json of each method (the whole accuracy matrix), checkpoints after every pair, and figures:
+[bold]What you have[/] in {out}: metrics.json of each method (the whole accuracy matrix), checkpoints after every pair,
+and figures:
 {figures}
 [bold]What next[/]
   {lorica} run digits method.name=lora_frozen
@@ -99,7 +102,10 @@ def show(out: Path, console: Screen, images: Path | None = None, given: Sequence
             results.append(run(_with(recipe, name), out=out / name, overwrite=True, progress=reporter))
             console.print(" ", Text("done", "green"), f"{name:<14} {time.perf_counter() - start:4.0f} s")
     drawn = figures.draw_all(results, out / "figures")
-    title = f"{'Digits' if images is None else images.name}, {classes} classes in {recipe.stream.tasks} groups, accuracy in %"
+    title = (
+        f"{'Digits' if images is None else images.name}, {classes} classes in {recipe.stream.tasks} groups, accuracy "
+        "in %"
+    )
     console.print(_table(results, title))
     names = "".join(f"  {path}\n" for path in drawn if path.suffix == ".png")
     console.print(READING.format(more=ON_DIGITS if images is None else ON_IMAGES), markup=True)

@@ -1,7 +1,7 @@
 """One stage of training as an object with a state: the only optimiser step in the package.
 
-A descent that is saved after any batch and restored goes on bit for bit as if it had never stopped: what its batches are
-and what is drawn at a step follow from where it stands (`lorica.randomness`), not from what happened before.
+A descent that is saved after any batch and restored goes on bit for bit as if it had never stopped: what its batches
+are and what is drawn at a step follow from where it stands (`lorica.randomness`), not from what happened before.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Fit:
 
 
 class Standing(BaseModel):
-    """The plain part of a descent's state: the batch that comes next, and what optimiser and schedule say of themselves.
+    """The plain part of a descent's state: the batch that comes next, and what optimiser and schedule say of
+    themselves.
 
     Of that, only the learning rates are taken up again; all else follows from the recipe and from the place.
     """
@@ -76,8 +77,8 @@ class Standing(BaseModel):
 class Descent:
     """A stage: some parameters of a method, trained on some data for some epochs. Everything else is frozen meanwhile.
 
-    Several processes each compute a part of every batch, which `fit.accumulate` divides further, and take the step of the whole:
-    gradients, and the values of terms, are added up with weights that together are 1.
+    Several processes each compute a part of every batch, which `fit.accumulate` divides further, and take the step of
+    the whole: gradients, and the values of terms, are added up with weights that together are 1.
 
     Attributes:
         epoch, step: the batch that comes next; `step` counts within the epoch.
@@ -85,7 +86,8 @@ class Descent:
         waited: seconds that `run` has waited for batches so far, in this process; a GPU may have been busy meanwhile.
 
     Args:
-        divided: the losses of a batch are the means of those of its parts (`Method.undivided`). Otherwise each process computes all of it.
+        divided: the losses of a batch are the means of those of its parts (`Method.undivided`). Otherwise each process
+            computes all of it.
         draws: the place of this stage, from which all that it draws follows.
         record: takes a row of the history every `RECORD_EVERY` steps and at the end of each epoch, see `row`.
         after_step: called between batches, when the descent can be saved.
@@ -137,14 +139,16 @@ class Descent:
 
     @property
     def is_looked_at(self) -> bool:
-        """Whether all wait for the device between the batch taken last and the next one, since the loss is looked at."""
+        """Whether all wait for the device between the batch taken last and the next one, since the loss is looked
+        at."""
         return self.step == 0 or self.taken % RECORD_EVERY == 0
 
     def run(self) -> None:
         """Takes all batches that are left.
 
         Raises:
-            TrainingError: a loss, or a parameter at the end, that is not finite: the epoch and step at which it first was so.
+            TrainingError: a loss, or a parameter at the end, that is not finite: the epoch and step at which it first
+                was so.
         """
         if not (self.parameters and self.steps):
             return
@@ -186,7 +190,8 @@ class Descent:
             yield batch
 
     def take(self, batch: Batch) -> None:
-        """The batch that comes next: an optimiser step for each time that the losses yield. Nothing waits for the device.
+        """The batch that comes next: an optimiser step for each time that the losses yield. Nothing waits for the
+        device.
 
         It seeds torch's own random state, see `Draws.seeded`.
         """
@@ -211,8 +216,8 @@ class Descent:
         self.epoch, self.step = (self.epoch + 1, 0) if last else (self.epoch, self.step + 1)
 
     def _parts(self, batch: Batch) -> list[tuple[Batch, float]]:
-        """What this process computes of a batch one after another, each with its weight in the whole. What every process computes
-        weighs as little as there are of them."""
+        """What this process computes of a batch one after another, each with its weight in the whole. What every
+        process computes weighs as little as there are of them."""
         samples = len(batch.labels)
         own = batch.part or Part(0, samples, samples)
         whole = own.whole if samples < own.whole else samples * self._processes.number
@@ -225,8 +230,8 @@ class Descent:
     def _backward(
         self, parts: list[tuple[Batch, float, Iterator[dict[str, Tensor]]]], number: int
     ) -> dict[str, Tensor] | None:
-        """The terms of a batch, of that yield, and the gradients of their sum; None where the losses yield no more. Losses are computed
-        under the run's precision; the caller's step runs outside it."""
+        """The terms of a batch, of that yield, and the gradients of their sum; None where the losses yield no more.
+        Losses are computed under the run's precision; the caller's step runs outside it."""
         sums: dict[str, Tensor] = {}
         for place, (part, weight, losses) in enumerate(parts):
             if number == 0 or len(parts) > 1:  # every part draws alike what it does not draw for single samples
@@ -245,8 +250,8 @@ class Descent:
         return sums if self._processes.alone else self._added(sums)
 
     def _added(self, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The terms, added up over all processes, and with them the gradients. A parameter without one in all of them stays so, which
-        optimisers pass over."""
+        """The terms, added up over all processes, and with them the gradients. A parameter without one in all of them
+        stays so, which optimisers pass over."""
         there = [parameter.grad is not None for parameter in self.parameters]
         if self._there is None or self._there[0] != there:
             self._there = there, torch.tensor(there, dtype=torch.float32, device=self._accelerator.device)
@@ -260,8 +265,8 @@ class Descent:
         return dict(zip(terms, values, strict=True))
 
     def row(self) -> dict[str, Any]:
-        """What is to say of the latest batch: task, stage, epoch and step (from 0), the largest learning rate, the value of each
-        term of the loss, and what the method says of itself, without long lists.
+        """What is to say of the latest batch: task, stage, epoch and step (from 0), the largest learning rate, the
+        value of each term of the loss, and what the method says of itself, without long lists.
 
         Raises:
             TrainingError: a loss since the last look that was not finite.
@@ -357,8 +362,8 @@ class Descent:
         self.epoch, self.step = standing.epoch, standing.step
 
     def _misfits(self, standing: Standing, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-        """Why a state is not one of this stage: a place beyond its end, another rate than that place has, or tensors of the
-        optimiser's that do not have the shape of their parameter, or none."""
+        """Why a state is not one of this stage: a place beyond its end, another rate than that place has, or tensors of
+        the optimiser's that do not have the shape of their parameter, or none."""
         if standing.steps != self.steps:
             yield f"descent.steps is {standing.steps}, expected {self.steps}"
             return
@@ -407,7 +412,8 @@ def _groups(parameters: list[nn.Parameter], factors: Mapping[nn.Parameter, float
 
 
 def _optimizer(groups: list[dict[str, Any]], fit: Fit) -> torch.optim.Optimizer:
-    # all parameters in one operation: the same bits as one after another, on a CPU too, where it is not torch's own choice
+    # all parameters in one operation: the same bits as one after another, on a CPU too, where it is not torch's own
+    # choice
     shared: dict[str, Any] = {"lr": fit.learning_rate, "weight_decay": fit.weight_decay, "foreach": True}
     if fit.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=fit.momentum, **shared)

@@ -88,8 +88,8 @@ def _git_revision() -> str | None:
 
 
 def noted_contents(file: Path) -> dict[str, dict[str, list[Any]]] | None:
-    """What the data of a run consisted of when it began, see `lorica.data.contents`; None where its environment.json is not
-    there, or from before that was noted.
+    """What the data of a run consisted of when it began, see `lorica.data.contents`; None where its environment.json is
+    not there, or from before that was noted.
 
     Raises:
         LoricaError: a file that cannot be read, or is no environment.json.

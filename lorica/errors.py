@@ -1,8 +1,8 @@
 """The one family of errors that a user can cause and mend.
 
-A message says where (a dotted recipe path or a file), what was expected, what was given, and what to do. Several problems
-found together are raised together: one `LoricaError` with one line a problem. The command line prints these lines without
-a traceback and exits with code 2; any other exception is a fault of lorica.
+A message says where (a dotted recipe path or a file), what was expected, what was given, and what to do. Several
+problems found together are raised together: one `LoricaError` with one line a problem. The command line prints these
+lines without a traceback and exits with code 2; any other exception is a fault of lorica.
 """
 
 from __future__ import annotations

@@ -29,14 +29,15 @@ def require_numbers(logits: Float[torch.Tensor, "n classes"], method: Method) ->
     """The logits, all of which are numbers; LoricaError: one is not, and would count as the largest."""
     if bool(logits.isnan().any()):
         raise LoricaError(
-            f"{method.name}: logits are not a number; what it has learned is damaged or has numbers beyond all bounds: go "
-            "back to an earlier task, or start anew with a lower fit.learning_rate"
+            f"{method.name}: logits are not a number; what it has learned is damaged or has numbers beyond all bounds: "
+            "go back to an earlier task, or start anew with a lower fit.learning_rate"
         )
     return logits
 
 
 def plain_form(method: Method) -> Method:
-    """The method on merged weights; or itself, where that gives other logits on random inputs (its layers do more than add)."""
+    """The method on merged weights; or itself, where that gives other logits on random inputs (its layers do more than
+    add)."""
     plain = merged(method)
     if plain is method:
         return method

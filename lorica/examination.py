@@ -1,4 +1,5 @@
-"""A model examined on labelled images: how many are right, which classes are taken for which, and whether its probabilities hold."""
+"""A model examined on labelled images: how many are right, which classes are taken for which, and whether its
+probabilities hold."""
 
 from __future__ import annotations
 

@@ -108,8 +108,8 @@ class RunFolder:
             shutil.rmtree(self.anew.path)
 
     def held(self, *, anew: bool) -> list[Path]:
-        """The files here that a run replaces or removes as it goes on; or as it begins `anew`, then including all that are in
-        its folders (but for hidden ones, which it leaves alone)."""
+        """The files here that a run replaces or removes as it goes on; or as it begins `anew`, then including all that
+        are in its folders (but for hidden ones, which it leaves alone)."""
         files = [
             self.recipe,
             self.environment,
@@ -153,8 +153,8 @@ class RunFolder:
         self._arrive()
 
     def _arrive(self) -> None:
-        """Two steps, of which each can be taken again: the old run goes, without its recipe at once; the new one's files move
-        in, the recipe last. So at no moment is there a mixture that can be loaded."""
+        """Two steps, of which each can be taken again: the old run goes, without its recipe at once; the new one's
+        files move in, the recipe last. So at no moment is there a mixture that can be loaded."""
         if self._arriving.exists():
             self.clear()
             os.replace(self._arriving, self._arrived)
@@ -173,7 +173,8 @@ class RunFolder:
 
 @contextmanager
 def taken(folder: Path) -> Iterator[None]:
-    """A folder, made where it is missing, for this process alone; what a killed process left half-written in it is cleared.
+    """A folder, made where it is missing, for this process alone; what a killed process left half-written in it is
+    cleared.
 
     The lock goes with its process, however that ends.
 
@@ -258,7 +259,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: str, *, durable: bool = True) -> None:
-    """Adds a line to a file, made where it is missing; once this returns, the line is on the disk, if it is to be `durable`.
+    """Adds a line to a file, made where it is missing; once this returns, the line is on the disk, if it is to be
+    `durable`.
 
     A process that is killed meanwhile leaves a part of the line without its end, which `complete_lines` passes over.
 

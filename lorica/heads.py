@@ -1,5 +1,5 @@
-"""Classifiers that train: a linear head that gains a block of rows with each task, and a cosine head for one task. Those that are
-computed from features are in `lorica.statistics`."""
+"""Classifiers that train: a linear head that gains a block of rows with each task, and a cosine head for one task.
+Those that are computed from features are in `lorica.statistics`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def cosines(features: Float[Tensor, "n features"], rows: Float[Tensor, "m featur
 
 
 def mean_cosine(features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> float | None:
-    """Mean cosine between the class means of any two classes; None of a single class. Near 1, the space has collapsed."""
+    """Mean cosine between the class means of any two classes; None of a single class. Near 1, the space has
+    collapsed."""
     means = torch.stack([features[labels == label].float().mean(dim=0) for label in labels.unique()])
     number = len(means)
     return (cosines(means, means).sum().item() - number) / (number * (number - 1)) if number > 1 else None

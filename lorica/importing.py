@@ -1,7 +1,7 @@
 """Configurations of other code as recipes: LAMDA-PILOT's and SD-LoRA's (JSON), LibContinual's (YAML).
 
-Each key ends in one of four places: a key of the recipe; no effect in the original, which never reads it or reads it without
-consequence; no counterpart here, with the reason; or not known. The last three are said in the recipe's header.
+Each key ends in one of four places: a key of the recipe; no effect in the original, which never reads it or reads it
+without consequence; no counterpart here, with the reason; or not known. The last three are said in the recipe's header.
 
 What the originals read was found in their sources: LAMDA-PILOT, SD-Lora-CL (its fork) and LibContinual as of 2025.
 """
@@ -38,8 +38,8 @@ _SOURCES = {
 _NEVER_READ = "the original never reads it"
 _NO_SAMPLES = "no effect there: this method keeps no samples"
 _MAJORITY = (
-    "The whole batch there takes the prompts that most of it want, which is left off: a prediction depends on the rest of its batch then, "
-    "which tells the task where test data are in order; method.batch_majority=true does the same"
+    "The whole batch there takes the prompts that most of it want, which is left off: a prediction depends on the rest "
+    "of its batch then, which tells the task where test data are in order; method.batch_majority=true does the same"
 )
 _MASK = "part of how the original is built, and fixed here"
 
@@ -51,7 +51,8 @@ class Imported:
     Attributes:
         origin: which code it is for.
         values: sections of a recipe.
-        idle: keys with no effect in the original, and why; `lost`: keys without a counterpart here, and why; `unknown`: others.
+        idle: keys with no effect in the original, and why; `lost`: keys without a counterpart here, and why; `unknown`:
+            others.
         remarks: what differs beyond single keys.
     """
 
@@ -525,7 +526,8 @@ def _libcontinual_fit(keys: _Keys, found: Imported) -> dict[str, Any]:
 
 
 def _crop(transforms: Any, benchmark: str) -> float:
-    """What the test keeps of a resized side; without transforms of its own, a configuration has those of the data set."""
+    """What the test keeps of a resized side; without transforms of its own, a configuration has those of the data
+    set."""
     if transforms is None:
         return 1.0 if benchmark == "cifar100" else 0.875
     sizes = {name: (options or {}).get("size") for each in transforms for name, options in each.items()}

@@ -27,8 +27,8 @@ class Followed(SystemExit):
 class Interruptions:
     """Ctrl-C, SIGTERM and SIGHUP for the length of a `with` block.
 
-    Outside of `held` they raise at once: KeyboardInterrupt, or `Terminated`. Within, the first one waits for `release`; a
-    second one raises at once. In another thread than the main one, which alone gets signals, this does nothing.
+    Outside of `held` they raise at once: KeyboardInterrupt, or `Terminated`. Within, the first one waits for `release`;
+    a second one raises at once. In another thread than the main one, which alone gets signals, this does nothing.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """What a caller has set for the whole process has no bearing on a run.
 
-A notebook may have made float64 or a GPU torch's default, switched gradients off or autocast on; the same recipe must give
-the same numbers there. Threads, TF32 and deterministic algorithms stay as the caller set them: they say how to compute.
+A notebook may have made float64 or a GPU torch's default, switched gradients off or autocast on; the same recipe must
+give the same numbers there. Threads, TF32 and deterministic algorithms stay as the caller set them: they say how to
+compute.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _dtype = _DefaultDtype()
 
 @contextmanager
 def isolated() -> Iterator[None]:
-    """torch's and NumPy's own defaults for the length of a `with` block or, as a decorator, of a call; then they are as before."""
+    """torch's and NumPy's own defaults for the length of a `with` block or, as a decorator, of a call; then they are as
+    before."""
     with ExitStack() as stack:
         if torch.get_default_device().type != "cpu":  # to say so costs a little at every operation
             stack.enter_context(torch.device("cpu"))

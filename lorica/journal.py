@@ -112,7 +112,8 @@ class Line(BaseModel):
         whole: tensors that are in that file as they are.
         extended: tensors of earlier lines, and along which axis what is in that file is added to them.
         removed: tensors of earlier lines that are gone.
-        sums: what only learning on needs; the file is there for the newest checkpoint, and for others where that was asked for.
+        sums: what only learning on needs; the file is there for the newest checkpoint, and for others where that was
+            asked for.
         entry: what was measured.
         history: size of the history by then, in bytes.
         change: what was done to a model; None in a run.
@@ -153,8 +154,8 @@ class Line(BaseModel):
 
 
 def line_of_descent(lines: Sequence[Line], number: int) -> list[int]:
-    """Numbers, from 1, of the lines that together make what there was after that line: those before it, but for what has been
-    rolled back by then."""
+    """Numbers, from 1, of the lines that together make what there was after that line: those before it, but for what
+    has been rolled back by then."""
     path = []
     while number:
         restored = lines[number - 1].restores

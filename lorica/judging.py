@@ -187,8 +187,8 @@ class Album:
     def unseen(
         self, samples: Samples, numbers: Sequence[int | None], reporter: Reporter | None = None
     ) -> tuple[Int[Tensor, " m"], UInt8[Tensor, "m 16"], int]:
-        """Which samples have not been learned yet, by name and contents; their digests; and how many of them were learned as
-        another class.
+        """Which samples have not been learned yet, by name and contents; their digests; and how many of them were
+        learned as another class.
 
         Args:
             numbers: of the classes that the samples' labels stand for, None where it is not known.
@@ -218,7 +218,8 @@ class Album:
             twin = first.setdefault(each, index)
             if twin != index and samples.labels[twin] != label:
                 problems.append(
-                    f"{samples.describe(index)}: the same image is there as another class, {samples.describe(twin)}; remove one"
+                    f"{samples.describe(index)}: the same image is there as another class, {samples.describe(twin)}; "
+                    "remove one"
                 )
             known = self._known.get(each, ())
             if twin == index and numbers[label] not in known:
@@ -338,8 +339,8 @@ class Allowed:
             problems.append(f"max_drop: {self.drop:g} points are allowed, and old classes would lose {moved.drop:.1f}")
         if self.flips is not None and moved.lost > self.flips:
             problems.append(
-                f"max_flips: {self.flips} images are allowed, and {moved.lost} of {moved.images} would be told wrong that are told "
-                "right now"
+                f"max_flips: {self.flips} images are allowed, and {moved.lost} of {moved.images} would be told wrong "
+                "that are told right now"
             )
         if problems:
             fell = [

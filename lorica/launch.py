@@ -36,8 +36,8 @@ def launched() -> int:
         name = several[0]
         raise LoricaError(
             f"this is one of several processes ({name} is {os.environ[name]!r:.40}) that cannot find each other "
-            f"({missing[0] if missing else 'WORLD_SIZE'} says nothing); start them by `torchrun` or `accelerate launch`, on each node by one "
-            f"of these alone, or unset {name}"
+            f"({missing[0] if missing else 'WORLD_SIZE'} says nothing); start them by `torchrun` or `accelerate "
+            f"launch`, on each node by one of these alone, or unset {name}"
         )
     return int(number)
 
@@ -52,8 +52,9 @@ def require_alone(what: str) -> None:
     several = [name for name in _SIZES if os.environ.get(name, "1") not in ("", "0", "1")]
     if several:
         raise LoricaError(
-            f"this is one of several processes ({several[0]} is {os.environ[several[0]]!r:.40}), and {what}; `lorica run` alone shares its "
-            f"work; start this without `torchrun`, `accelerate launch`, `mpirun` or `srun`, or unset {several[0]}"
+            f"this is one of several processes ({several[0]} is {os.environ[several[0]]!r:.40}), and {what}; `lorica "
+            "run` alone shares its work; start this without `torchrun`, `accelerate launch`, `mpirun` or `srun`, or "
+            f"unset {several[0]}"
         )
 
 
@@ -67,8 +68,8 @@ def be_heard() -> None:
 
 
 def is_heard() -> bool:
-    """Whether an error of the user's is this process's to tell. Before processes have found each other all have the same ones, and the
-    first on each node tells."""
+    """Whether an error of the user's is this process's to tell. Before processes have found each other all have the
+    same ones, and the first on each node tells."""
     return _heard or os.environ.get("WORLD_SIZE", "1") in ("", "0", "1") or os.environ.get("LOCAL_RANK", "0") == "0"
 
 

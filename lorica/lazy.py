@@ -1,8 +1,8 @@
-"""Names of a package whose homes are imported when a name is first used: `import lorica` costs nothing, torch is paid for by
-what computes.
+"""Names of a package whose homes are imported when a name is first used: `import lorica` costs nothing, torch is paid
+for by what computes.
 
-A package that does so lists its names three times, since type checkers run nothing: imported under TYPE_CHECKING, in `__all__`,
-and here. A test holds the three to each other.
+A package that does so lists its names three times, since type checkers run nothing: imported under TYPE_CHECKING, in
+`__all__`, and here. A test holds the three to each other.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 def lazily(package: str, names: Mapping[str, Sequence[str]]) -> None:
     """Makes a package that is being imported have the names of these modules, and all of its own submodules.
 
-    A name stands for the same thing whatever was imported before: where a submodule is called like it (`lorica.run`), importing
-    that submodule does not put it in the name's place.
+    A name stands for the same thing whatever was imported before: where a submodule is called like it (`lorica.run`),
+    importing that submodule does not put it in the name's place.
     """
     homes = {name: module for module, those in names.items() for name in those}
 

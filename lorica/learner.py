@@ -1,4 +1,5 @@
-"""A model that goes on learning: classes and images come whenever they come, and any earlier version can be gone back to.
+"""A model that goes on learning: classes and images come whenever they come, and any earlier version can be gone back
+to.
 
     learner = Learner("birds", backbone="vit_base_patch16_224.augreg_in21k")
     learner.learn("photos/may")          # a folder for each class: new ones, more images of old ones, or both
@@ -6,12 +7,12 @@
     learner.rollback(1)
 
 A model is a folder. It holds a recipe as a run does, and each change is one line in the journal of its checkpoints
-(`lorica.checkpoint`), written last: a process that is killed leaves the model as it was. A change that is a task is learned by
-the same session as a run's (`lorica.session`), so that the same tasks give the same weights to the bit. Going back adds a line
-too, and nothing is lost by it.
+(`lorica.checkpoint`), written last: a process that is killed leaves the model as it was. A change that is a task is
+learned by the same session as a run's (`lorica.session`), so that the same tasks give the same weights to the bit.
+Going back adds a line too, and nothing is lost by it.
 
-Of each class a few images are set aside, as small as the backbone reads them, and never trained on. Old classes are judged by
-them before a change counts; probabilities and what is unknown are fitted to them.
+Of each class a few images are set aside, as small as the backbone reads them, and never trained on. Old classes are
+judged by them before a change counts; probabilities and what is unknown are fitted to them.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class _Settings(BaseModel):
 
     Attributes:
         labels: what the first labels were.
-        recipe: hash of what recipe.yaml says, but for keys that may change: what tells that one of the two has been altered.
+        recipe: hash of what recipe.yaml says, but for keys that may change: what tells that one of the two has been
+            altered.
         forgettable: see `Learner`.
     """
 
@@ -98,14 +100,16 @@ class Learner:
 
     Args:
         folder: where it is, or is to be; absent = in memory, until `save`.
-        recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no part.
+        recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no
+            part.
         device, precision: where and how it computes; absent = as its recipe says.
         keep: images of each class to set aside, see `lorica.config.KEEP`; 0 keeps none.
-        forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to 8 bytes a
-            feature for each image, which say almost what the images' features do. Absent = no.
+        forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to
+            8 bytes a feature for each image, which say almost what the images' features do. Absent = no.
         method_file: the `.py` file of the method, where it has one; no file is executed that is not named here.
-        settings: keys that replace the recipe's, as for `lorica.run`: `backbone="vit_small_patch16_224"`, `method={"rank": 4}`,
-            `**{"fit.epochs": 3}`. A model that is there keeps its own; of it, only where its weights are may be given.
+        settings: keys that replace the recipe's, as for `lorica.run`: `backbone="vit_small_patch16_224"`,
+            `method={"rank": 4}`, `**{"fit.epochs": 3}`. A model that is there keeps its own; of it, only where its
+            weights are may be given.
 
     Raises:
         LoricaError: settings that are not valid, or not those of the model in the folder.
@@ -250,16 +254,19 @@ class Learner:
         max_flips: int | None = None,
         progress: bool | Reporter = False,
     ) -> Version | None:
-        """Learns what has come: new classes, more images of known ones, or both. None of it is kept but the images set aside.
+        """Learns what has come: new classes, more images of known ones, or both. None of it is kept but the images set
+        aside.
 
         Images that this model has learned already, by name and contents, are passed over.
 
         Args:
-            source: a folder of class folders (of one with `train` and `test`, the first is learned, and the second judged by), a
-                pair of images and labels in memory, or a `Source`.
+            source: a folder of class folders (of one with `train` and `test`, the first is learned, and the second
+                judged by), a pair of images and labels in memory, or a `Source`.
             test: the same, to judge old and new classes by, beside the images set aside.
-            frozen: the scores of the classes there are must stay to the bit; LoricaError where the method cannot promise it.
-            max_drop: the largest fall of accuracy over the images of old classes by which they are judged, in percentage points.
+            frozen: the scores of the classes there are must stay to the bit; LoricaError where the method cannot
+                promise it.
+            max_drop: the largest fall of accuracy over the images of old classes by which they are judged, in
+                percentage points.
             max_flips: the largest number of them that were right and may become wrong.
             progress: as for `lorica.run`.
 
@@ -268,7 +275,8 @@ class Learner:
 
         Raises:
             RegressionError: more was lost than allowed; the model is what it was.
-            LoricaError: everything wrong with the data or the folder, or training that cannot go on; the model is what it was.
+            LoricaError: everything wrong with the data or the folder, or training that cannot go on; the model is what
+                it was.
         """
         allowed = require_bounds(max_drop, max_flips)
         with self._changing(progress) as (reporter, interruptions):
@@ -288,7 +296,8 @@ class Learner:
                 raise
 
     def partial_fit(self, images: Any, labels: Any, classes: Any = None) -> Learner:
-        """Learns these images, of classes seen before or never; `classes` is taken for scikit-learn's sake and not needed."""
+        """Learns these images, of classes seen before or never; `classes` is taken for scikit-learn's sake and not
+        needed."""
         self.learn((images, labels))
         return self
 
@@ -329,16 +338,18 @@ class Learner:
     def forget(self, names: Any, *, hide: bool = False) -> Version:
         """Takes classes out of the model, with what it remembers of them; images of theirs can be learned again.
 
-        Where nothing was trained on their images and the model is `forgettable`, or remembers no sums over classes, it is then a
-        model that never saw them (`lorica.methods.base.Method.forget`). What stays of them otherwise is in the version's remarks.
-        Earlier versions, which can be gone back to, still have them until `purge`.
+        Where nothing was trained on their images and the model is `forgettable`, or remembers no sums over classes, it
+        is then a model that never saw them (`lorica.methods.base.Method.forget`). What stays of them otherwise is in
+        the version's remarks. Earlier versions, which can be gone back to, still have them until `purge`.
 
         Args:
-            names: of one class, or of several; numbers where the labels were numbers. One that is hidden can be forgotten yet.
+            names: of one class, or of several; numbers where the labels were numbers. One that is hidden can be
+                forgotten yet.
             hide: only predict them no more; their statistics stay, and their images are known still.
 
         Raises:
-            LoricaError: classes that it does not know, or all that it knows; or statistics that they cannot be taken out of.
+            LoricaError: classes that it does not know, or all that it knows; or statistics that they cannot be taken
+                out of.
         """
         wanted = [
             str(name) for name in ([names] if isinstance(names, str) or not isinstance(names, Iterable) else names)
@@ -390,9 +401,9 @@ class Learner:
             return history_of(checkpoints)[-1]
 
     def purge(self) -> Version:
-        """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors, images
-        set aside and their digests. History still says what was done, with names of classes and numbers of images; exports
-        stay, and those in the model's folder that have such a class are in the version's remarks.
+        """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors,
+        images set aside and their digests. History still says what was done, with names of classes and numbers of
+        images; exports stay, and those in the model's folder that have such a class are in the version's remarks.
 
         Raises:
             LoricaError: nothing has been learned yet; or a file of an earlier version cannot be removed.
@@ -423,19 +434,24 @@ class Learner:
             except (LoricaError, KeyError, TypeError):
                 continue
             if there:
-                yield f"{file.parent.relative_to(self.folder.path)}, an export, still has {some(sorted(there))}; export again"
+                yield (
+                    f"{file.parent.relative_to(self.folder.path)}, an export, still has {some(sorted(there))}; export "
+                    "again"
+                )
 
     def join(self, other: str | Path | Learner) -> Version:
-        """Takes up what another model has learned, where what they remember are sums over images in features that are the same in both.
+        """Takes up what another model has learned, where what they remember are sums over images in features that are
+        the same in both.
 
-        Such are models that went on from copies of one folder, and models made apart on the same backbone whose trunk nobody trained.
-        It is then as if it had learned all of it, but for rounding (`lorica.methods.base.Method.join`); of a class that both know the
-        images add up. The version after which two copies went different ways has to be one from which can be learned on:
-        `checkpoints=everything` keeps all. A `forgettable` model can forget what it took up.
+        Such are models that went on from copies of one folder, and models made apart on the same backbone whose trunk
+        nobody trained. It is then as if it had learned all of it, but for rounding (`lorica.methods.base.Method.join`);
+        of a class that both know the images add up. The version after which two copies went different ways has to be
+        one from which can be learned on: `checkpoints=everything` keeps all. A `forgettable` model can forget what it
+        took up.
 
         Raises:
-            LoricaError: a method that cannot be joined, features that differ, an image that would count twice, or classes that have been
-                forgotten; the model is what it was.
+            LoricaError: a method that cannot be joined, features that differ, an image that would count twice, or
+                classes that have been forgotten; the model is what it was.
         """
         its = other if isinstance(other, Learner) else load(other, method_file=self._given["method_file"])
         if not isinstance(its, Learner):
@@ -449,14 +465,15 @@ class Learner:
             common = album.version_in_common(its_album)
             if 0 < common <= there.purged:
                 raise LoricaError(
-                    f"{its._where()}: has purged version {common}, so that it does not tell what it learned since; join first, and purge then"
+                    f"{its._where()}: has purged version {common}, so that it does not tell what it learned since; "
+                    "join first, and purge then"
                 )
             if album.has_forgotten(common) or its_album.has_forgotten(common):
                 raise LoricaError("a model that has forgotten classes cannot be joined; join first, and forget then")
             if its._recipe.precision != self._recipe.precision:
                 raise LoricaError(
-                    f"precision: {self._recipe.precision} made the features of this model, and {its._recipe.precision} those of "
-                    f"{its._where()}; learn both with the same"
+                    f"precision: {self._recipe.precision} made the features of this model, and {its._recipe.precision} "
+                    f"those of {its._where()}; learn both with the same"
                 )
             names = [*album.names, *(name for name in its_album.names if album.number_of(name) is None)]
             numbers = {likeness(name): number for number, name in enumerate(names)}
@@ -473,13 +490,13 @@ class Learner:
             known = its_album.since(common, places)
             if known and (twice := album.known_already(known)):
                 raise LoricaError(
-                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count twice; let this "
-                    "model learn from images, of which it passes over those that it knows"
+                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count "
+                    "twice; let this model learn from images, of which it passes over those that it knows"
                 )
             if self._forgettable and list(theirs.method.cannot_forget(range(len(places)), Parts(its_album.parts()))):
                 raise LoricaError(
-                    f"{its._where()}: is not forgettable, and its classes could not be taken out of this model, which is; let it take up "
-                    "this one instead"
+                    f"{its._where()}: is not forgettable, and its classes could not be taken out of this model, which "
+                    "is; let it take up this one instead"
                 )
             new, parts = method.tasks[before:], Parts(its_album.parts(common) if self._forgettable else ())
             taken: dict[str, Tensor] = {}
@@ -598,8 +615,8 @@ class Learner:
                 saved = saved_recipe(self.folder, given, method_file=self._given["method_file"])
                 if settings.recipe != _digest_of(self.folder.recipe):
                     raise LoricaError(
-                        f"{self.folder.recipe}: is not what {self.folder.model.name} says of it; one of the two has been altered: "
-                        "restore the file"
+                        f"{self.folder.recipe}: is not what {self.folder.model.name} says of it; one of the two has "
+                        "been altered: restore the file"
                     )
                 if self._given["forgettable"] not in (None, settings.forgettable):
                     raise LoricaError(
@@ -644,7 +661,8 @@ class Learner:
             raise LoricaError(f"expected the number of a version, got {number!r}")
         if 0 < number <= checkpoints.purged:
             raise LoricaError(
-                f"{self._where()}: version {number} was purged and is gone for good; there are those from {checkpoints.purged + 1} on"
+                f"{self._where()}: version {number} was purged and is gone for good; there are those from "
+                f"{checkpoints.purged + 1} on"
             )
         if not 1 <= number <= checkpoints.tasks:
             there = f"{checkpoints.purged + 1} to {checkpoints.tasks}" if checkpoints.tasks else "none yet"
@@ -692,8 +710,8 @@ class Learner:
         checkpoints = session.checkpoints
         if to_learn and checkpoints.tasks and not checkpoints.can_learn_on_from(checkpoints.tasks):
             raise CheckpointError(
-                f"{self._where()}: this version predicts, but does not learn on, since its sums were not kept; go to one of "
-                "the latest versions (rollback), or make models with checkpoints=everything"
+                f"{self._where()}: this version predicts, but does not learn on, since its sums were not kept; go to "
+                "one of the latest versions (rollback), or make models with checkpoints=everything"
             )
         return session
 
@@ -740,7 +758,8 @@ class Learner:
         of_old = torch.isin(judged, torch.tensor(old, dtype=torch.long))
         if allowed.asks and old and not of_old.any():
             raise LoricaError(
-                "max_drop, max_flips: no image of the classes so far is there to judge by; give test images, or keep some of each class"
+                "max_drop, max_flips: no image of the classes so far is there to judge by; give test images, or keep "
+                "some of each class"
             )
 
         self._describe(session, arrival)
@@ -818,8 +837,8 @@ class Learner:
         digests: UInt8[Tensor, "n 16"],
         frozen: bool,
     ) -> Path:
-        """Where the snapshot is of this task with these images, learned after these checkpoints as the recipe says; those of
-        others are gone."""
+        """Where the snapshot is of this task with these images, learned after these checkpoints as the recipe says;
+        those of others are gone."""
         settings = [checkpoints.seal, frozen, self._recipe.resolved(), task.classes, task.class_names, labels.tolist()]
         name = hashlib.sha256(json.dumps(settings).encode() + digests.numpy().tobytes()).hexdigest()[:16]
         own = self.folder.path / f"snapshot-{name}.safetensors"

@@ -1,5 +1,5 @@
-"""Small linear algebra that several rooms share: where float64 can live, triangles of symmetric matrices, inner products that keep
-their bits, random orthonormal rows."""
+"""Small linear algebra that several rooms share: where float64 can live, triangles of symmetric matrices, inner
+products that keep their bits, random orthonormal rows."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def unpacked(triangle: Float[Tensor, " triangle"], size: int) -> Float[Tensor, "
 def products(features: Float[Tensor, "n d"], rows: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     """The inner product of each feature with each row; to the bit the same for a row whatever rows come after it.
 
-    A matrix product alone does not promise that: how it adds up depends on its size. This one has always the same number of columns,
-    `COLUMNS`, some of which may be zero.
+    A matrix product alone does not promise that: how it adds up depends on its size. This one has always the same
+    number of columns, `COLUMNS`, some of which may be zero.
     """
     blocks = [F.pad(block, (0, 0, 0, COLUMNS - len(block))).contiguous() for block in rows.split(COLUMNS)]
     return torch.cat([features @ block.T for block in blocks], dim=1)[:, : len(rows)]
@@ -53,7 +53,8 @@ def random_orthonormal_rows(rank: int, width: int, *, uniform: bool = False) -> 
 
 
 def orthonormal_continuation(earlier: Float[Tensor, "blocks m size"], number: int) -> Float[Tensor, "blocks new size"]:
-    """New random rows for each block, orthonormal among themselves and orthogonal to the earlier ones; drawn on the CPU.
+    """New random rows for each block, orthonormal among themselves and orthogonal to the earlier ones; drawn on the
+    CPU.
 
     Where these leave no room, the oldest of them do not count; there must be room for the new ones alone.
     """

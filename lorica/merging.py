@@ -1,31 +1,33 @@
 """Merging, as a study: the sum of a run's low-rank updates is solved anew after training (`lorica merge`).
 
-With W_t the weight of a projection at the end of task t, as the run's own model uses it, and W_0 the pre-trained one, the
-update of task t is what the task changed,
+With W_t the weight of a projection at the end of task t, as the run's own model uses it, and W_0 the pre-trained one,
+the update of task t is what the task changed,
 
-    D_t = W_t - W_{t-1},    W_0 + sum_{k<=t} D_k = W_t                                                                 (1)
+    D_t = W_t - W_{t-1},    W_0 + sum_{k<=t} D_k = W_t                                                               (1)
 
-which needs no more of a method than that it adds something to the weights: it is the task's product of O-LoRA; for plain LoRA,
-trained on and on, the difference of two checkpoints; for SD-LoRA alpha_t times the new unit direction, and what the task changed
-in the magnitudes of earlier ones. A rule makes one update of D_1 … D_t, an entry or a projection at a time:
+which needs no more of a method than that it adds something to the weights: it is the task's product of O-LoRA; for
+plain LoRA, trained on and on, the difference of two checkpoints; for SD-LoRA alpha_t times the new unit direction, and
+what the task changed in the magnitudes of earlier ones. A rule makes one update of D_1 … D_t, an entry or a projection
+at a time:
 
-    average     1/t sum D_k                                                                                            (2)
-    sum         sum D_k: the run's own weights                                                                         (3)
-    ties        trim, elect a sign, mean of those that agree (Yadav et al., 2023)                                      (4)
-    magmax      of each entry the value of largest magnitude (Marczak et al., 2024)                                    (5)
-    fisher      mean weighted by Fisher information (Matena and Raffel, 2022)                                          (6)
-    spectral    the sum with all of its singular values the same (Iso-C; Marczak et al., 2025)                         (7)
+    average     1/t sum D_k                                                                                          (2)
+    sum         sum D_k: the run's own weights                                                                       (3)
+    ties        trim, elect a sign, mean of those that agree (Yadav et al., 2023)                                    (4)
+    magmax      of each entry the value of largest magnitude (Marczak et al., 2024)                                  (5)
+    fisher      mean weighted by Fisher information (Matena and Raffel, 2022)                                        (6)
+    spectral    the sum with all of its singular values the same (Iso-C; Marczak et al., 2025)                       (7)
 
 Averages, sums and (7) depend on the sum alone, so that for them it is no matter which task changed what.
 
-`study` replays the stream as an incremental learner would: at stage t the updates of tasks 1 … t are merged by the rule, times
-one `scale`, and put into the plain backbone; the features of task t's training images, not augmented, add to the statistics of a
-read-out, while those of earlier classes stay or follow the affine map between the trunks of stages t-1 and t on the images of
-task t (`lorica.methods.readout`, whose code this is). No image of an earlier task is looked at. Stage t is then tested on the
-test data of tasks 1 … t.
+`study` replays the stream as an incremental learner would: at stage t the updates of tasks 1 … t are merged by the
+rule, times one `scale`, and put into the plain backbone; the features of task t's training images, not augmented, add
+to the statistics of a read-out, while those of earlier classes stay or follow the affine map between the trunks of
+stages t-1 and t on the images of task t (`lorica.methods.readout`, whose code this is). No image of an earlier task is
+looked at. Stage t is then tested on the test data of tasks 1 … t.
 
-Deviations from the sources: their models are trained independently from W_0, or their vectors reach from W_0 to each W_t (MagMax,
-in sequence), where (1) goes from task to task; only adapted projections are merged; their scales are tuned on held-out data.
+Deviations from the sources: their models are trained independently from W_0, or their vectors reach from W_0 to each
+W_t (MagMax, in sequence), where (1) goes from task to task; only adapted projections are merged; their scales are tuned
+on held-out data.
 """
 
 from __future__ import annotations
@@ -88,13 +90,13 @@ def added(updates: Float[Tensor, " tasks *shape"]) -> Float[Tensor, "*shape"]:
 
 
 def ties(updates: Float[Tensor, " tasks *shape"], *, share: float = TRIMMED_TO) -> Float[Tensor, "*shape"]:
-    """(4), TIES (Yadav et al., NeurIPS 2023). Of each update only the `share` of entries with the largest magnitudes stays, D'_k.
-    Then for each entry
+    """(4), TIES (Yadav et al., NeurIPS 2023). Of each update only the `share` of entries with the largest magnitudes
+    stays, D'_k. Then for each entry
 
         gamma = sign(sum_k D'_k),    mean of those D'_k whose sign is gamma
 
-    and 0 where none is left, or where they cancel. Entries as large as the smallest one that stays, stay too. The paper trims over
-    all weights together, and so does `study`.
+    and 0 where none is left, or where they cancel. Entries as large as the smallest one that stays, stay too. The paper
+    trims over all weights together, and so does `study`.
     """
     trimmed = updates.clone()
     for update in trimmed:
@@ -114,8 +116,8 @@ def magmax(updates: Float[Tensor, " tasks *shape"]) -> Float[Tensor, "*shape"]:
 def fisher(
     updates: Float[Tensor, " tasks *shape"], information: Float[Tensor, " tasks *shape"]
 ) -> Float[Tensor, "*shape"]:
-    """(6), Fisher merging (Matena and Raffel, NeurIPS 2022): sum_k F_k D_k / sum_k F_k for each entry; its mean where no task has
-    any information on it.
+    """(6), Fisher merging (Matena and Raffel, NeurIPS 2022): sum_k F_k D_k / sum_k F_k for each entry; its mean where
+    no task has any information on it.
 
     Args:
         information: F_k, the diagonal of each task's Fisher information (`fisher_information`), none below 0.
@@ -131,8 +133,8 @@ def spectral(updates: Float[Tensor, "tasks out inp"]) -> Float[Tensor, "out inp"
 
         mean(S) U V'
 
-    There the mean is over all min(out, inp) singular values. A sum of low-rank updates has fewer that are not zero, and no
-    vectors for the others: mean and product are over those above rounding, so that neither depends on the width.
+    There the mean is over all min(out, inp) singular values. A sum of low-rank updates has fewer that are not zero, and
+    no vectors for the others: mean and product are over those above rounding, so that neither depends on the width.
     """
     vectors, values, others = torch.linalg.svd(double(updates.sum(dim=0)), full_matrices=False)
     there = values > values[:1] * max(updates.shape[1:]) * torch.finfo(updates.dtype).eps
@@ -179,8 +181,8 @@ def fisher_information(
 
         F = 1/N sum_n (d log p(y_n | x_n) / dW)^2,    y_n drawn from p(. | x_n)
 
-    with p the model's own distribution over the task's classes, by its own head, as it is after the task. One label is drawn for
-    each image.
+    with p the model's own distribution over the task's classes, by its own head, as it is after the task. One label is
+    drawn for each image.
 
     Args:
         method: after the task; its head's rows for the task's classes give p.
@@ -340,8 +342,9 @@ def study(
         given: where data and weights are now, a device, the method's file, as `lorica.config.read_saved` takes them.
 
     Raises:
-        LoricaError: no such rule or scale, not a run's folder, fewer than two tasks learned, a method without low-rank updates of
-            each task, a checkpoint is missing, the data is missing or has changed, or merging.json is not lorica's.
+        LoricaError: no such rule or scale, not a run's folder, fewer than two tasks learned, a method without low-rank
+            updates of each task, a checkpoint is missing, the data is missing or has changed, or merging.json is not
+            lorica's.
     """
     rules = chosen_rules(",".join(rules))
     if not 0 <= scale < inf:
@@ -389,7 +392,9 @@ def summary(done: Study) -> Table:
     table = Table(
         "merged by",
         *headings.values(),
-        title=f"{done.run.path}: {len(done.run.accuracy)} tasks, read by {read}, scale {done.reading['scale']:g}; percent",
+        title=(
+            f"{done.run.path}: {len(done.run.accuracy)} tasks, read by {read}, scale {done.reading['scale']:g}; percent"
+        ),
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )
@@ -461,8 +466,8 @@ def _updates(run: Result, parts: Assembly, reporter: Reporter, *, with_informati
 
 def _without_updates(run: Result) -> LoricaError:
     return LoricaError(
-        f"{run.path}: {run.method} has no low-rank updates that merge into its backbone, or predicts with more than those and a "
-        "head; merge a run of sd_lora, o_lora, inf_lora or lora"
+        f"{run.path}: {run.method} has no low-rank updates that merge into its backbone, or predicts with more than "
+        "those and a head; merge a run of sd_lora, o_lora, inf_lora or lora"
     )
 
 

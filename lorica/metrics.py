@@ -9,12 +9,12 @@ Two averages go by the name "accuracy" in the literature. The mean over tasks co
 paper, L2P, CODA-Prompt); the mean over samples weighs a task by its test samples (what the released codes of SD-LoRA,
 InfLoRA, CL-LoRA and PILOT report). They differ as soon as test sets differ in size, so both are given.
 
-Where earlier tasks are tested every few tasks only (`evaluate.every`), the rows between are None but for the newest task,
-which is always tested. "After the last one" then means in the last whole row, which is the last row of a complete run;
-averages over time are over whole rows, and a maximum over time is over what was tested.
+Where earlier tasks are tested every few tasks only (`evaluate.every`), the rows between are None but for the newest
+task, which is always tested. "After the last one" then means in the last whole row, which is the last row of a complete
+run; averages over time are over whole rows, and a maximum over time is over what was tested.
 
-Every function raises ValueError for a matrix that is empty, not triangular, has an entry outside [0, 1] or a row that is
-neither whole nor of its newest task alone, and for counts that do not fit it.
+Every function raises ValueError for a matrix that is empty, not triangular, has an entry outside [0, 1] or a row that
+is neither whole nor of its newest task alone, and for counts that do not fit it.
 """
 
 from __future__ import annotations

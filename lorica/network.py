@@ -12,7 +12,8 @@ _SECONDS = 4.0
 
 
 def unreachable(url: str) -> str | None:
-    """Why its host does not answer one short request, which has 4 seconds, or HF_HUB_ETAG_TIMEOUT; None where it does."""
+    """Why its host does not answer one short request, which has 4 seconds, or HF_HUB_ETAG_TIMEOUT; None where it
+    does."""
     seconds = _seconds()
     answers: list[str | None] = []
 

@@ -1,8 +1,8 @@
 """Which files lorica wrote, told by what is in them: no other file is ever replaced or removed.
 
-A name alone says nothing: `metrics.json`, `recipe.yaml` or `figures/accuracy_curves.pdf` may well be the user's own. So each
-kind of file has its marks: the keys of a JSON object, the seal of a journal, metadata in the header of tensors and in figures, a
-hash in the last line of a report.
+A name alone says nothing: `metrics.json`, `recipe.yaml` or `figures/accuracy_curves.pdf` may well be the user's own. So
+each kind of file has its marks: the keys of a JSON object, the seal of a journal, metadata in the header of tensors and
+in figures, a hash in the last line of a report.
 A damaged file whose marks are gone counts as the user's; it is named, and stays.
 """
 
@@ -57,7 +57,8 @@ def figure_mark(name: str) -> str:
 
 
 def marked(path: Path, text: str) -> str:
-    """A report's text with what it says of its maker, for a file of that name, so that `wrote` knows it as long as it is not altered."""
+    """A report's text with what it says of its maker, for a file of that name, so that `wrote` knows it as long as it
+    is not altered."""
     if path.suffix not in _COMMENTS:
         return text
     return text + _COMMENTS[path.suffix].format(f"{_MARK} report {hashlib.sha256(text.encode()).hexdigest()}") + "\n"
@@ -126,7 +127,8 @@ def require_export(folder: Path) -> None:
         more = [f"… and {len(foreign) - _SHOWN} more"] if len(foreign) > _SHOWN else []
         raise LoricaError(
             [
-                f"{path}: is in the way and not of an export of lorica's, or was altered since; move it away, or choose another folder"
+                f"{path}: is in the way and not of an export of lorica's, or was altered since; move it away, or "
+                "choose another folder"
                 for path in foreign[:_SHOWN]
             ]
             + more
@@ -171,7 +173,8 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _is_named_beside(path: Path) -> bool:
-    """Whether lorica's own record in the same folder names a file of tensors: those of earlier versions say nothing themselves."""
+    """Whether lorica's own record in the same folder names a file of tensors: those of earlier versions say nothing
+    themselves."""
     journal, state = path.with_name("journal.jsonl"), path.with_name("state.json")
     if path.name == "state.safetensors":
         return wrote(state)

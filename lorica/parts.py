@@ -1,22 +1,24 @@
 """What each class has added to sums over all classes, so that it can be taken out of them again.
 
-A sum such as the scatter S of a `Discriminant` or the products G of a `RidgeHead` (`lorica.statistics`) does not tell whose share
-is whose. Whoever wants to be able to delete a class keeps, beside the sums, the *parts* of every addition: flat names with tensors
-in float64 on the CPU, which only deletion reads. Of each class that an addition has samples of,
+A sum such as the scatter S of a `Discriminant` or the products G of a `RidgeHead` (`lorica.statistics`) does not tell
+whose share is whose. Whoever wants to be able to delete a class keeps, beside the sums, the *parts* of every addition:
+flat names with tensors in float64 on the CPU, which only deletion reads. Of each class that an addition has samples of,
 
     LABEL.count     n, how many
     LABEL.mean      their mean, [width]
-    LABEL.factor    R with R'R = sum x x' over the samples, or over the samples less their mean, as the sum is of those or these:
-                    the triangle of a QR decomposition, [min(n, width), width]; absent where the sum took nothing from them
+    LABEL.factor    R with R'R = sum x x' over the samples, or over the samples less their mean, as the sum is of those
+                    or these: the triangle of a QR decomposition, [min(n, width), width]; absent where the sum took
+                    nothing from them
 
 and of an addition before which the features had moved by x -> A x + b, and the sums with them,
 
     moved.weight, moved.bias    A and b, by which the parts of all earlier additions are to be moved as well.
 
-What a model has taken up from another one is several additions at once; each name then begins with `ADDITION/`, from 0 on.
+What a model has taken up from another one is several additions at once; each name then begins with `ADDITION/`, from 0
+on.
 
-They take 8 width bytes for each sample, up to `width` samples of a class in one addition, and 8 width^2 for each move. Of a class
-with few samples they say almost what the samples' features do, and are to be kept as those would be.
+They take 8 width bytes for each sample, up to `width` samples of a class in one addition, and 8 width^2 for each move.
+Of a class with few samples they say almost what the samples' features do, and are to be kept as those would be.
 """
 
 from __future__ import annotations
@@ -136,7 +138,8 @@ def additions_in(recorded: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def without(addition: Mapping[str, Tensor], classes: Collection[int]) -> dict[str, Tensor]:
-    """What is recorded of an addition but for these classes, in whatever module: what is to be kept once they are forgotten."""
+    """What is recorded of an addition but for these classes, in whatever module: what is to be kept once they are
+    forgotten."""
     gone = {str(label) for label in classes}
     return {name: tensor for name, tensor in addition.items() if name.split(".")[-2] not in gone}
 
@@ -147,7 +150,8 @@ def taken_up(parts: Parts, place: str, places: Sequence[int], known: Collection[
     Args:
         parts: the other's, of what is taken up.
         places: the number here of each of its classes.
-        known: those of which samples are here already: the difference of two means is then in a sum of which a frozen part is not.
+        known: those of which samples are here already: the difference of two means is then in a sum of which a frozen
+            part is not.
     """
     found: dict[str, Tensor] = {}
     for label, number in enumerate(places):

@@ -1,4 +1,5 @@
-"""A method that predicts: merged once, by the names of its classes, for images however they are given, from several threads."""
+"""A method that predicts: merged once, by the names of its classes, for images however they are given, from several
+threads."""
 
 from __future__ import annotations
 
@@ -82,8 +83,9 @@ class Predictor:
         """Logits of images, none of which may be given, too.
 
         Args:
-            images: files, images of Pillow, arrays or tensors (see `lorica.data.ImageReader.of`) in a list, a generator or any
-                other iterable; or a batch of arrays or tensors: [n, h, w], [n, h, w, 1 or 3], tensors also [n, 1 or 3, h, w].
+            images: files, images of Pillow, arrays or tensors (see `lorica.data.ImageReader.of`) in a list, a generator
+                or any other iterable; or a batch of arrays or tensors: [n, h, w], [n, h, w, 1 or 3], tensors also [n, 1
+                or 3, h, w].
 
         Raises:
             DataError: images that cannot be read, or a single one instead of several.
@@ -117,7 +119,8 @@ class Predictor:
         return is_unknown(logits, self.calibration) if self.calibration else torch.zeros(len(logits), dtype=torch.bool)
 
     def classify(self, images: Any, *, batch_size: int = 256) -> list[Answer]:
-        """The most probable class of each image, how probable it is, and whether the image is of none; images as in `logits`."""
+        """The most probable class of each image, how probable it is, and whether the image is of none; images as in
+        `logits`."""
         logits = self.logits(images, batch_size=batch_size)
         best = self.probabilities_of(logits).max(dim=1)
         unknown = self.unknown_of(logits).tolist()
@@ -138,11 +141,12 @@ class Predictor:
 
     @isolated()
     def merged_model(self) -> nn.Module:
-        """A plain timm model with every update in its weights and the learned head as its classifier; or, of a classifier that
-        reads what leaves several blocks, that model inside a module which does (`lorica.backbones.timm_vit.LayeredViT`).
+        """A plain timm model with every update in its weights and the learned head as its classifier; or, of a
+        classifier that reads what leaves several blocks, that model inside a module which does
+        (`lorica.backbones.timm_vit.LayeredViT`).
 
-        It takes normalised images: subtract `method.encoder.mean`, divide by `.std`. Its logits on random images have been
-        compared with the method's.
+        It takes normalised images: subtract `method.encoder.mean`, divide by `.std`. Its logits on random images have
+        been compared with the method's.
 
         Raises:
             LoricaError: a method that does not classify with one linear head, or whose logits are not that head's.
@@ -161,17 +165,19 @@ class Predictor:
         if not difference <= LOGITS_AGREE:
             raise LoricaError(
                 f"{self.method.name}: nothing is exported, since a plain model with the merged weights and the head of "
-                f"`classifier` gives other logits than the method, by {100 * difference:.2g}% of the largest on random images; "
-                f"use predict, and let `classifier` of such a method return None"
+                f"`classifier` gives other logits than the method, by {100 * difference:.2g}% of the largest on random "
+                f"images; use predict, and let `classifier` of such a method return None"
             )
         return model
 
     @isolated()
     def join(self, other: Predictor, common: Predictor | None = None, places: Sequence[int] | None = None) -> None:
-        """Takes up the classes of another one, of a method that can be joined exactly (`lorica.methods.base.Method.join`).
+        """Takes up the classes of another one, of a method that can be joined exactly
+        (`lorica.methods.base.Method.join`).
 
-        Two runs that went on from one learn different classes, each for itself; or two were made apart, with a trunk that nobody trained.
-        Joined, they are one predictor of all of them. A calibration is of its own logits, and is gone.
+        Two runs that went on from one learn different classes, each for itself; or two were made apart, with a trunk
+        that nobody trained. Joined, they are one predictor of all of them. A calibration is of its own logits, and is
+        gone.
 
         Args:
             other: of the other run; it stays as it is.
@@ -179,8 +185,8 @@ class Predictor:
             places: see `Method.join`.
 
         Raises:
-            LoricaError: a method that cannot be joined, ones that did not go on from the common one, or that read inputs
-                differently; or classes that were forgotten.
+            LoricaError: a method that cannot be joined, ones that did not go on from the common one, or that read
+                inputs differently; or classes that were forgotten.
         """
         several = (other,) if common is None else (other, common)
         if not all(isinstance(each, Predictor) for each in several):
@@ -188,7 +194,8 @@ class Predictor:
         if any(vars(each.reader) != vars(self.reader) for each in several):
             keys = ", ".join(f"data.{key}" for key in self.reader.options)
             raise LoricaError(
-                f"the learners prepare their inputs differently, so that their statistics mean different things; learn them with the same {keys}"
+                "the learners prepare their inputs differently, so that their statistics mean different things; learn "
+                f"them with the same {keys}"
             )
         if any(each.columns is not None for each in (self, *several)):
             raise LoricaError("one that has forgotten classes cannot be joined; join first, and forget then")

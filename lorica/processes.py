@@ -1,5 +1,5 @@
-"""The processes of a run, and all that they say to each other. A launcher (`torchrun`, `accelerate launch`) starts the same program several
-times; each computes a share, the first of them is the main one, which alone writes.
+"""The processes of a run, and all that they say to each other. A launcher (`torchrun`, `accelerate launch`) starts the
+same program several times; each computes a share, the first of them is the main one, which alone writes.
 
 A lone process is the ordinary case, in which nothing here costs anything.
 """
@@ -124,8 +124,8 @@ class Processes:
         dist.all_gather_object(found, value)
         if other := [index for index, each in enumerate(found) if each != found[0]]:
             raise LoricaError(
-                f"{what}: process {other[0] + 1} of {self.number} has found another than the main one; all processes must see the "
-                "same files, and run the same program on the same kind of device"
+                f"{what}: process {other[0] + 1} of {self.number} has found another than the main one; all processes "
+                "must see the same files, and run the same program on the same kind of device"
             )
 
     def by_main(self, call: Callable[[], _T]) -> _T:
@@ -155,7 +155,8 @@ class Processes:
     def ending_together(self) -> Iterator[None]:
         """Where one of them raises in this block, all end, and one alone says why.
 
-        The first one that raises goes on raising. The others find that it no longer answers, or have the same error, and leave.
+        The first one that raises goes on raising. The others find that it no longer answers, or have the same error,
+        and leave.
 
         Raises:
             Followed: another one has raised before.
@@ -176,8 +177,8 @@ class Processes:
             launch.be_heard()
             if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error)):
                 raise LoricaError(
-                    "another process of this run has ended, and did not come to say why (killed, or out of memory?); what was saved is "
-                    "kept: start all of them again, with --resume"
+                    "another process of this run has ended, and did not come to say why (killed, or out of memory?); "
+                    "what was saved is kept: start all of them again, with --resume"
                 ) from error
             raise
 

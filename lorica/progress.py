@@ -15,7 +15,8 @@ from lorica.terminal import Screen, printable, shown
 
 @runtime_checkable
 class Reporter(Protocol):
-    """Receives the stages of a job: `stage` names what begins and how many steps it has, `step` counts one; `say`: a remark."""
+    """Receives the stages of a job: `stage` names what begins and how many steps it has, `step` counts one; `say`: a
+    remark."""
 
     def stage(self, description: str, steps: int) -> None: ...
 

@@ -43,7 +43,8 @@ class Draws:
 
     @contextmanager
     def seeded(self, purpose: str, device: torch.device) -> Iterator[None]:
-        """Seeds torch's own random state, on the CPU and the device, for the length of a `with` block; then it is as before."""
+        """Seeds torch's own random state, on the CPU and the device, for the length of a `with` block; then it is as
+        before."""
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.reseed(purpose)
             yield

@@ -1,7 +1,8 @@
-"""JSON that was written to disk, read back: what it must consist of is said by one strict pydantic model for each kind of file.
+"""JSON that was written to disk, read back: what it must consist of is said by one strict pydantic model for each kind
+of file.
 
-Whatever does not fit is a line that names the place, what was given and what was expected. Seals and hashes of checkpoints say
-that a file is what was written; models say that it can be used.
+Whatever does not fit is a line that names the place, what was given and what was expected. Seals and hashes of
+checkpoints say that a file is what was written; models say that it can be used.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def parsed(text: bytes | str) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: not JSON, or not UTF-8; a key twice in an object, of which readers see one or the other; lists within
-            lists within lists.
+        ValueError: not JSON, or not UTF-8; a key twice in an object, of which readers see one or the other; lists
+            within lists within lists.
     """
     try:
         value = json.loads(text, object_pairs_hook=_once)
@@ -63,7 +64,8 @@ def parsed(text: bytes | str) -> Any:
 
 
 def read_json(file: Path) -> Any:
-    """The contents of a JSON file of a run. LoricaError: it cannot be read, is damaged, or has numbers that are not finite."""
+    """The contents of a JSON file of a run. LoricaError: it cannot be read, is damaged, or has numbers that are not
+    finite."""
     try:
         values = parsed(file.read_bytes())
     except OSError as error:

@@ -1,8 +1,8 @@
 """Recipes as text: YAML of which every part says one thing, and whose scalars wait for the type of their key.
 
-Plain scalars are read by the core schema of YAML 1.2: null, true, false and decimal numbers; all else is text. So `12:30`, `yes`,
-`0x10` and `2001-01-01` are texts, which a key for a number refuses. A key for a text or a path gets what is written: a folder
-may be called 0123.
+Plain scalars are read by the core schema of YAML 1.2: null, true, false and decimal numbers; all else is text. So
+`12:30`, `yes`, `0x10` and `2001-01-01` are texts, which a key for a number refuses. A key for a text or a path gets
+what is written: a folder may be called 0123.
 """
 
 from __future__ import annotations

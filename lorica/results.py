@@ -133,7 +133,8 @@ class Measured:
     """An accuracy matrix, and as attributes the measures of it: each name in `lorica.metrics.MEASURES` is one.
 
     Attributes:
-        accuracy: the matrix a[t][i]; row t has t+1 entries, all but the last one None where only the newest task was tested.
+        accuracy: the matrix a[t][i]; row t has t+1 entries, all but the last one None where only the newest task was
+            tested.
         counts: the number of test samples of each of its tasks.
     """
 
@@ -159,7 +160,8 @@ class Metrics(BaseModel):
          "accuracy": [[0.97], [0.91, 0.95], …],      a[t][i], see lorica.metrics
          "acc": …, "aaa": …, "acc_samples": …, "aaa_samples": …,
          "forgetting": …, "forgetting_first_last": …, "bwt": …, "new_task": …,
-         "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by another read-out
+         "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by
+                                                     another read-out
          "cross_entropy": "current_task",            or "all_seen"; null where the method has none
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
          "train_seconds": [61.2, …],                 one for each thing learned: a task, or all of them at once
@@ -174,8 +176,8 @@ class Metrics(BaseModel):
         method: the method's name, as in a recipe.
         variant: which reading of the method: "paper", "released_code", …; None for a method that has only one.
         seed: of the training.
-        tasks: of the whole stream, in order: "classes" (names), "train" and "test" (numbers of samples). The ones beyond
-            the rows of `accuracy` have not been learned yet.
+        tasks: of the whole stream, in order: "classes" (names), "train" and "test" (numbers of samples). The ones
+            beyond the rows of `accuracy` have not been learned yet.
         accuracy: a row for each task learned; see `lorica.metrics` for rows that are None but for the newest task.
         head_accuracy: the same by the method's own predictions, where `accuracy` is by another read-out.
         complete: whether every task has been learned; follows from the matrix where it is not given.
@@ -240,7 +242,8 @@ class Metrics(BaseModel):
 
     @property
     def head(self) -> Measured | None:
-        """The matrix and the measures by the method's own predictions, where `accuracy` is by another read-out; else None."""
+        """The matrix and the measures by the method's own predictions, where `accuracy` is by another read-out; else
+        None."""
         return None if self.head_accuracy is None else self._with_counts(self.head_accuracy)
 
     def _with_counts(self, accuracy: Matrix) -> Measured:
@@ -249,7 +252,8 @@ class Metrics(BaseModel):
     @property
     def label(self) -> str:
         """The method for people: "sd_lora", or "sd_lora (released_code)" where the variant is not the default one, or
-        "sd_lora (class means)", "sd_lora (discriminant of 5 layers, affine drift)" where these are read in place of its head."""
+        "sd_lora (class means)", "sd_lora (discriminant of 5 layers, affine drift)" where these are read in place of its
+        head."""
         extra = [self.variant if self.variant not in DEFAULT_VARIANTS else None, *self._read_out()]
         return f"{self.method} ({', '.join(filter(None, extra))})" if any(extra) else self.method
 
@@ -282,11 +286,13 @@ class Metrics(BaseModel):
 
     @property
     def residuals(self) -> list[float | None]:
-        """What was new in the direction of each task, None where nothing was measured; empty if the method does not say so."""
+        """What was new in the direction of each task, None where nothing was measured; empty if the method does not say
+        so."""
         return self._reported("residual", _Residuals.validate_python) or []
 
     def _reported(self, key: str, form: Callable[..., list[Any]]) -> list[Any] | None:
-        """A diagnostic, if it is of that form, with something for each task: other methods may report other things so."""
+        """A diagnostic, if it is of that form, with something for each task: other methods may report other things
+        so."""
         try:
             found = form(self.diagnostics.get(key), strict=True)
         except ValidationError:
@@ -344,13 +350,14 @@ def _unlike_the_recipe(read: Metrics) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Result:
-    """A run's outcome. Whatever its metrics have is an attribute of it too: `result.acc`, `result.tasks`, `result.label`.
+    """A run's outcome. Whatever its metrics have is an attribute of it too: `result.acc`, `result.tasks`,
+    `result.label`.
 
     Attributes:
         path: the folder it came from, if any.
         metrics: the contents of its metrics.json.
-        cost: the last task's entry in its cost.json, see `lorica.cost.measure`, with what trained on the task that trained
-            most; None where there is none, and older runs lack some keys.
+        cost: the last task's entry in its cost.json, see `lorica.cost.measure`, with what trained on the task that
+            trained most; None where there is none, and older runs lack some keys.
     """
 
     path: Path | None
@@ -372,8 +379,8 @@ class Entry(BaseModel):
     it has been to the disk and back, to the last bit.
 
     Attributes:
-        rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once. A model
-            that goes on learning has none.
+        rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once. A
+            model that goes on learning has none.
         head_rows: the same by the method's own predictions, where `rows` are by another read-out; else none.
         diagnostics: what the method reports then, plain values.
         train_seconds: how long learning took, without the test.
@@ -561,8 +568,8 @@ def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | 
     """Every run at or below the given folders, each once, sorted by path with numbers as numbers (run-2 before run-10).
 
     Args:
-        left_out: called with each line about a run below one of the folders whose files are no good, which then does not
-            keep the others from being read; absent = it is an error.
+        left_out: called with each line about a run below one of the folders whose files are no good, which then does
+            not keep the others from being read; absent = it is an error.
 
     Raises:
         LoricaError: a path is not a folder, holds no run, or the files of a run are bad; all of them at once.
@@ -595,7 +602,8 @@ def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | 
 
 
 def _cost_in(file: Path, metrics: Metrics) -> dict[str, Any] | None:
-    """What the last task that is in the metrics cost. A process that is killed leaves a cost.json that is ahead of them.
+    """What the last task that is in the metrics cost. A process that is killed leaves a cost.json that is ahead of
+    them.
 
     Raises:
         LoricaError: a file that is no cost.json, or of another run than the metrics.

@@ -65,15 +65,16 @@ def run(
 ) -> Result:
     """Learns a stream of tasks with one method and leaves the results in a folder.
 
-    Several processes (`torchrun`, `accelerate launch`) share the work of one run if each of them calls this with the same arguments; all
-    of them return the result, which the main one has written.
+    Several processes (`torchrun`, `accelerate launch`) share the work of one run if each of them calls this with the
+    same arguments; all of them return the result, which the main one has written.
 
     Args:
         recipe: a packaged recipe's name, a YAML file, a mapping with the same keys, or a `Recipe` read already.
         out: the run's folder; absent = runs/<recipe>/<method>, with variant and seed where they are not the default.
-        source: data as an object (`lorica.arrays`), in place of what the recipe's data section names. It is not saved: the
-            recipe says `data.source: in_memory`, and to resume or to evaluate, it must be given again.
-        resume: continue the run in that folder where it stopped: at its newest snapshot within a task, or after its last task.
+        source: data as an object (`lorica.arrays`), in place of what the recipe's data section names. It is not saved:
+            the recipe says `data.source: in_memory`, and to resume or to evaluate, it must be given again.
+        resume: continue the run in that folder where it stopped: at its newest snapshot within a task, or after its
+            last task.
         overwrite: start anew in a folder that holds a run.
         stop_after: leave the run after that many tasks, to be resumed or not; absent = learn them all.
         go_on: asked after each task with the accuracy matrix so far; False leaves the run as `stop_after` does.
@@ -166,8 +167,8 @@ def check(
 ) -> tuple[Recipe, Stream]:
     """Validates a recipe, its data and what its method asks of the backbone; loads no weights and trains nothing.
 
-    `decode_all` decodes every image file, which alone finds a JPEG that was cut short; else headers are read. `progress`
-    is as for `run`.
+    `decode_all` decodes every image file, which alone finds a JPEG that was cut short; else headers are read.
+    `progress` is as for `run`.
 
     Raises:
         LoricaError: everything wrong with the recipe, or with the data.
@@ -243,7 +244,8 @@ def _learn_stream(
     reporter: Reporter,
     interruptions: Interruptions,
 ) -> Result:
-    """What is left of the stream; the folder is this process's own. Until something is learned, the run may be elsewhere."""
+    """What is left of the stream; the folder is this process's own. Until something is learned, the run may be
+    elsewhere."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
     processes = Processes.of(parts.accelerator)
     contents = contents_of(stream.source, reporter)
@@ -326,8 +328,8 @@ def _settle(session: Session, folder: RunFolder) -> None:
 class _Results:
     """metrics.json and cost.json, which follow from the session's record.
 
-    A matrix grows with the square of the tasks. So once writing it takes long, it is no longer written after each task, but
-    so often that it takes a twentieth of the time; and when the run ends, or an error ends it.
+    A matrix grows with the square of the tasks. So once writing it takes long, it is no longer written after each task,
+    but so often that it takes a twentieth of the time; and when the run ends, or an error ends it.
     """
 
     def __init__(
@@ -374,7 +376,8 @@ def _tested(
     only: Sequence[Task] | None = None,
     answered: Callable[[Tensor], None] | None = None,
 ) -> tuple[list[float], list[float] | None]:
-    """The accuracy on each of the tasks, or of `only` some; and by the method's own predictions, where it is read otherwise."""
+    """The accuracy on each of the tasks, or of `only` some; and by the method's own predictions, where it is read
+    otherwise."""
     test = partial(accuracy_row, accelerator=parts.accelerator, reporter=reporter, only=only)
     own = parts.method.learner if isinstance(parts.method, Readout) else None
     return test(parts.method, tasks, parts.test_data, answered=answered), own and test(own, tasks, parts.test_data)
@@ -383,8 +386,9 @@ def _tested(
 def _rows(
     parts: Assembly, learned: int, reporter: Reporter, folder: RunFolder
 ) -> tuple[list[float | None], list[float | None] | None]:
-    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone. After the last one, the run's
-    folder gets what was taken for what: before the task counts as learned, so that no complete run lacks it."""
+    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone. After the last one,
+    the run's folder gets what was taken for what: before the task counts as learned, so that no complete run lacks
+    it."""
     tasks = parts.stream.tasks
     whole = learned % parts.recipe.evaluate.every == 0 or learned == len(tasks)
     ended = learned == len(tasks) and Processes.of(parts.accelerator).is_main
@@ -416,8 +420,8 @@ def _some(names: list[str]) -> str:
 
 
 def require_same_data(folder: RunFolder, contents: Contents) -> None:
-    """CheckpointError unless the samples of both halves are those that the run began with; of a run that did not note them,
-    nothing is known."""
+    """CheckpointError unless the samples of both halves are those that the run began with; of a run that did not note
+    them, nothing is known."""
     noted = noted_contents(folder.environment)
     if noted is not None and (changed := differences(noted, contents)):
         remedy = "restore it as it was, or start a new run"
@@ -432,7 +436,8 @@ def _place(folder: RunFolder, recipe: Recipe, *, resume: bool, overwrite: bool) 
     """Where a run is to be learned, and whether it goes on from what is there.
 
     Raises:
-        LoricaError: files that are not lorica's; a run that is neither to be resumed nor overwritten, or of another recipe.
+        LoricaError: files that are not lorica's; a run that is neither to be resumed nor overwritten, or of another
+            recipe.
     """
     if wrote(folder.model) or Checkpoints(folder.checkpoints).of_model:
         raise LoricaError(

@@ -6,8 +6,8 @@
         session.learn(task, data)
         session.close(rows)
 
-`lorica.run` drives it over a fixed stream. The order in which files are written makes a task learned or not learned, never
-half: its tensors, then its line in the journal; all else in the folder follows from the journal.
+`lorica.run` drives it over a fixed stream. The order in which files are written makes a task learned or not learned,
+never half: its tensors, then its line in the journal; all else in the folder follows from the journal.
 """
 
 from __future__ import annotations
@@ -41,10 +41,12 @@ class Session:
     """One method that learns one task after another; in several processes, the main one of which alone writes.
 
     Attributes:
-        listener: told of each row of the history before it is written, so that it knows whatever a resumed run has kept.
+        listener: told of each row of the history before it is written, so that it knows whatever a resumed run has
+            kept.
 
     Args:
-        folder: where checkpoints, snapshots and history go; this process has it to itself (`RunFolder.taken`), or the main one has.
+        folder: where checkpoints, snapshots and history go; this process has it to itself (`RunFolder.taken`), or the
+            main one has.
         keep: see `lorica.checkpoint.Keep`.
         snapshot_seconds: time between snapshots of the task under way; 0 = never.
         interruptions: a signal that they hold back finds a snapshot written.
@@ -85,8 +87,8 @@ class Session:
         return len(self.record.entries)
 
     def restore(self, *, to_learn: bool = True) -> None:
-        """Takes up what the folder holds: the newest checkpoint, and the snapshot of the task after it, if there is one; with what
-        learning on needs, if it is `to_learn`.
+        """Takes up what the folder holds: the newest checkpoint, and the snapshot of the task after it, if there is
+        one; with what learning on needs, if it is `to_learn`.
 
         Raises:
             CheckpointError: what is there is damaged, or of another method or backbone.
@@ -120,8 +122,8 @@ class Session:
         return self._resumed is not None
 
     def learn(self, task: Task, data: Data, *, frozen: bool = False, notes_parts: bool = False) -> None:
-        """Lets the method learn a task, from where its snapshot stands if there is one; `frozen` and `notes_parts` as in
-        `lorica.training.learn_task`.
+        """Lets the method learn a task, from where its snapshot stands if there is one; `frozen` and `notes_parts` as
+        in `lorica.training.learn_task`.
 
         Raises:
             LoricaError: a method that cannot learn the task frozen.
@@ -135,8 +137,8 @@ class Session:
         if found and found.facts.descent.steps != data.number_of_batches(self.fit.batch_size):
             raise CheckpointError(
                 f"{self.folder.snapshot}: taken in an epoch of {found.facts.descent.steps} batches, and the data now "
-                f"gives {data.number_of_batches(self.fit.batch_size)}; restore the data as it was, or delete this file to "
-                "begin the task anew"
+                f"gives {data.number_of_batches(self.fit.batch_size)}; restore the data as it was, or delete this file "
+                "to begin the task anew"
             )
         with _of_snapshot(self.folder.snapshot) if found else nullcontext():
             if found:
@@ -164,8 +166,8 @@ class Session:
     def close(
         self, rows: list[list[float | None]], head_rows: list[list[float | None]] | None = None, **of_model: Any
     ) -> None:
-        """Saves what was learned last, with what was measured after it: rows of the accuracy matrix; or another change of a
-        model, with what `Checkpoints.save` takes of it."""
+        """Saves what was learned last, with what was measured after it: rows of the accuracy matrix; or another change
+        of a model, with what `Checkpoints.save` takes of it."""
         entry = Entry(
             rows=rows,
             head_rows=head_rows or [],
@@ -206,7 +208,8 @@ class Session:
         return self.folder.history.stat().st_size if self.folder.history.exists() else 0
 
     def _between_steps(self, descent: Descent) -> None:
-        """Several processes agree on a signal where all wait for the device anyway, so that none goes on without another."""
+        """Several processes agree on a signal where all wait for the device anyway, so that none goes on without
+        another."""
         if not self.processes.alone and descent.is_looked_at:
             self.interruptions.waiting = self.processes.largest(self.interruptions.waiting or 0) or None
         leaving = self.interruptions.waiting is not None and (self.processes.alone or descent.is_looked_at)

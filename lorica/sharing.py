@@ -1,7 +1,7 @@
 """How samples are divided: among processes, and into parts of a batch that are computed one after another.
 
-Random numbers of single samples (an augmentation, a rotation, units that are dropped) are drawn for all samples of a batch wherever
-some of them are computed, so that each sample gets what it would get if they were computed together.
+Random numbers of single samples (an augmentation, a rotation, units that are dropped) are drawn for all samples of a
+batch wherever some of them are computed, so that each sample gets what it would get if they were computed together.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Share:
-    """What falls to one of several, counted from 0. Of batches in random order, to be trained on, a part of each (all of one that
-    cannot give everyone a sample); of a pass in order neighbours, which together are all samples, each once."""
+    """What falls to one of several, counted from 0. Of batches in random order, to be trained on, a part of each (all
+    of one that cannot give everyone a sample); of a pass in order neighbours, which together are all samples, each
+    once."""
 
     number: int
     of: int
@@ -73,7 +74,8 @@ def drawing_for(part: Part | None) -> Iterator[None]:
 def per_sample(number: int, draw: Callable[[int], Shaped[Tensor, "n ..."]]) -> Shaped[Tensor, "m ..."]:
     """What `draw` gives for that many samples, a row for each; in a block of `drawing_for`, the rows of its part.
 
-    Methods draw so what differs from sample to sample; by another number than the part has, they draw for that number alone.
+    Methods draw so what differs from sample to sample; by another number than the part has, they draw for that number
+    alone.
     """
     part = _here.get()
     return draw(number) if part is None or number != len(part) else draw(part.whole)[part.rows]

@@ -1,7 +1,7 @@
 """A snapshot of a task under way: all that its main stage needs to go on from between two batches, in one file.
 
-The file is safetensors; its metadata says where the descent stands and has a hash of the tensors. A snapshot that is damaged,
-or of another task than the next one, is as good as none: the task begins anew, with the same result.
+The file is safetensors; its metadata says where the descent stands and has a hash of the tensors. A snapshot that is
+damaged, or of another task than the next one, is as good as none: the task begins anew, with the same result.
 """
 
 from __future__ import annotations

@@ -6,10 +6,11 @@
     Gaussians       each class as a mixture, to draw features from
     AlignedHead     each class as one Gaussian, and a linear head for a stage of training on draws (`PseudoFeatures`)
 
-The first three add up: neither the order of the samples nor their division into tasks changes a result, but for rounding in float64.
-Two of a kind become that of the samples of both (`join`).
-A class can be taken out of all of them again (`forget`): of sums over all classes by what each has added (`lorica.parts`).
-Where features have moved since, all but mixtures can be moved along by an affine map (`affine_drift` fits one).
+The first three add up: neither the order of the samples nor their division into tasks changes a result, but for
+rounding in float64. Two of a kind become that of the samples of both (`join`).
+A class can be taken out of all of them again (`forget`): of sums over all classes by what each has added
+(`lorica.parts`). Where features have moved since, all but mixtures can be moved along by an affine map (`affine_drift`
+fits one).
 """
 
 from __future__ import annotations
@@ -154,27 +155,28 @@ class ClassMeans(nn.Module):
     def forward(
         self, features: Float[Tensor, "n features"], classes: slice = slice(None)
     ) -> Float[Tensor, "n classes"]:
-        """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their own). Classes
-        that come later change no bit of it."""
+        """Cosine of each feature with each prototype, or with those of some classes (features may have spaces of their
+        own). Classes that come later change no bit of it."""
         with torch.autocast(features.device.type, enabled=False):
             rows = F.normalize(self.prototypes[classes].float(), dim=1)
             return products(F.normalize(features.float(), dim=1), rows)
 
 
 class Discriminant(nn.Module):
-    """Linear discriminant analysis over all samples ever added, of which only sums are kept (streaming LDA, Hayes and Kanan 2020).
+    """Linear discriminant analysis over all samples ever added, of which only sums are kept (streaming LDA, Hayes and
+    Kanan 2020).
 
     With mu_c the mean and n_c the number of samples of class c, N their total and m the mean of all mu_c:
 
         S = sum (x - mu_y)(x - mu_y)',    Sigma = S / (N - C),    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I        (1)
         logit_c = (mu_c - m)' Sigma_g^-1 (x - m) - (mu_c - m)' Sigma_g^-1 (mu_c - m) / 2                            (2)
 
-    m moves all logits of a sample alike; without it they would be differences of large numbers. S is symmetric, and its upper
-    triangle is stored: 4 D (D + 1) bytes for D features.
+    m moves all logits of a sample alike; without it they would be differences of large numbers. S is symmetric, and its
+    upper triangle is stored: 4 D (D + 1) bytes for D features.
 
-    New classes move the logits of old ones, by S and by m. `add_frozen` adds them without: they get means, and rows with the Sigma_g
-    and the m that the others have, of which S and m take nothing. Sigma is then S over the degrees of freedom that it does have, of
-    which N - C counts too many; the next `solve` takes the means of all classes into m.
+    New classes move the logits of old ones, by S and by m. `add_frozen` adds them without: they get means, and rows
+    with the Sigma_g and the m that the others have, of which S and m take nothing. Sigma is then S over the degrees of
+    freedom that it does have, of which N - C counts too many; the next `solve` takes the means of all classes into m.
 
     Attributes:
         sums: names of what only adding to it needs.
@@ -303,15 +305,15 @@ class Discriminant(nn.Module):
     def forget(self, classes: Collection[int], parts: Parts) -> None:
         """Takes classes out, as if no sample of theirs had been added. Logits follow with `solve`.
 
-        What they added is subtracted from S. Where next to nothing of S is left, so that rounding would be seen, S is added up anew from
-        the parts of the other classes.
+        What they added is subtracted from S. Where next to nothing of S is left, so that rounding would be seen, S is
+        added up anew from the parts of the other classes.
 
         Args:
             parts: of all additions so far, but for those of classes forgotten before.
 
         Raises:
-            LoricaError: the parts are not those of all samples of these classes, or of all classes where S is added up anew. Nothing
-                has changed then.
+            LoricaError: the parts are not those of all samples of these classes, or of all classes where S is added up
+                anew. Nothing has changed then.
         """
         _require_all(self.unforgettable(classes, parts))
         gone, seen = list(classes), self.remembered().clone()
@@ -349,7 +351,8 @@ class Discriminant(nn.Module):
         return not self.counts.any()
 
     def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
-        """Makes it what it would be had all samples x been A x + b: mu_c := A mu_c + b, S := A S A'. Logits follow with `solve`."""
+        """Makes it what it would be had all samples x been A x + b: mu_c := A mu_c + b, S := A S A'. Logits follow with
+        `solve`."""
         seen = self.counts > 0
         self.means[seen] = self.means[seen] @ weight.T + bias
         scatter = weight @ unpacked(self.scatter, self.width) @ weight.T
@@ -365,14 +368,16 @@ class Discriminant(nn.Module):
         return bool((self.counts[: len(earlier.counts)] >= earlier.counts.to(self.counts)).all())
 
     def join(self, other: Discriminant, common: Discriminant | None, places: Sequence[int]) -> None:
-        """Takes up what another one has added: the result is that of all samples, but for rounding. Logits follow with `solve`.
+        """Takes up what another one has added: the result is that of all samples, but for rounding. Logits follow with
+        `solve`.
 
-        Of each of them n_c, n_c mu_c and the products S + sum n_c mu_c mu_c' are sums over samples, so that they add up.
+        Of each of them n_c, n_c mu_c and the products S + sum n_c mu_c mu_c' are sums over samples, so that they add
+        up.
 
         Args:
             common: what both were once, whose samples are in both; None where they have none in common.
-            places: the number here of each of the other's classes, which may be new: those of the common ones, which are the first, are
-                the same.
+            places: the number here of each of the other's classes, which may be new: those of the common ones, which
+                are the first, are the same.
         """
         self.grow(max(0, 1 + max(places) - len(self.counts)))
         number, device = len(self.counts), self.counts.device
@@ -407,8 +412,8 @@ class Discriminant(nn.Module):
         """Sets weight and bias, by a Cholesky factorisation.
 
         Args:
-            shrinkage: g, in (0, 1]. Where rounding leaves no factorisation it is raised tenfold until there is one; samples without
-                any scatter are compared by distance, as with g = 1.
+            shrinkage: g, in (0, 1]. Where rounding leaves no factorisation it is raised tenfold until there is one;
+                samples without any scatter are compared by distance, as with g = 1.
         """
         self.centred.copy_(self.counts > 0)
         self.weight.zero_()
@@ -447,13 +452,16 @@ class RidgeHead(nn.Module):
 
         G = sum h h',    Q = sum h y',    (G + ridge I) W = Q,    logits = h' W
 
-    G and Q are in float64, on the CPU where the device lacks it, so that neither the order nor the division of the samples
-    matters. G takes 8 M^2 bytes for M features (800 MB for 10,000), and `solve` twice as much again while it runs.
+    G and Q are in float64, on the CPU where the device lacks it, so that neither the order nor the division of the
+    samples matters. G takes 8 M^2 bytes for M features (800 MB for 10,000), and `solve` twice as much again while it
+    runs.
 
-    A class's column of W is a regression of its own, given G: `solve` can set some of them and leave the others the bits that they have.
+    A class's column of W is a regression of its own, given G: `solve` can set some of them and leave the others the
+    bits that they have.
 
-    With an `intercept`, h has a last entry 1 more, whose row of W is a constant that no ridge holds back: what is solved is the
-    same regression between h and y less their means over all samples, so that a shift of all features changes no logit.
+    With an `intercept`, h has a last entry 1 more, whose row of W is a constant that no ridge holds back: what is
+    solved is the same regression between h and y less their means over all samples, so that a shift of all features
+    changes no logit.
 
     Attributes:
         sums: names of what only adding to it needs.
@@ -497,9 +505,9 @@ class RidgeHead(nn.Module):
         _add_product(self.targets, features, F.one_hot(labels, self.targets.shape[1]))
 
     def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
-        """Adds the samples of a task, which are in random order, and solves with the ridge that `choose_ridge` finds on them, with
-        the first `FITTED` of them to fit. A single sample cannot be divided, and with an intercept a single class has no error with
-        any ridge: the ridge then stays (1, if there was none).
+        """Adds the samples of a task, which are in random order, and solves with the ridge that `choose_ridge` finds on
+        them, with the first `FITTED` of them to fit. A single sample cannot be divided, and with an intercept a single
+        class has no error with any ridge: the ridge then stays (1, if there was none).
 
         Raises:
             TrainingError: as `add` and `choose_ridge`.
@@ -510,9 +518,9 @@ class RidgeHead(nn.Module):
         self.solve(choose_ridge(features, labels, fit=fit, intercept=self.intercept) if tells else self.ridge.item())
 
     def fit_frozen(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
-        """Adds classes without moving a logit of the others, whose columns keep their bits, and solves for the new ones with the ridge
-        that there is. Their columns are those of a regression on all samples; those of the others are of the samples they are of.
-        With the next `fit` everything is as if nothing had been frozen.
+        """Adds classes without moving a logit of the others, whose columns keep their bits, and solves for the new ones
+        with the ridge that there is. Their columns are those of a regression on all samples; those of the others are of
+        the samples they are of. With the next `fit` everything is as if nothing had been frozen.
 
         Raises:
             TrainingError: as `add`.
@@ -540,14 +548,14 @@ class RidgeHead(nn.Module):
         return self.is_empty() and bool(self.weight.any())
 
     def trace_of(self, classes: Collection[int], fitted: Task) -> Iterator[str]:
-        """What `forget` leaves of classes, for people: `fit` chose the ridge on the samples of the task that it was called for last;
-        `fit_frozen` keeps it."""
+        """What `forget` leaves of classes, for people: `fit` chose the ridge on the samples of the task that it was
+        called for last; `fit_frozen` keeps it."""
         if names := [
             name for number, name in zip(fitted.classes, fitted.class_names, strict=True) if number in classes
         ]:
             yield (
-                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(names)}, too; the next task that is "
-                "not learned frozen has one of its own"
+                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(names)}, too; the "
+                "next task that is not learned frozen has one of its own"
             )
 
     def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
@@ -563,8 +571,8 @@ class RidgeHead(nn.Module):
                 yield label, f"its parts ({parts.count(label)} samples) are not those of all that it is of"
 
     def forget(self, classes: Collection[int], parts: Parts) -> None:
-        """Takes classes out, as if no sample of theirs had been added. W follows with `solve`: with the ridge that there is, since
-        another could be chosen on samples alone.
+        """Takes classes out, as if no sample of theirs had been added. W follows with `solve`: with the ridge that
+        there is, since another could be chosen on samples alone.
 
         Args and errors as those of `Discriminant.forget`.
         """
@@ -596,11 +604,12 @@ class RidgeHead(nn.Module):
         return not self.gram.diagonal().any()
 
     def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
-        """Makes the sums those of all samples h moved to A h + b: with T = [A b; 0 1], G := T G T' and Q := T Q. W follows with
-        `solve`.
+        """Makes the sums those of all samples h moved to A h + b: with T = [A b; 0 1], G := T G T' and Q := T Q. W
+        follows with `solve`.
 
         Raises:
-            ValueError: there is no intercept, and so no sum of h, without which nothing is known of the sums after a shift.
+            ValueError: there is no intercept, and so no sum of h, without which nothing is known of the sums after a
+                shift.
         """
         if not self.intercept:
             raise ValueError("expected a regression with an intercept, whose sums can be shifted")
@@ -618,7 +627,8 @@ class RidgeHead(nn.Module):
 
     def join(self, other: RidgeHead, common: RidgeHead | None, places: Sequence[int]) -> None:
         """Takes up what another one has added: G and Q are those of all samples, but for rounding; args as those of
-        `Discriminant.join`. W follows with `solve`: with the ridge of the other one, whose samples are then the latest."""
+        `Discriminant.join`. W follows with `solve`: with the ridge of the other one, whose samples are then the
+        latest."""
         self.grow(max(0, 1 + max(places) - self.targets.shape[1]))
         for one, sign in ((other, 1), (common, -1)):
             if one is not None:
@@ -629,8 +639,8 @@ class RidgeHead(nn.Module):
     def solve(self, ridge: float, classes: Collection[int] | None = None) -> None:
         """Sets W, by a Cholesky factorisation.
 
-        A ridge below what float64 can tell from zero beside G, epsilon trace(G), is raised to that; and tenfold until there
-        is a factorisation, for samples that are all but equal.
+        A ridge below what float64 can tell from zero beside G, epsilon trace(G), is raised to that; and tenfold until
+        there is a factorisation, for samples that are all but equal.
 
         Args:
             classes: those whose columns are set, and no other; absent = all.
@@ -691,8 +701,8 @@ def choose_ridge(
 def ridge_errors(
     features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int, intercept: bool = False
 ) -> Float64[Tensor, " ridges"]:
-    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`; with an
-    `intercept`, on features and labels less the means of those first ones.
+    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`; with
+    an `intercept`, on features and labels less the means of those first ones.
 
     One factorisation serves them all. With H and Y the features and labels fitted, and h a feature of another sample,
 
@@ -723,20 +733,21 @@ def ridge_errors(
 def affine_drift(
     before: Float[Tensor, "n width"], after: Float[Tensor, "n width"]
 ) -> tuple[Float64[Tensor, "width width"], Float64[Tensor, " width"]]:
-    """A and b of the map x -> A x + b from features of some samples to those of the same samples later: a ridge regression towards
-    the identity, so that directions in which these samples do not vary stay where they are.
+    """A and b of the map x -> A x + b from features of some samples to those of the same samples later: a ridge
+    regression towards the identity, so that directions in which these samples do not vary stay where they are.
 
     With x_i and y_i less their means as the rows of X and of X + R, and A = I + D,
 
-        D' = argmin ||R - X D'||^2 + damping v ||D'||^2 = (X'X + damping v I)^-1 X'R,    b = mean y - A mean x           (1)
+        D' = argmin ||R - X D'||^2 + damping v ||D'||^2 = (X'X + damping v I)^-1 X'R,    b = mean y - A mean x       (1)
 
-    v is the mean of those eigenvalues of X'X that can differ from zero, trace / min(n - 1, width): features of another scale
-    have the same A. The damping is that of `DAMPING` with the least error by generalised cross-validation (Golub, Heath and
-    Wahba, 1979), with H the n x n matrix that makes fitted values of R, means included:
+    v is the mean of those eigenvalues of X'X that can differ from zero, trace / min(n - 1, width): features of another
+    scale have the same A. The damping is that of `DAMPING` with the least error by generalised cross-validation (Golub,
+    Heath and Wahba, 1979), with H the n x n matrix that makes fitted values of R, means included:
 
-        ||R - H R||^2 / (1 - trace(H) / n)^2                                                                          (2)
+        ||R - H R||^2 / (1 - trace(H) / n)^2                                                                         (2)
 
-    of which infinity, that is A = I, is one. One eigendecomposition, of X X' or X'X, whichever is smaller, serves them all.
+    of which infinity, that is A = I, is one. One eigendecomposition, of X X' or X'X, whichever is smaller, serves them
+    all.
 
     Raises:
         TrainingError: features that are not finite.
@@ -832,8 +843,8 @@ class Gaussians(nn.Module):
                 self.factors[label, slot] = factor.to(self.factors)
 
     def move(self, weight: Float64[Tensor, "width width"], bias: Float64[Tensor, " width"]) -> None:
-        """Makes them the Gaussians of features x moved to A x + b, of the classes that have any: means A mu + b, factors A F, which
-        are no longer triangular.
+        """Makes them the Gaussians of features x moved to A x + b, of the classes that have any: means A mu + b,
+        factors A F, which are no longer triangular.
 
         Raises:
             ValueError: they have variances alone, which no variances alone could follow.
@@ -878,7 +889,8 @@ class Gaussians(nn.Module):
 
 @dataclass(frozen=True)
 class PseudoFeatures:
-    """Data for a stage of training without images: in each epoch anew `number` batches of draws, `times` as large as other data's.
+    """Data for a stage of training without images: in each epoch anew `number` batches of draws, `times` as large as
+    other data's.
 
     An epoch is what the first `number` batches would be after drawing a batch from every share and shuffling them all.
     """
@@ -901,8 +913,8 @@ class PseudoFeatures:
         first: int = 0,
         share: Share = ALL,
     ) -> Iterator[Batch]:
-        """One epoch from batch number `first` on, or a share of each batch; there is nothing to augment, and without `draws` there is no
-        epoch."""
+        """One epoch from batch number `first` on, or a share of each batch; there is nothing to augment, and without
+        `draws` there is no epoch."""
         if draws is None:
             raise ValueError("draws: expected, since every feature is drawn")
         shares, size = self.gaussians.shares(), self.times * batch_size
@@ -915,7 +927,8 @@ class PseudoFeatures:
 
 
 class AlignedHead(Gaussians):
-    """A linear head over all classes, to be trained on draws from one Gaussian for each of them (SLCA, Zhang et al. 2023).
+    """A linear head over all classes, to be trained on draws from one Gaussian for each of them (SLCA, Zhang et al.
+    2023).
 
     Attributes:
         sums: names of what only aligning it again needs.
@@ -941,7 +954,8 @@ class AlignedHead(Gaussians):
         self.sizes += [classes] if classes else []
 
     def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
-        """Takes classes out, with their rows of the head. Other rows were trained beside them, and are so until it is aligned anew."""
+        """Takes classes out, with their rows of the head. Other rows were trained beside them, and are so until it is
+        aligned anew."""
         super().forget(classes)
         gone = list(classes)
         with torch.no_grad():
@@ -964,8 +978,8 @@ class AlignedHead(Gaussians):
     def start(
         self, weight: Float[Tensor, "classes width"] | None = None, bias: Float[Tensor, " classes"] | None = None
     ) -> None:
-        """Where the head starts: at another one, or else at rows of length 1 that point from the mean of all means to those of
-        the classes, with logits of 0 there."""
+        """Where the head starts: at another one, or else at rows of length 1 that point from the mean of all means to
+        those of the classes, with logits of 0 there."""
         if weight is None:
             means, seen = self.means[:, 0], self.clusters > 0
             centre = means[seen].mean(dim=0)
@@ -980,7 +994,8 @@ class AlignedHead(Gaussians):
             return F.linear(features.float(), self.weight, self.bias)
 
     def normalised(self, logits: Float[Tensor, "n classes"]) -> Float[Tensor, "n classes"]:
-        """They, over `TEMPERATURE` times the mean length of their parts: one part for the classes that came together."""
+        """They, over `TEMPERATURE` times the mean length of their parts: one part for the classes that came
+        together."""
         lengths = torch.stack([part.norm(dim=1) for part in logits.split(self.sizes, dim=1)]).mean(dim=0)
         return logits / (TEMPERATURE * lengths.clamp_min(1e-7))[:, None]
 
@@ -1001,6 +1016,7 @@ def _cancelled(total: Float64[Tensor, "features features"], before: Float64[Tens
 
 
 def _add_product(total: Float64[Tensor, "a b"], left: Tensor, right: Tensor) -> None:
-    """total += left' right, in float64, which is taken up a thousand rows at a time: all of them would not fit everywhere."""
+    """total += left' right, in float64, which is taken up a thousand rows at a time: all of them would not fit
+    everywhere."""
     for a, b in zip(left.split(1000), right.split(1000), strict=True):
         total.addmm_(a.to(total.device).double().T, b.to(total.device).double())

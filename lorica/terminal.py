@@ -1,9 +1,9 @@
-"""What reaches a terminal or a pipe: names and messages as they are, nothing that the terminal would obey, and only characters
-that it has.
+"""What reaches a terminal or a pipe: names and messages as they are, nothing that the terminal would obey, and only
+characters that it has.
 
-Class names, paths, method names and errors may contain anything: brackets that rich would read as markup, escape sequences,
-letters that an ASCII terminal or one of Windows cannot show. Whatever prints does so through a `Screen`, which takes every
-text literally; a rich `Text` is made of what `printable` gives.
+Class names, paths, method names and errors may contain anything: brackets that rich would read as markup, escape
+sequences, letters that an ASCII terminal or one of Windows cannot show. Whatever prints does so through a `Screen`,
+which takes every text literally; a rich `Text` is made of what `printable` gives.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def printable(text: object, encoding: str = "utf-8") -> str:
 
 
 class Screen(Console):
-    """A console that takes every text literally, unless it is told `markup=True`, and shows it as `printable` makes it."""
+    """A console that takes every text literally, unless it is told `markup=True`, and shows it as `printable` makes
+    it."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})
@@ -94,7 +95,8 @@ def open_streams() -> None:
 
 
 def screenful(problems: Sequence[str]) -> Iterator[str]:
-    """The lines of an error, of which long ones lack their middle, as many as fit on a screen, and how many more there are."""
+    """The lines of an error, of which long ones lack their middle, as many as fit on a screen, and how many more there
+    are."""
     lines = [_shortened(visible(line)) for problem in problems for line in problem.split("\n")]
     rows = 0
     for number, line in enumerate(lines):

@@ -4,10 +4,10 @@
     accuracy/average, accuracy/new_task  after each task, over the tasks so far and on the newest one
     the recipe                           as the configuration, once
 
-A point stands at the number of steps that the optimiser has taken since the run began, and one more for each task that was tested:
-such numbers grow from point to point, also for a method that trains nothing. They follow from the history, so that a run which
-is taken up again goes on where its history stands; TensorBoard drops what a killed process had drawn after that, Weights & Biases
-passes over points that it has.
+A point stands at the number of steps that the optimiser has taken since the run began, and one more for each task that
+was tested: such numbers grow from point to point, also for a method that trains nothing. They follow from the history,
+so that a run which is taken up again goes on where its history stands; TensorBoard drops what a killed process had
+drawn after that, Weights & Biases passes over points that it has.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from lorica.session import Session
 _Tracker = TensorBoardTracker | WandBTracker | MLflowTracker
 
 PROJECT = "lorica"
-"""The project of Weights & Biases, or the experiment of MLflow, that runs are in, unless their own settings say otherwise."""
+"""The project of Weights & Biases, or the experiment of MLflow, that runs are in, unless their own settings say
+otherwise."""
 
 
 def require_tracker(kind: str) -> None:

@@ -59,8 +59,8 @@ def learn_task(
     anywhere repeats the run that was never interrupted. The caller's random state is left as it was.
 
     Args:
-        resumed: the state of the main stage (`Descent.state`) from which to go on. The method has been grown for the task
-            and is as it was at that moment: what `begin_task` computed is not computed again.
+        resumed: the state of the main stage (`Descent.state`) from which to go on. The method has been grown for the
+            task and is as it was at that moment: what `begin_task` computed is not computed again.
         frozen: learn new classes without moving a bit of the logits of others.
         notes_parts: what each class adds to sums is noted; take it from `Method.taken_parts`.
 

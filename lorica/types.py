@@ -40,16 +40,16 @@ class Tokens:
 
 
 Inputs: TypeAlias = Float[Tensor, "n channels height width"] | Tokens | Unread
-"""What an encoder reads: images in [0, 1], not yet normalised, or tokens; or either of them, read once it is needed. All have a
-length, `[…]` and `to(device)`."""
+"""What an encoder reads: images in [0, 1], not yet normalised, or tokens; or either of them, read once it is needed.
+All have a length, `[…]` and `to(device)`."""
 
 
 @dataclass(frozen=True)
 class Task:
     """What arrives together: samples of some classes, all of them new, some of them, or none.
 
-    Inside the library a class is a number, in the order in which classes first arrived; the source's own names are kept for
-    people.
+    Inside the library a class is a number, in the order in which classes first arrived; the source's own names are kept
+    for people.
 
     Attributes:
         index: of the task in its stream, from 0.

@@ -1,11 +1,13 @@
 """Inputs that are read when they are needed, and features that are computed once.
 
-A pass over samples that are not augmented gives `Unread` inputs: they know which samples they are. An encoder that is asked for
-features of them looks up what was computed before, by what the trunk is (its form, and the content of all its tensors) and by
-the samples; whatever else is done with them reads them first. Nobody who computes features writes any of that.
+A pass over samples that are not augmented gives `Unread` inputs: they know which samples they are. An encoder that is
+asked for features of them looks up what was computed before, by what the trunk is (its form, and the content of all its
+tensors) and by the samples; whatever else is done with them reads them first. Nobody who computes features writes any
+of that.
 
-Features are computed in blocks of neighbours in their split, always the same, whatever batch asks for them: so they are to the bit
-the same whether they were kept, computed again after something else took their room, or after the process was started again.
+Features are computed in blocks of neighbours in their split, always the same, whatever batch asks for them: so they are
+to the bit the same whether they were kept, computed again after something else took their room, or after the process
+was started again.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _Key = tuple["Samples", Hashable, int]
 
 
 class Memory:
-    """Blocks of features: `budget` bytes of those used last in memory, the others in a temporary file without a name, which goes
-    with the process however it ends. Where the disk is full, what finds no room is forgotten."""
+    """Blocks of features: `budget` bytes of those used last in memory, the others in a temporary file without a name,
+    which goes with the process however it ends. Where the disk is full, what finds no room is forgotten."""
 
     def __init__(self, budget: int = 2**28) -> None:
         self._budget, self._used = budget, 0
@@ -134,8 +136,8 @@ class Samples:
         compute: Callable[[Any], Tensor],
         read: Callable[[], Any] | None = None,
     ) -> Tensor:
-        """What `compute`, which `key` names, makes of the samples of these places: row by row, on the device. `read` gives their
-        inputs, where they may be there already."""
+        """What `compute`, which `key` names, makes of the samples of these places: row by row, on the device. `read`
+        gives their inputs, where they may be there already."""
         numbers = (places // BLOCK).tolist()
 
         def read_block(number: int) -> Any:
@@ -151,7 +153,8 @@ class Samples:
                 block.to(device, copy=True) if whole else block[within].to(device)
             )  # kept ones are nobody's to write into
         offsets = dict(zip(blocks, range(0, BLOCK * len(blocks), BLOCK), strict=True))
-        # all but the last block of a split are full, and a shorter one among them is filled up so that places can be counted
+        # all but the last block of a split are full, and a shorter one among them is filled up so that places can be
+        # counted
         rows = torch.cat([_filled(block) for block in blocks.values()])
         return rows[places % BLOCK + torch.tensor([offsets[number] for number in numbers])].to(device)
 
@@ -226,7 +229,8 @@ class Unread:
 
     @property
     def _is_changed(self) -> bool:
-        """Whether somebody has written into what was read, or wants its gradients: it is then no longer those samples."""
+        """Whether somebody has written into what was read, or wants its gradients: it is then no longer those
+        samples."""
         if self._whole is not None and self._whole[0]._is_changed:
             return True
         return self._read is not None and _standing(self._read) != self._as_read
@@ -287,7 +291,8 @@ def _read(value: Any) -> Any:
 
 
 def content(module: nn.Module) -> str:
-    """A hash of the names, types, shapes and values of all its tensors, and of the plain settings of its modules (heads, what is pooled)."""
+    """A hash of the names, types, shapes and values of all its tensors, and of the plain settings of its modules
+    (heads, what is pooled)."""
     digest = hashlib.sha256()
     for name, each in module.named_modules():
         digest.update(f"{name} {type(each).__qualname__} {_settings(each)};".encode())
@@ -298,7 +303,8 @@ def content(module: nn.Module) -> str:
 
 
 def _settings(module: nn.Module) -> list[tuple[str, int | float | str]]:
-    """Its public numbers and strings, but for its mode, which decides nothing where features are kept, and what it has computed once."""
+    """Its public numbers and strings, but for its mode, which decides nothing where features are kept, and what it has
+    computed once."""
     return sorted(
         (name, value)
         for name, value in vars(module).items()

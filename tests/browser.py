@@ -98,7 +98,8 @@ class Tab:
     def drag(self, files: list[Path], selector: str, *, drop: bool = True) -> None:
         """Files from outside over an element, as by a mouse."""
         box = self.evaluate(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({_element(selector)}.getBoundingClientRect())"
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / "
+            f"2])({_element(selector)}.getBoundingClientRect())"
         )
         data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
         for kind in ("dragEnter", "dragOver", *(["drop"] if drop else [])):

@@ -1,4 +1,5 @@
-"""What the tests share: tiny random encoders of images and of texts, and six classes of each that a glance tells apart."""
+"""What the tests share: tiny random encoders of images and of texts, and six classes of each that a glance tells
+apart."""
 
 from __future__ import annotations
 
@@ -102,7 +103,8 @@ def tiny_text_encoder(tiny_tokenizer: str) -> Callable[..., HFText]:
         "t5": (
             transformers.T5EncoderModel,
             transformers.T5Config,
-            {"vocab_size": 40, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "pad_token_id": 0,
+            {"vocab_size": 40, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+                "pad_token_id": 0,
              "feed_forward_proj": "gated-gelu"},
         ),
     }  # fmt: skip
@@ -114,7 +116,8 @@ def tiny_text_encoder(tiny_tokenizer: str) -> Callable[..., HFText]:
             torch.manual_seed(seed)
             built = model._from_config(config(**values, **off), attn_implementation="sdpa", **FAMILIES[family].options)
         encoder = HFText(
-            built, name=f"tiny_{family}", tag=f"tiny.random{seed}", pooling=pooling, tokenizer=tiny_tokenizer, padding=0, longest=32
+            built, name=f"tiny_{family}", tag=f"tiny.random{seed}", pooling=pooling, tokenizer=tiny_tokenizer,
+            padding=0, longest=32
         )  # fmt: skip
         return encoder.requires_grad_(False).eval()
 
@@ -123,7 +126,8 @@ def tiny_text_encoder(tiny_tokenizer: str) -> Callable[..., HFText]:
 
 @pytest.fixture(scope="session")
 def six_topics() -> Source:
-    """Texts of two to nine words, of which every second is one of its class's own; 12 to train and 6 to test in each class."""
+    """Texts of two to nine words, of which every second is one of its class's own; 12 to train and 6 to test in each
+    class."""
     random = np.random.RandomState(0)
 
     def half(number: int, name: str) -> Texts:

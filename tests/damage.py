@@ -6,7 +6,8 @@ import numpy as np
 
 
 def damaged(content: bytes, random: np.random.RandomState) -> bytes:
-    """Cut short, or with bytes changed, taken out, doubled; more often near the beginning, where sizes and offsets are."""
+    """Cut short, or with bytes changed, taken out, doubled; more often near the beginning, where sizes and offsets
+    are."""
     data = bytearray(content)
     for _ in range(random.randint(1, 5)):
         if len(data) < 2:

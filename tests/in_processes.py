@@ -1,4 +1,5 @@
-"""What `tests/test_processes.py` starts in several processes: methods that learn two tasks, of which each process says what it has then.
+"""What `tests/test_processes.py` starts in several processes: methods that learn two tasks, of which each process says
+what it has then.
 
     python tests/in_processes.py FOLDER RECIPE CASE …      a case is method[:variant][+section.key=value …]
 

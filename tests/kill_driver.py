@@ -1,8 +1,9 @@
-"""Runs a recipe in a process that is killed again and again, until it has finished: `python kill_driver.py RECIPE OUT SPAN SEED`.
+"""Runs a recipe in a process that is killed again and again, until it has finished: `python kill_driver.py RECIPE OUT
+SPAN SEED`.
 
-Everything is imported once; the processes that learn are forked from this one, which computes nothing. Each is sent SIGKILL
-after a random time of at most SPAN seconds, and the next one resumes. Prints the number of kills, and for each what was in the
-folder just after it.
+Everything is imported once; the processes that learn are forked from this one, which computes nothing. Each is sent
+SIGKILL after a random time of at most SPAN seconds, and the next one resumes. Prints the number of kills, and for each
+what was in the folder just after it.
 """
 
 from __future__ import annotations

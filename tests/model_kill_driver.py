@@ -3,11 +3,12 @@
     python model_kill_driver.py learn MODEL DATA OUT KILLS SEED
     python model_kill_driver.py export MODEL DATA OUT KILLS SEED
 
-Each round begins with OUT/N: a copy of MODEL, whose process learns DATA, or an export of MODEL's first version, whose process
-exports its newest one over it. It is sent SIGKILL at a random moment of the time that this takes. A second process tells what is
-there, a third one does the same again, a fourth tells. All are forked from this one, which imports everything once and computes
-nothing. There are as many rounds as it takes. Prints, for each, whether it was killed, and whether what was there then and after
-the second try was the old (0) or the new (1); anything else is an error.
+Each round begins with OUT/N: a copy of MODEL, whose process learns DATA, or an export of MODEL's first version, whose
+process exports its newest one over it. It is sent SIGKILL at a random moment of the time that this takes. A second
+process tells what is there, a third one does the same again, a fourth tells. All are forked from this one, which
+imports everything once and computes nothing. There are as many rounds as it takes. Prints, for each, whether it was
+killed, and whether what was there then and after the second try was the old (0) or the new (1); anything else is an
+error.
 """
 
 from __future__ import annotations

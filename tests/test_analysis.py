@@ -117,7 +117,8 @@ def test_distances_of_hand_made_weights() -> None:
 
 
 def test_distances_are_of_weights_tuned_from_w0_each_time(learn: Learn, finished_run: Result) -> None:
-    """The first task's weights are those of a full fine-tuning run, by then; each later one forgets the earlier ones."""
+    """The first task's weights are those of a full fine-tuning run, by then; each later one forgets the earlier
+    ones."""
     found = relative_distances(finished_run, tasks=2)
     learning_rate = {"fit.learning_rate": found.recipe["fit"]["learning_rate"]}
     assert learning_rate == {"fit.learning_rate": 1e-4}  # full fine-tuning's own, not the run's 0.01
@@ -311,7 +312,8 @@ def test_what_fails_for_one_run_is_said_and_the_rest_is_drawn(
         "[]",
         "{}",
         '{"distances": [{"label": 1}]}',
-        '{"distances": [{"label": "W", "to_start": [1, 2], "between": [[0, 1]], "ratios": [[0, 1], [1, 0]], "recipe": {}}]}',
+        '{"distances": [{"label": "W", "to_start": [1, 2], "between": [[0, 1]], "ratios": [[0, 1], '
+        '[1, 0]], "recipe": {}}]}',
         '{"distances": [{"label": "W", "to_start": ["1", NaN], "between": [], "ratios": [], "recipe": {}}]}',
     ],
 )

@@ -34,7 +34,10 @@ def test_imports_keep_to_the_contracts() -> None:
     pyproject = PROJECT / "pyproject.toml"
     if not pyproject.is_file():
         pytest.skip("lorica is installed without its project folder")
-    program = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(config_filename=sys.argv[1], no_cache=True))"
+    program = (
+        "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(config_filename=sys.argv[1], "
+        "no_cache=True))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, str(pyproject)], cwd=PROJECT, capture_output=True, text=True, check=False
     )

@@ -406,7 +406,8 @@ def test_ctrl_c_says_that_the_run_can_be_resumed(
     code, _, err = lorica("run", recipe_file)
     assert code == 130
     assert (
-        "interrupted: what was finished is kept, and of a task under way its last snapshot; the same command continues, a run's "
+        "interrupted: what was finished is kept, and of a task under way its last snapshot; the same command "
+        "continues, a run's "
         "with --resume" in " ".join(err.split())
     )
 

@@ -74,8 +74,10 @@ def test_what_the_data_was(content: object, noted: object, tmp_path: Path) -> No
         ({"data": "digits"}, "data is 'digits', expected an object"),
         ({"data": {"contents": [1]}}, "data.contents is [1], expected an object"),
         ({"data": {"contents": {"train": {"wren": 3}}}}, "data.contents.train.wren is 3, expected a valid list"),
-        ({"data": {"contents": {"train": {"wren": ["5f", 3]}}}}, "data.contents.train.wren is ['5f', 3], expected a number of"),
-        ({"data": {"contents": {"train": {"wren": [3]}}}}, "data.contents.train.wren is [3], expected a number of samples"),
+        ({"data": {"contents": {"train": {"wren": ["5f", 3]}}}},
+         "data.contents.train.wren is ['5f', 3], expected a number of"),
+        ({"data": {"contents": {"train": {"wren": [3]}}}},
+         "data.contents.train.wren is [3], expected a number of samples"),
         ({"cpu_count": float("nan")}, "cpu_count is nan, expected finite numbers"),
     ],
 )  # fmt: skip

@@ -1,10 +1,11 @@
-"""Damaged and altered files of runs: lorica's own error or the original result, never anything else, quickly, in little memory.
+"""Damaged and altered files of runs: lorica's own error or the original result, never anything else, quickly, in little
+memory.
 
 Seals and hashes are made right again after most changes, so that it is not a checksum that refuses them.
 
-What is accepted must predict as before, to the bit, under the same class names, and give the same measures. Nobody can tell a
-file that says something else, and says it well, from one that was learned. So these alone may come out otherwise; they must
-still cause no error but lorica's:
+What is accepted must predict as before, to the bit, under the same class names, and give the same measures. Nobody can
+tell a file that says something else, and says it well, from one that was learned. So these alone may come out
+otherwise; they must still cause no error but lorica's:
 
     tensors       finite values of floating point, of the dtype and in the shape that they had
     class_names   another text that no other class has
@@ -58,8 +59,10 @@ from lorica.run import check, evaluate, run
 
 Recipe = dict[str, Any]
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3, 999, 2**31, -(2**63), 2**64, 10**40, 10**400, 0.5, -0.5, 1e-300, 1e308, float("nan"), float("inf"),
-    "", "0", "wren", "NaN", "é\u2028\x00", "../x", "x" * 5000, [], [[]], [0], [None], ["a", "a"], {}, {"a": 1}, {"": {}}, [[[[1]]]],
+    None, True, False, 0, -1, 1, 3, 999, 2**31, -(2**63), 2**64, 10**40, 10**400, 0.5, -0.5, 1e-300, 1e308,
+    float("nan"), float("inf"),
+    "", "0", "wren", "NaN", "é\u2028\x00", "../x", "x" * 5000, [], [[]], [0], [None], ["a", "a"], {}, {"a": 1},
+    {"": {}}, [[[[1]]]],
 )  # fmt: skip
 DTYPES = (
     torch.float64,
@@ -426,8 +429,8 @@ FEW = ("class_means", "sd_lora", "stopped")
 
 @contextmanager
 def backbones_loaded_once() -> Iterator[None]:
-    """The weights of a backbone are no file of a run, and reading them takes most of the time. A copy leaves torch's random
-    state as loading does."""
+    """The weights of a backbone are no file of a run, and reading them takes most of the time. A copy leaves torch's
+    random state as loading does."""
     loaded: dict[str, tuple[Any, torch.Tensor]] = {}
 
     def once(**options: Any) -> Any:

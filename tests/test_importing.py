@@ -25,23 +25,33 @@ NO_MEMORY = {"memory_size": 0, "memory_per_class": 0, "fixed_memory": False}
 VIT = {"backbone_type": "pretrained_vit_b16_224"}
 
 SD_LORA = STREAM | NO_MEMORY | {
-    "model_name": "sdlora", "backbone_type": "vit_base_patch16_224", "optimizer": "adam", "scheduler": "cosine", "min_lr": 5e-3,
-    "tuned_epoch": 20, "filepath": "./x/", "init_epoch": 20, "init_lr": 8e-3, "init_milestones": [60], "init_lr_decay": 0.1,
-    "init_weight_decay": 5e-4, "epochs": 20, "lrate": 8e-3, "milestones": [40, 70], "lrate_decay": 0.1, "batch_size": 128, "weight_decay": 2e-4,
+    "model_name": "sdlora", "backbone_type": "vit_base_patch16_224", "optimizer": "adam", "scheduler": "cosine",
+    "min_lr": 5e-3,
+    "tuned_epoch": 20, "filepath": "./x/", "init_epoch": 20, "init_lr": 8e-3, "init_milestones": [60],
+    "init_lr_decay": 0.1,
+    "init_weight_decay": 5e-4, "epochs": 20, "lrate": 8e-3, "milestones": [40, 70], "lrate_decay": 0.1,
+    "batch_size": 128, "weight_decay": 2e-4,
 }  # fmt: skip
 EASE = STREAM | NO_MEMORY | {
-    "model_name": "ease", "backbone_type": "vit_base_patch16_224_ease", "init_cls": 5, "increment": 5, "init_epochs": 20, "later_epochs": 20,
-    "init_lr": 0.025, "later_lr": 0.025, "batch_size": 48, "weight_decay": 5e-4, "min_lr": 0, "optimizer": "sgd", "scheduler": "cosine",
-    "vpt_type": "Deep", "prompt_token_num": 5, "ffn_num": 64, "recalc_sim": True, "alpha": 0.1, "use_init_ptm": False, "beta": 3,
+    "model_name": "ease", "backbone_type": "vit_base_patch16_224_ease", "init_cls": 5, "increment": 5,
+    "init_epochs": 20, "later_epochs": 20,
+    "init_lr": 0.025, "later_lr": 0.025, "batch_size": 48, "weight_decay": 5e-4, "min_lr": 0, "optimizer": "sgd",
+    "scheduler": "cosine",
+    "vpt_type": "Deep", "prompt_token_num": 5, "ffn_num": 64, "recalc_sim": True, "alpha": 0.1, "use_init_ptm": False,
+    "beta": 3,
 }  # fmt: skip
 RANPAC = STREAM | VIT | {
-    "model_name": "ranpac", "backbone_type": "pretrained_vit_b16_224_in21k_vpt", "use_simplecil": False, "tuned_epoch": 20, "init_lr": 0.01,
-    "batch_size": 48, "weight_decay": 5e-4, "min_lr": 0, "ffn_num": 64, "optimizer": "sgd", "vpt_type": "deep", "prompt_token_num": 7,
+    "model_name": "ranpac", "backbone_type": "pretrained_vit_b16_224_in21k_vpt", "use_simplecil": False,
+    "tuned_epoch": 20, "init_lr": 0.01,
+    "batch_size": 48, "weight_decay": 5e-4, "min_lr": 0, "ffn_num": 64, "optimizer": "sgd", "vpt_type": "deep",
+    "prompt_token_num": 7,
     "use_RP": True, "M": 5000,
 }  # fmt: skip
 L2P = STREAM | {
-    "model_name": "l2p", "backbone_type": "vit_base_patch16_224_l2p", "tuned_epoch": 5, "init_lr": 0.001875, "batch_size": 16, "weight_decay": 0,
-    "min_lr": 1e-5, "optimizer": "adam", "scheduler": "constant", "size": 10, "length": 5, "top_k": 5, "global_pool": "token",
+    "model_name": "l2p", "backbone_type": "vit_base_patch16_224_l2p", "tuned_epoch": 5, "init_lr": 0.001875,
+    "batch_size": 16, "weight_decay": 0,
+    "min_lr": 1e-5, "optimizer": "adam", "scheduler": "constant", "size": 10, "length": 5, "top_k": 5,
+    "global_pool": "token",
     "batchwise_prompt": True, "pull_constraint_coeff": 0.1, "drop": 0.0,
 }  # fmt: skip
 INF_LORA = """
@@ -57,8 +67,12 @@ test_trfms: [{Resize: {size: 256}}, {CenterCrop: {size: 224}}]
 train_trfms: [{RandomResizedCrop: {size: 224}}]
 optimizer: {name: SGD, kwargs: {lr: 8e-3, momentum: 0.9}}
 lr_scheduler: {name: Constant}
-backbone: {name: vit_pt_imnet, kwargs: {pretrained: True, model_name: vit_base_patch16_224_in21k, lora_rank: 12, act_layer: GELU}}
-classifier: {name: InfLoRA_OPT, kwargs: {use_ca: False, dataset: *dataset, task_num: 10, lame: 1.0, lamb: 0.98, embd_dim: 768}}
+backbone:
+  name: vit_pt_imnet
+  kwargs: {pretrained: True, model_name: vit_base_patch16_224_in21k, lora_rank: 12, act_layer: GELU}
+classifier:
+  name: InfLoRA_OPT
+  kwargs: {use_ca: False, dataset: *dataset, task_num: 10, lame: 1.0, lamb: 0.98, embd_dim: 768}
 """
 
 
@@ -77,7 +91,8 @@ def test_sd_lora(tmp_path: Path) -> None:
     found = imported(SD_LORA, tmp_path)
     assert found.values["method"] == {"name": "sd_lora", "variant": "released_code"}
     assert found.values["fit"] == {
-        "optimizer": "sgd", "momentum": 0.9, "learning_rate": 8e-3, "epochs": 20, "batch_size": 128, "augment": "crop_flip",
+        "optimizer": "sgd", "momentum": 0.9, "learning_rate": 8e-3, "epochs": 20, "batch_size": 128,
+        "augment": "crop_flip",
     }  # fmt: skip
     assert found.values["stream"] == {"tasks": 10, "seed": 1993}
     assert found.values["backbone"]["name"] == "vit_base_patch16_224.augreg2_in21k_ft_in1k"
@@ -96,7 +111,8 @@ def test_rates_that_fall_by_steps_are_not_dropped_in_silence(tmp_path: Path) -> 
 def test_ease(tmp_path: Path) -> None:
     found = imported(EASE, tmp_path)
     assert found.values["method"] == {
-        "name": "ease", "rank": 64, "others_weight": 0.1, "backbone_weight": 0.0, "recalculate": True, "head_scale": 1.0,
+        "name": "ease", "rank": 64, "others_weight": 0.1, "backbone_weight": 0.0, "recalculate": True,
+        "head_scale": 1.0,
     }  # fmt: skip
     assert found.values["stream"] == {"tasks": 20, "seed": 1993}
     assert found.values["backbone"]["name"] == "vit_base_patch16_224.augreg_in21k_ft_in1k"
@@ -128,7 +144,8 @@ def test_a_choice_of_the_batch_is_left_off_and_said(tmp_path: Path) -> None:
 def test_lib_continual(tmp_path: Path) -> None:
     found = imported(INF_LORA, tmp_path)
     assert found.values["method"] == {
-        "name": "inf_lora", "variant": "released_code", "head_start": "linear", "rank": 12, "total_tasks": 10, "energy": [0.98, 1.0],
+        "name": "inf_lora", "variant": "released_code", "head_start": "linear", "rank": 12, "total_tasks": 10,
+        "energy": [0.98, 1.0],
     }  # fmt: skip
     assert found.values["data"] == {"source": "imagenet_r", "crop_pct": 0.875}
     assert found.values["fit"]["learning_rate"] == 0.008

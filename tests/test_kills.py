@@ -1,6 +1,6 @@
-"""Runs whose process is killed at random moments, in an epoch, between stages, while a file is written, while testing: they end
-with the same bits as an uninterrupted one. Models that are learning then: they are the old one or the new one. And what SIGTERM,
-SIGHUP and Ctrl-C leave."""
+"""Runs whose process is killed at random moments, in an epoch, between stages, while a file is written, while testing:
+they end with the same bits as an uninterrupted one. Models that are learning then: they are the old one or the new one.
+And what SIGTERM, SIGHUP and Ctrl-C leave."""
 
 from __future__ import annotations
 

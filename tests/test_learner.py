@@ -1,4 +1,5 @@
-"""A model in a folder: what it learns and keeps, what it refuses, how it goes back, and that nothing half-done is left."""
+"""A model in a folder: what it learns and keeps, what it refuses, how it goes back, and that nothing half-done is
+left."""
 
 from __future__ import annotations
 
@@ -810,7 +811,8 @@ def _without_classes(folder: Path) -> Path:
         (lambda folder: (np.zeros((0, 8, 8, 3), np.uint8), []), "no images"),
         (lambda folder: (coloured(0), [0.5] * 12), "y: expected integers or strings, got float64"),
         (lambda folder: (coloured(0), ["a\x1b"] * 12), "control characters"),
-        (lambda folder: coloured(0), "expected a folder of class folders, or a pair of images and labels, got a ndarray"),
+        (lambda folder: coloured(0),
+         "expected a folder of class folders, or a pair of images and labels, got a ndarray"),
         (lambda folder: 7, "expected a folder of class folders, or a pair of images and labels, got a int"),
     ],
 )  # fmt: skip
@@ -875,7 +877,10 @@ def test_a_disk_that_is_full_leaves_the_model(place: int, model: Path, monkeypat
 
 
 def test_two_at_once(model: Path) -> None:
-    program = "import sys, time; from lorica.files import taken; from pathlib import Path\nwith taken(Path(sys.argv[1])): print(1, flush=True); time.sleep(60)"
+    program = (
+        "import sys, time; from lorica.files import taken; from pathlib import Path\nwith taken(Path(sys.argv[1])): "
+        "print(1, flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", program, str(model)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
@@ -1143,7 +1148,8 @@ def test_a_damaged_model_json(edit: Callable[[str], str | None], words: str, mod
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("crop_pct: 1.0", "crop_pct: 0.5"), ("background: white", "background: black"), ("layers: 1", "layers: 2")]
+    ("old", "new"), [("crop_pct: 1.0", "crop_pct: 0.5"), ("background: white", "background: black"), ("layers: 1",
+     "layers: 2")]
 )  # fmt: skip
 def test_an_altered_recipe_is_no_other_model(old: str, new: str, model: Path) -> None:
     file = model / "recipe.yaml"
@@ -1450,8 +1456,8 @@ def test_what_cannot_be_joined(model: Path, recipe: Values, tmp_path: Path) -> N
 
 
 def apart(found: Learner, expected: Learner) -> float:
-    """How far predictions of two models are apart, as a share of the largest; with one ridge, for which each task divides its images
-    by a draw of its own."""
+    """How far predictions of two models are apart, as a share of the largest; with one ridge, for which each task
+    divides its images by a draw of its own."""
     images, _ = of_classes(*range(6), seed=5)
     for place, module in expected.predictor.plain.named_modules():
         if isinstance(module, RidgeHead):
@@ -1528,7 +1534,8 @@ def test_a_copy_that_was_joined_forgets_what_it_took_up(recipe: Values, tmp_path
 
 
 def test_the_common_version_is_the_last_that_both_come_of(recipe: Values, tmp_path: Path) -> None:
-    """After their copies went apart, one has gone back behind that; and the sums of it may be in the other's folder alone."""
+    """After their copies went apart, one has gone back behind that; and the sums of it may be in the other's folder
+    alone."""
     one = Learner(tmp_path / "one", recipe=recipe, keep=2)
     one.learn(of_classes(0, 1))
     one.learn(of_classes(2))

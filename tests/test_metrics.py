@@ -116,8 +116,8 @@ def test_counts_that_do_not_fit_are_refused(measure: str, counts: list[int], mes
 def test_measures_results_and_reports_do_not_import_torch() -> None:
     # A bare package stands in for lorica, whose own __init__ offers the parts that train.
     program = (
-        "import sys, types; package = sys.modules['lorica'] = types.ModuleType('lorica'); package.__path__ = sys.argv[1:];"
-        "import lorica.metrics, lorica.results, lorica.report; sys.exit('torch' in sys.modules)"
+        "import sys, types; package = sys.modules['lorica'] = types.ModuleType('lorica'); package.__path__ = "
+        "sys.argv[1:];import lorica.metrics, lorica.results, lorica.report; sys.exit('torch' in sys.modules)"
     )
     folder = Path(metrics.__file__).parent
     assert subprocess.run([sys.executable, "-c", program, folder]).returncode == 0

@@ -1,5 +1,5 @@
-"""The pages of docs/ and the README: their links lead somewhere, their commands exist with the options they are given, scripts are
-there, and the site is built of them without a warning."""
+"""The pages of docs/ and the README: their links lead somewhere, their commands exist with the options they are given,
+scripts are there, and the site is built of them without a warning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Classes taken out of sums, and added without moving old logits, against statistics that never saw them and against numpy."""
+"""Classes taken out of sums, and added without moving old logits, against statistics that never saw them and against
+numpy."""
 
 from __future__ import annotations
 
@@ -106,8 +107,8 @@ def assert_same_solution(found: Statistics, expected: Statistics) -> None:
 @given(data=st.data(), width=st.integers(1, 7), seed=st.integers(0, 1000))
 @settings(max_examples=40)
 def test_what_is_forgotten_was_never_seen(kind, data, width, seed) -> None:
-    """One sample and more than there are features, one addition and several, classes alone and together, all of them and none, small
-    features and large ones."""
+    """One sample and more than there are features, one addition and several, classes alone and together, all of them
+    and none, small features and large ones."""
     classes = data.draw(st.integers(1, 5))
     numbers = st.dictionaries(st.integers(0, classes - 1), st.integers(1, 12), min_size=1)
     scale = {label: 10.0 ** data.draw(st.integers(-4, 4)) for label in range(classes)}
@@ -438,7 +439,8 @@ def test_a_joined_discriminant_knows_what_its_scatter_is_of() -> None:
 
 
 def test_parts_that_were_taken_up_are_in_features_as_they_are() -> None:
-    """Two additions with a move between them, renumbered; a frozen one of a class that is known here has an empty factor."""
+    """Two additions with a move between them, renumbered; a frozen one of a class that is known here has an empty
+    factor."""
     (first, second), weight, bias = (
         (drawn({0: 5, 1: 4}, 3, 0), drawn({1: 6}, 3, 1)),
         torch.rand(3, 3).double(),

@@ -1,4 +1,5 @@
-"""Published numbers and recipes: every recipe is one and runs, and numbers stand beside runs of their own protocol alone."""
+"""Published numbers and recipes: every recipe is one and runs, and numbers stand beside runs of their own protocol
+alone."""
 
 from __future__ import annotations
 
@@ -147,7 +148,8 @@ def test_recipes_of_two_sources_do_not_share_a_folder() -> None:
 
 
 def learn_two_steps(name: str, small_recipe: dict[str, Any], tmp_path: Path) -> Result:
-    """The recipe's method, optimiser, augmentation and read-out on six classes in two tasks of 36 images, and a ViT of six blocks."""
+    """The recipe's method, optimiser, augmentation and read-out on six classes in two tasks of 36 images, and a ViT of
+    six blocks."""
     recipe = read_recipe(name)
     options = {key: value for key, value in SMALL.items() if getattr(recipe.method, key, None)}
     small = {f"method.{key}": value for key, value in options.items()}

@@ -388,7 +388,8 @@ def test_measures_of_another_machine_may_differ_in_their_last_digits(tmp_path: P
     [
         ({"acc": float("nan")}, "acc is nan"),
         ({"accuracy": [[0.9], [0.5, float("inf")]]}, r"accuracy\[1\]\[1\] is inf"),
-        ({"diagnostics": {"residual": [None, float("-inf")], "more": float("nan")}}, r"diagnostics.residual\[1\] is -inf and 1 more"),
+        ({"diagnostics": {"residual": [None, float("-inf")], "more": float("nan")}},
+         r"diagnostics.residual\[1\] is -inf and 1 more"),
         ({"of_another_version": {"a": [{"b": float("nan")}]}}, r"of_another_version.a\[0\].b is nan"),
     ],
 )  # fmt: skip

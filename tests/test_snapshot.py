@@ -1,4 +1,5 @@
-"""Snapshots that are sealed and cannot be: named and refused, or passed over; what follows from the recipe is not read from them."""
+"""Snapshots that are sealed and cannot be: named and refused, or passed over; what follows from the recipe is not read
+from them."""
 
 from __future__ import annotations
 
@@ -76,19 +77,28 @@ def test_a_snapshot_without_its_form_is_passed_over(
 @pytest.mark.parametrize(
     ("edit", "problem"),
     [
-        (lambda facts, _: set_in(facts, "descent.epoch", 7), "descent.epoch and step are 7 and 1, expected a place within 2 epochs of 2"),
+        (lambda facts, _: set_in(facts, "descent.epoch", 7),
+         "descent.epoch and step are 7 and 1, expected a place within 2 epochs of 2"),
         (lambda facts, _: set_in(facts, "descent.step", 2), "descent.epoch and step are 0 and 2, expected a place"),
-        (lambda facts, _: set_in(facts, "descent.groups.0.lr", 0.5), "descent.groups: the learning rates are [0.5], expected [0.01]"),
-        (lambda facts, _: set_in(facts, "descent.groups.0.lr", "0.01"), "descent.groups: the learning rates are ['0.01']"),
-        (lambda facts, _: set_in(facts, "descent.numbers", {"x.step": 1}), "descent.x.step is of no parameter, expected one from 0 to"),
+        (lambda facts, _: set_in(facts, "descent.groups.0.lr", 0.5),
+         "descent.groups: the learning rates are [0.5], expected [0.01]"),
+        (lambda facts, _: set_in(facts, "descent.groups.0.lr", "0.01"),
+         "descent.groups: the learning rates are ['0.01']"),
+        (lambda facts, _: set_in(facts, "descent.numbers", {"x.step": 1}),
+         "descent.x.step is of no parameter, expected one from 0 to"),
         (lambda facts, _: set_in(facts, "structure", {"kept": []}), "structure.kept is [], expected None"),
-        (lambda _, tensors: tensors.pop("descent.0.exp_avg"), "what the optimiser keeps differs from parameter to parameter"),
+        (lambda _, tensors: tensors.pop("descent.0.exp_avg"),
+         "what the optimiser keeps differs from parameter to parameter"),
         (lambda _, tensors: tensors.update({"descent.0.exp_avg": torch.ones(3)}), "descent.0.exp_avg has shape (3,)"),
-        (lambda _, tensors: tensors["descent.0.exp_avg"].fill_(float("nan")), "descent.0.exp_avg has numbers that are not finite"),
-        (lambda _, tensors: tensors["method.magnitudes"].fill_(float("nan")), "magnitudes has 2 of 2 numbers that are not finite"),
+        (lambda _, tensors: tensors["descent.0.exp_avg"].fill_(float("nan")),
+         "descent.0.exp_avg has numbers that are not finite"),
+        (lambda _, tensors: tensors["method.magnitudes"].fill_(float("nan")),
+         "magnitudes has 2 of 2 numbers that are not finite"),
         (lambda _, tensors: tensors.pop("method.magnitudes"), "magnitudes is missing"),
-        (lambda _, tensors: tensors.update({"method.magnitudes": torch.ones(2).half()}), "magnitudes has dtype float16, expected float32"),
-        (lambda _, tensors: tensors["method.directions.block0_q.rank_sizes"].fill_(3), "directions.block0_q.rank_sizes is [3], expected [10]"),
+        (lambda _, tensors: tensors.update({"method.magnitudes": torch.ones(2).half()}),
+         "magnitudes has dtype float16, expected float32"),
+        (lambda _, tensors: tensors["method.directions.block0_q.rank_sizes"].fill_(3),
+         "directions.block0_q.rank_sizes is [3], expected [10]"),
     ],
 )  # fmt: skip
 def test_a_snapshot_of_another_state_is_refused(

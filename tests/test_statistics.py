@@ -451,7 +451,8 @@ def discriminant(features: torch.Tensor, labels: torch.Tensor, shrinkage: float 
 
 @pytest.mark.parametrize("shrinkage", [0.01, 0.2, 1.0])
 def test_discriminant_ranks_as_that_of_scikit_learn(shrinkage) -> None:
-    """Theirs divides by N where ours divides by N - C, so that logits differ by that factor and by what all classes share."""
+    """Theirs divides by N where ours divides by N - C, so that logits differ by that factor and by what all classes
+    share."""
     features, labels = samples(60, 5)
     ours = discriminant(features, labels, shrinkage)(features).double().numpy()
     theirs = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(features.double(), labels)

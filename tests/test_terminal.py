@@ -65,7 +65,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def odd_recipe(small_recipe: dict[str, Any], six_classes_file: Path, tmp_path: Path) -> Path:
-    """The six classes under odd names, for a method of the user's own with an odd name, in a folder with an odd name."""
+    """The six classes under odd names, for a method of the user's own with an odd name, in a folder with an odd
+    name."""
     folder = tmp_path / "[old] wren [red]"
     folder.mkdir()
     data = dict(np.load(six_classes_file))

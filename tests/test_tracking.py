@@ -1,4 +1,5 @@
-"""Trackers: what reaches them and where, each point once however often the run was stopped; and no word where one is missing."""
+"""Trackers: what reaches them and where, each point once however often the run was stopped; and no word where one is
+missing."""
 
 from __future__ import annotations
 

@@ -187,7 +187,8 @@ def test_the_cosine_schedule_falls_to_zero(
 def test_what_learns_at_another_rate(
     name: str, tiny_encoder: MakeEncoder, stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A first step is proportional to the rate; the schedule keeps the proportion, and the history has the larger rate."""
+    """A first step is proportional to the rate; the schedule keeps the proportion, and the history has the larger
+    rate."""
 
     class Slower(Recording):
         def rate_factors(self) -> dict[nn.Parameter, float]:
@@ -226,7 +227,10 @@ def test_a_loss_that_is_not_finite_says_where(tiny_encoder: MakeEncoder, stream:
                 bad = self.calls.count("loss 0") == 4
                 yield terms | {"extra": torch.tensor(float("inf") if bad else 0.0)}
 
-    where = "failing: the loss became inf at task 1, epoch 2, step 2, learning rate 0.1; start anew with a lower fit.learning_rate"
+    where = (
+        "failing: the loss became inf at task 1, epoch 2, step 2, learning rate 0.1; start anew with a lower "
+        "fit.learning_rate"
+    )
     with pytest.raises(TrainingError, match=where):
         learn(Failing(tiny_encoder()), stream, 0, epochs=3)
 

@@ -1,4 +1,5 @@
-"""Features that stay are computed once, to the bit what they would be; those of a trunk that changed are computed again."""
+"""Features that stay are computed once, to the bit what they would be; those of a trunk that changed are computed
+again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Draws the floors of the house, as import-linter keeps them, into docs/figures/layers.svg: `python tools/draw_layers.py`."""
+"""Draws the floors of the house, as import-linter keeps them, into docs/figures/layers.svg: `python
+tools/draw_layers.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ def main() -> None:
     floors = [[room.strip() for room in floor.split("|")] for floor in contracts[0]["layers"]]
     height = len(floors) * (ROW + GAP) + 2 * PADDING
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif" font-size="12" role="img">',
         "<title>The floors of lorica: a module imports from the lines below its own only</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
     ]
@@ -26,8 +28,10 @@ def main() -> None:
         for room in rooms:
             wide = (WIDTH - 2 * PADDING - GAP * (len(rooms) - 1)) * (len(room) + 4) / share
             parts.append(
-                f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{ROW}" rx="4" fill="#e8eef7" stroke="#5b7aa8"/>'
-                f'<text x="{left + wide / 2:.1f}" y="{top + ROW / 2 + 4}" text-anchor="middle" fill="#1b2a41">{escape(room)}</text>'
+                f'<rect x="{left:.1f}" y="{top}" width="{wide:.1f}" height="{ROW}" rx="4" '
+                'fill="#e8eef7" stroke="#5b7aa8"/>'
+                f'<text x="{left + wide / 2:.1f}" y="{top + ROW / 2 + 4}" text-anchor="middle" '
+                f'fill="#1b2a41">{escape(room)}</text>'
             )
             left += wide + GAP
     (ROOT / "docs" / "figures" / "layers.svg").write_text("\n".join([*parts, "</svg>", ""]))

@@ -1,4 +1,5 @@
-"""Puts adapted linears in place of an encoder's projections; and what predicts as it does without them, or with others."""
+"""Puts adapted linears in place of an encoder's projections; and what predicts as it does without them, or with
+others."""
 
 from __future__ import annotations
 
@@ -24,10 +25,12 @@ _UNUSED: ContextVar[dict[tuple[_Alike, bool], dict[Site, Tensor]] | None] = Cont
 
 @contextmanager
 def at_once(device: torch.device) -> Iterator[None]:
-    """Within the block, increments that were attached `together` are computed for all sites of a shape as soon as one is wanted.
+    """Within the block, increments that were attached `together` are computed for all sites of a shape as soon as one
+    is wanted.
 
-    Each is handed out once, so that every pass has its own, of the weights as they are when it begins. On a CPU they are
-    computed one by one as ever: its caches hold those of one site, and with many tasks not those of all (docs/speed.md).
+    Each is handed out once, so that every pass has its own, of the weights as they are when it begins. On a CPU they
+    are computed one by one as ever: its caches hold those of one site, and with many tasks not those of all
+    (docs/speed.md).
     """
     token = _UNUSED.set(None if device.type == "cpu" else {})
     try:
@@ -61,8 +64,8 @@ def attach(
         encoder: changed in place: the linear layers that hold the sites become `AdaptedLinear`.
         sites: from `encoder.select`.
         increment: called with a site, returns [site.out_features, site.in_features].
-        together: it may also be called with a tuple of s sites of one shape, and then returns [s, out, in]; training does so
-            (`at_once`), in a few large operations where many small ones would be.
+        together: it may also be called with a tuple of s sites of one shape, and then returns [s, out, in]; training
+            does so (`at_once`), in a few large operations where many small ones would be.
     """
     give = dict.fromkeys(sites, increment)
     for shape in {(site.out_features, site.in_features) for site in sites} if together else ():
@@ -78,7 +81,8 @@ def attach(
 
 
 def attached(encoder: Encoder) -> dict[Site, Callable[[], Tensor]]:
-    """What gives the increment of each site that has one, [site.out_features, site.in_features], in the encoder's order."""
+    """What gives the increment of each site that has one, [site.out_features, site.in_features], in the encoder's
+    order."""
     layers = {site: encoder.get_submodule(site.linear) for site in encoder.sites}
     return {
         site: layer.increments[site.rows]
@@ -100,7 +104,8 @@ def with_increments(encoder: Encoder, sites: Sequence[Site], increment: Callable
 
 
 def merged(root: Root) -> Root:
-    """A view of an encoder, or of a method around one, whose adapted linears are plain ones with the increments in their weight.
+    """A view of an encoder, or of a method around one, whose adapted linears are plain ones with the increments in
+    their weight.
 
     The encoder's module tree is then the plain backbone's. The original stays as it is, W0 to the bit.
     """

@@ -2,8 +2,8 @@
 
 y = (W0 + dW) x + b with dW low-rank. Adding dW to the *weight* and running one ordinary linear makes the cost of a step
 independent of how many directions dW sums: everything that trains gets its gradient from the one dense gradient of the
-adapted rows, G = (dL/dy)' x. Of a fused qkv only the adapted rows (q and v, say) need that product. Where W0 or b train,
-they have their gradients too.
+adapted rows, G = (dL/dy)' x. Of a fused qkv only the adapted rows (q and v, say) need that product. Where W0 or b
+train, they have their gradients too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Rows = tuple[int, int]
 
 
 class _AdaptedRows(torch.autograd.Function):
-    """y = x W' + b where the given row ranges of W have increments; weight gradients for those rows only, unless W itself trains."""
+    """y = x W' + b where the given row ranges of W have increments; weight gradients for those rows only, unless W
+    itself trains."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -69,7 +70,8 @@ class AdaptedLinear(nn.Module):
         """W0: some layers ask their linear ones for its type."""
         return self.linear.weight
 
-    @torch.compiler.disable()  # where a block is compiled, increments enter as inputs: no task makes anything to compile anew
+    # Where a block is compiled, increments enter as inputs: no task makes anything to compile anew.
+    @torch.compiler.disable()
     def _increments(self) -> list[Tensor]:
         # in full precision: under autocast the Gram norms would be computed in bfloat16
         with torch.autocast(self.linear.weight.device.type, enabled=False):

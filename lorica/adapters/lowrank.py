@@ -56,8 +56,8 @@ def no_norm(up: Float[Tensor, "*sites out r"], down: Float[Tensor, "*sites r inp
 def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"], float]:
     """Least squares of the last direction on the others, from their inner products alone.
 
-    min_a ||X_k - sum_j a_j X_j||^2 has the normal equations G a = c; the pseudo-inverse keeps `a` small where directions
-    nearly repeat each other.
+    min_a ||X_k - sum_j a_j X_j||^2 has the normal equations G a = c; the pseudo-inverse keeps `a` small where
+    directions nearly repeat each other.
 
     Returns:
         The coefficients a, and the share of ||X_k||^2 that is left over, in [0, 1].
@@ -82,7 +82,8 @@ class Factored(Protocol):
 
 
 class Stack(NamedTuple):
-    """The factors of several `LowRankSum` of one shape and of the same ranks, one after another in a leading dimension."""
+    """The factors of several `LowRankSum` of one shape and of the same ranks, one after another in a leading
+    dimension."""
 
     up: Float[Tensor, "sites out r"]
     down: Float[Tensor, "sites r inp"]
@@ -95,7 +96,8 @@ class Stack(NamedTuple):
         frozen_coefficients: Float[Tensor, " frozen"],
         coefficient: Float[Tensor, ""] | Float[Tensor, " sites"] | float,
     ) -> Float[Tensor, "sites out inp"]:
-        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction may be each site's own."""
+        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction may be each site's
+        own."""
         own = coefficient[..., None, None] if isinstance(coefficient, Tensor) else coefficient
         current = self.up @ (own * self.down)
         if not self.frozen_down.shape[1]:
@@ -107,8 +109,8 @@ class Stack(NamedTuple):
 class LowRankSum(nn.Module):
     """sum_k c_k U_k D_k for one projection: frozen earlier directions, stacked along the rank, and one that trains.
 
-    The stack makes the cost of all earlier directions one small matrix product per training step, however many they are.
-    What is frozen is divided by its norm; coefficients arrive as arguments, since methods share or compute them.
+    The stack makes the cost of all earlier directions one small matrix product per training step, however many they
+    are. What is frozen is divided by its norm; coefficients arrive as arguments, since methods share or compute them.
 
     Attributes:
         up, down: the factors that train (parameters), [d_out, r] and [r, d_in]; r = 0 where nothing does.
@@ -167,8 +169,8 @@ class LowRankSum(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Makes the frozen directions one, with the same sum, once they have more ranks than a matrix of this size can: so that a
-        sum in which all weigh alike takes no more memory however many directions are added to it."""
+        """Makes the frozen directions one, with the same sum, once they have more ranks than a matrix of this size can:
+        so that a sum in which all weigh alike takes no more memory however many directions are added to it."""
         out_features, in_features = self.up.shape[0], self.down.shape[1]
         full = min(out_features, in_features)
         if sum(self.ranks) <= full:
@@ -194,7 +196,8 @@ class LowRankSum(nn.Module):
     def forward(
         self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, ""] | float
     ) -> Float[Tensor, "out inp"]:
-        """sum_{k<t} c_k U_k D_k / norm_k + c_t U_t D_t: frozen directions over their norms, the current one as it is."""
+        """sum_{k<t} c_k U_k D_k / norm_k + c_t U_t D_t: frozen directions over their norms, the current one as it
+        is."""
         current = self.up @ (coefficient * self.down)
         if not self.ranks:
             return current

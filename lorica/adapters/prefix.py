@@ -1,7 +1,7 @@
 """What prompt methods share: the query of the frozen backbone, prompts of tasks, and their rows as prefixes.
 
-A prompt for prefix tuning has rows [blocks, 2, length, width]: for each block that it enters, keys and values. The attention
-itself belongs to the encoder (`lorica.backbones.encoder.Prefix`).
+A prompt for prefix tuning has rows [blocks, 2, length, width]: for each block that it enters, keys and values. The
+attention itself belongs to the encoder (`lorica.backbones.encoder.Prefix`).
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ def prefixes(blocks: Sequence[int], rows: Float[Tensor, "n blocks 2 length dim"]
 def scrambled(rows: Float[Tensor, "n blocks 2 length dim"]) -> Float[Tensor, "n blocks 2 length dim"]:
     """The rows as a common defect hands them out, for replication only.
 
-    The PyTorch ports of DualPrompt gather prompts as [blocks, 2, n, …] and *reshape* that to [blocks, n, 2, …] where they would
-    have to transpose it. An input in the first half of a batch then gets the keys of two inputs, as its keys and
-    as its values, and one in the second half the values of two: predictions depend on the batch.
+    The PyTorch ports of DualPrompt gather prompts as [blocks, 2, n, …] and *reshape* that to [blocks, n, 2, …] where
+    they would have to transpose it. An input in the first half of a batch then gets the keys of two inputs, as its keys
+    and as its values, and one in the second half the values of two: predictions depend on the batch.
     """
     gathered = rows.permute(1, 2, 0, 3, 4)
     return gathered.reshape(gathered.shape[0], len(rows), 2, *rows.shape[3:]).transpose(0, 1)
 
 
 class TaskPrompts(nn.Module):
-    """A prompt for each task, one parameter [blocks, 2, length, width] each, so that all but the newest stay out of the optimiser.
+    """A prompt for each task, one parameter [blocks, 2, length, width] each, so that all but the newest stay out of the
+    optimiser.
 
     Args:
         blocks: the blocks that it enters, see `Encoder.prefix_blocks`.

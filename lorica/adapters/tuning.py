@@ -1,7 +1,8 @@
 """Small modules that adapt a frozen encoder, whose weights they leave alone: bottlenecks, scale and shift, prompts.
 
-Each is applied through a view of the encoder (`lorica.backbones.view`), so that one encoder serves the plain features and
-those of any number of modules, also at once. At their start bottlenecks change nothing, scale and shift next to nothing.
+Each is applied through a view of the encoder (`lorica.backbones.view`), so that one encoder serves the plain features
+and those of any number of modules, also at once. At their start bottlenecks change nothing, scale and shift next to
+nothing.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class Copy(Tuning):
 
 
 def start_tuning(kind: str, encoder: Encoder, *, rank: int, length: int) -> Tuning | None:
-    """The module that a recipe calls adapter, scale_and_shift, deep_prompts, shallow_prompts, full or none, at its start."""
+    """The module that a recipe calls adapter, scale_and_shift, deep_prompts, shallow_prompts, full or none, at its
+    start."""
     match kind:
         case "adapter":
             return Bottlenecks(encoder, rank)

@@ -41,8 +41,8 @@ def load_backbone(
     pooling: Pooling | None = None,
     pretrained: bool = True,
 ) -> Encoder:
-    """The backbone that a recipe names: `lorica_tiny`, any timm ViT, or a text encoder as `hf:NAME`; `pretrained=False` skips its
-    weights.
+    """The backbone that a recipe names: `lorica_tiny`, any timm ViT, or a text encoder as `hf:NAME`; `pretrained=False`
+    skips its weights.
 
     Raises:
         BackboneError: see `load_timm_vit`, `load_tiny` and `load_hf_text`; keys of the other modality.
@@ -64,7 +64,8 @@ def load_backbone(
 
 
 def timm_arguments(encoder: Encoder) -> tuple[str, dict[str, Any]]:
-    """The name and the arguments with which `timm.create_model` builds an encoder's ViT, without its weights or a classifier.
+    """The name and the arguments with which `timm.create_model` builds an encoder's ViT, without its weights or a
+    classifier.
 
     Raises:
         BackboneError: timm cannot build it.

@@ -1,7 +1,7 @@
 """The contract between a pre-trained transformer and everything that learns with it.
 
-An `Encoder` turns inputs into one feature vector each, and names the linear projections that low-rank updates can attach
-to (`Site`). It knows nothing of methods, tasks or classes.
+An `Encoder` turns inputs into one feature vector each, and names the linear projections that low-rank updates can
+attach to (`Site`). It knows nothing of methods, tasks or classes.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Site:
 
 @dataclass(frozen=True)
 class Prefix:
-    """Rows that a block's attention finds before its own keys and values, after its projections: they are not projected,
-    normalised or given a position, and queries stay as they are (prefix tuning).
+    """Rows that a block's attention finds before its own keys and values, after its projections: they are not
+    projected, normalised or given a position, and queries stay as they are (prefix tuning).
 
     Attributes:
         keys, values: a prefix for each input, [n, length, width], or one for all, [1, length, width].
@@ -103,7 +103,8 @@ class Encoder(nn.Module, ABC):
     def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
         """Tokens that enter the first block. Images are in [0, 1]; the encoder normalises them itself.
 
-        A token that is padding is not a number, in all its channels. It stays so in every block, and is in nothing that is pooled.
+        A token that is padding is not a number, in all its channels. It stays so in every block, and is in nothing that
+        is pooled.
         """
 
     @property
@@ -122,8 +123,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def second_half(self, block: int) -> nn.Module:
-        """What the sum of that block's input and its attention enters: the norm before the MLP, or, where the sum has been normalised
-        already, the MLP.
+        """What the sum of that block's input and its attention enters: the norm before the MLP, or, where the sum has
+        been normalised already, the MLP.
 
         Raises:
             BackboneError: blocks that are built otherwise.
@@ -131,8 +132,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def operations(self) -> dict[str, int]:
-        """Dotted paths of what makes tokens from tokens by channel, and the channels that leave it: the patch embedding, all
-        linear layers, all norms of tokens."""
+        """Dotted paths of what makes tokens from tokens by channel, and the channels that leave it: the patch
+        embedding, all linear layers, all norms of tokens."""
 
     @abstractmethod
     def average(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n features"]:
@@ -140,8 +141,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def parts(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n parts features"]:
-        """What the tokens that leave any block have to say of the input as a whole: the class token, if there is one, and the mean
-        of the tokens made from parts of the input; each as `average` makes it."""
+        """What the tokens that leave any block have to say of the input as a whole: the class token, if there is one,
+        and the mean of the tokens made from parts of the input; each as `average` makes it."""
 
     @abstractmethod
     def takes_prefix(self, block: int) -> bool:
@@ -158,8 +159,8 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def with_classifier(self, classifier: Classifier) -> nn.Module:
-        """A stand-alone copy of the plain backbone with this classifier as its own head, or inside a module that gives it what several
-        blocks have to say. It takes `normalised` inputs."""
+        """A stand-alone copy of the plain backbone with this classifier as its own head, or inside a module that gives
+        it what several blocks have to say. It takes `normalised` inputs."""
 
     @abstractmethod
     def normalised(self, inputs: Inputs) -> Any:
@@ -205,7 +206,8 @@ class Encoder(nn.Module, ABC):
         prefixes: Mapping[int, Prefix] | None = None,
         layers: int | None = None,
     ) -> Float[Tensor, "n features"]:
-        """One feature vector for each input: what `pool` makes of the tokens that leave the last block, or `layered_features`.
+        """One feature vector for each input: what `pool` makes of the tokens that leave the last block, or
+        `layered_features`.
 
         Args:
             prompt, prefixes: see `tokens`; what comes out where a prompt went in is in no feature.
@@ -227,8 +229,8 @@ class Encoder(nn.Module, ABC):
         prompt: Float[Tensor, "m length dim"] | None = None,
         prefixes: Mapping[int, Prefix] | None = None,
     ) -> Float[Tensor, "n features"]:
-        """`parts` of what leaves each of the last blocks (all of them, where there are fewer), each with the length sqrt(width),
-        one after another, in float32; arguments as for `features`."""
+        """`parts` of what leaves each of the last blocks (all of them, where there are fewer), each with the length
+        sqrt(width), one after another, in float32; arguments as for `features`."""
         found, first = [], len(self.blocks) - layers
         for number, tokens in enumerate(self._leaving_blocks(inputs, prompt, prefixes)):
             if number >= first:
@@ -245,13 +247,14 @@ class Encoder(nn.Module, ABC):
         """Those of the wanted blocks that this backbone has, counted from 0: a method's usual ones may lie deeper.
 
         Raises:
-            BackboneError: it has none of them, one is negative or named twice, or the attention takes no prefix; `key` is what
-                the recipe calls them.
+            BackboneError: it has none of them, one is negative or named twice, or the attention takes no prefix; `key`
+                is what the recipe calls them.
         """
         existing = tuple(block for block in wanted if block < len(self.blocks))
         if (wanted and not existing) or any(block < 0 for block in wanted) or len(set(wanted)) < len(wanted):
             raise BackboneError(
-                f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, asked for {list(wanted)}; give some of them, each once"
+                f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, asked for {list(wanted)}; give some of "
+                "them, each once"
             )
         unable = [block for block in existing if not self.takes_prefix(block)]
         if unable:
@@ -278,8 +281,8 @@ class Encoder(nn.Module, ABC):
 
     @property
     def is_as_loaded(self) -> bool:
-        """Whether it is made of the modules that it had when its fingerprint was taken: nothing is attached to it now, or all that
-        was has been merged into weights."""
+        """Whether it is made of the modules that it had when its fingerprint was taken: nothing is attached to it now,
+        or all that was has been merged into weights."""
         return self.__dict__.get("_form") == self._current_form()
 
     def _current_form(self) -> list[tuple[Any, ...]]:
@@ -290,9 +293,11 @@ class Encoder(nn.Module, ABC):
         ]
 
     def _key(self, pass_: Pass) -> str | None:
-        """What its features follow from; None: there is more to it than its own tensors, or it may change while the pass lasts.
+        """What its features follow from; None: there is more to it than its own tensors, or it may change while the
+        pass lasts.
 
-        In a pass that trains something, only the encoder that was loaded is trusted to stay what it is, not a copy of it.
+        In a pass that trains something, only the encoder that was loaded is trusted to stay what it is, not a copy of
+        it.
         """
         if not self.is_as_loaded or (not pass_.ordered and vars(self)["_loaded"] != id(self)):
             return None

@@ -1,9 +1,11 @@
-"""Text encoders of Hugging Face's transformers as an `Encoder`, running their own layers: BERT, RoBERTa, ModernBERT, T5's encoder.
+"""Text encoders of Hugging Face's transformers as an `Encoder`, running their own layers: BERT, RoBERTa, ModernBERT,
+T5's encoder.
 
-**Padding.** Texts of a batch differ in length. A token that is padding is *not a number*, in all its channels: so the tokens themselves say
-what is padding, to whoever calls a block, from whatever thread, and stay so when something is added to them or prompts are put before
-them. A block computes with zeros there, lets nobody attend to them, and gives them back as they were; `pool`, `average` and `parts`
-leave them out. Nothing that a text gets depends on how far its batch was padded, but for rounding.
+**Padding.** Texts of a batch differ in length. A token that is padding is *not a number*, in all its channels: so the
+tokens themselves say what is padding, to whoever calls a block, from whatever thread, and stay so when something is
+added to them or prompts are put before them. A block computes with zeros there, lets nobody attend to them, and gives
+them back as they were; `pool`, `average` and `parts` leave them out. Nothing that a text gets depends on how far its
+batch was padded, but for rounding.
 
 Dropout is off, as in the ViTs: what a run draws at random is drawn by lorica.
 """
@@ -81,7 +83,8 @@ class BertBlock(TextBlock):
 
 
 class ModernBertBlock(TextBlock):
-    """A layer of ModernBERT: rotary positions, and in most layers a window around each token. `shared`: what gives the angles."""
+    """A layer of ModernBERT: rotary positions, and in most layers a window around each token. `shared`: what gives the
+    angles."""
 
     def passed(self, tokens: Tensor, there: Tensor) -> Tensor:
         layer = cast(Any, self.layer)
@@ -95,7 +98,8 @@ class ModernBertBlock(TextBlock):
 
 
 class T5Block(TextBlock):
-    """A layer of T5's encoder. `shared`: the attention of the first layer, whose biases by distance are those of all."""
+    """A layer of T5's encoder. `shared`: the attention of the first layer, whose biases by distance are those of
+    all."""
 
     def passed(self, tokens: Tensor, there: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -405,14 +409,15 @@ def load_hf_text(
 
     Args:
         name: of the model on Hugging Face's hub, or whatever the recipe calls that of the folder.
-        weights: the folder: config.json, model.safetensors and tokenizer.json, and what sentence-transformers puts beside them.
-            Absent = the hub's, or what an earlier download left.
-        pooling: absent = as the files of sentence-transformers say, else the first token, or the mean where none stands for all.
+        weights: the folder: config.json, model.safetensors and tokenizer.json, and what sentence-transformers puts
+            beside them. Absent = the hub's, or what an earlier download left.
+        pooling: absent = as the files of sentence-transformers say, else the first token, or the mean where none stands
+            for all.
         pretrained: False leaves random weights (for its shape alone, timing and tests).
 
     Raises:
-        BackboneError: transformers is not installed, an architecture that is not one of `FAMILIES`, missing or unsuitable files, no
-            network.
+        BackboneError: transformers is not installed, an architecture that is not one of `FAMILIES`, missing or
+            unsuitable files, no network.
     """
     try:
         import transformers
@@ -445,7 +450,8 @@ def _folder_of(name: str, weights: Path | None) -> Path:
     if weights is not None:
         if not weights.is_dir():
             raise BackboneError(
-                f"backbone.weights: {weights} is not a folder; give one with config.json, model.safetensors and tokenizer.json"
+                f"backbone.weights: {weights} is not a folder; give one with config.json, model.safetensors and "
+                "tokenizer.json"
             )
         return weights
     return hub.snapshot(
@@ -496,8 +502,8 @@ def quietly() -> Iterator[None]:
 def _with_weights(kind: Any, folder: Path, settings: Any, family: Family) -> nn.Module:
     if not list(folder.glob("model*.safetensors")):
         raise BackboneError(
-            f"backbone.weights: {folder} has no model.safetensors, and no other weights are read, as unpickling can run what is "
-            "in them; convert them once: model.save_pretrained(FOLDER)"
+            f"backbone.weights: {folder} has no model.safetensors, and no other weights are read, as unpickling can "
+            "run what is in them; convert them once: model.save_pretrained(FOLDER)"
         )
     try:
         with quietly():
@@ -529,8 +535,8 @@ def _tokeniser(folder: Path, settings: Any) -> tuple[str, int, int]:
         written = tokenizer.backend_tokenizer.to_str()
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise BackboneError(
-            f"backbone.weights: {folder} has no tokeniser that the tokenizers library reads ({str(error)[:120]}); give a folder with its "
-            "tokenizer.json"
+            f"backbone.weights: {folder} has no tokeniser that the tokenizers library reads ({str(error)[:120]}); give "
+            "a folder with its tokenizer.json"
         ) from error
     bounds = [
         tokenizer.model_max_length,

@@ -1,4 +1,5 @@
-"""Whether weights are at hand or can be fetched, before a library waits for them: without a network it would for a minute."""
+"""Whether weights are at hand or can be fetched, before a library waits for them: without a network it would for a
+minute."""
 
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ def cached(name: str) -> Path | None:
 
 
 def out_of_reach(name: str) -> str | None:
-    """Why a model's weights cannot be fetched, as far as an answer of their host to one short request tells; None where they
-    perhaps can.
+    """Why a model's weights cannot be fetched, as far as an answer of their host to one short request tells; None where
+    they perhaps can.
 
     The request goes where the download would (HF_ENDPOINT, proxies), and is not made where HF_HUB_OFFLINE forbids it.
     """

@@ -28,7 +28,8 @@ from lorica.types import Inputs
 
 _CONVERT = (
     """python -c "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], 'cpu', weights_only=True); """
-    """w = w.get('model', w.get('state_dict', w)); s.save_file({k: v.clone() for k, v in w.items()}, 'weights.safetensors')\""""
+    """w = w.get('model', w.get('state_dict', w)); """
+    """s.save_file({k: v.clone() for k, v in w.items()}, 'weights.safetensors')\""""
 )
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave [0, 1] as it is
@@ -123,8 +124,8 @@ class TimmViT(Encoder):
         module = self.blocks[block]
         if type(module) is not Block:
             raise BackboneError(
-                f"backbone.name: the blocks of {self.name} are not attention followed by an MLP, each behind its own norm, "
-                "so that adapters have no place there; choose a plain ViT"
+                f"backbone.name: the blocks of {self.name} are not attention followed by an MLP, each behind its own "
+                "norm, so that adapters have no place there; choose a plain ViT"
             )
         return module.norm2
 
@@ -197,7 +198,8 @@ class TimmViT(Encoder):
 
 
 class LayeredViT(nn.Module):
-    """A ViT whose classifier reads what leaves several of its blocks (`Encoder.layered_features`); it takes normalised images."""
+    """A ViT whose classifier reads what leaves several of its blocks (`Encoder.layered_features`); it takes normalised
+    images."""
 
     def __init__(self, encoder: TimmViT, head: nn.Linear, layers: int) -> None:
         super().__init__()
@@ -209,8 +211,9 @@ class LayeredViT(nn.Module):
 
 def _missing(name: str, reason: str) -> str:
     return (
-        f"backbone.name: cannot get the weights of {name} ({reason}); without a network, choose backbone.name=lorica_tiny, "
-        "which is embedded, or download its model.safetensors elsewhere and name the file as backbone.weights=FILE"
+        f"backbone.name: cannot get the weights of {name} ({reason}); without a network, choose "
+        "backbone.name=lorica_tiny, which is embedded, or download its model.safetensors elsewhere and name the file "
+        "as backbone.weights=FILE"
     )
 
 
@@ -226,8 +229,8 @@ def load_timm_vit(
 
     Args:
         name: timm's `architecture` or `architecture.tag`.
-        weights: a local safetensors file in timm's own layout, of which the header is read in any case; absent = timm's hub, or
-            its local cache.
+        weights: a local safetensors file in timm's own layout, of which the header is read in any case; absent = timm's
+            hub, or its local cache.
         image_size: input side in pixels; position embeddings are resampled to it. Absent = the checkpoint's own.
         normalisation: `backbone` for the mean and deviation the weights were trained with, `unit` for none.
         pretrained: False leaves random weights (timing and tests only).
@@ -243,8 +246,8 @@ def load_timm_vit(
     if weights is not None and Path(weights).suffix != ".safetensors":
         raise BackboneError(
             [
-                f"backbone.weights: {weights} is not a .safetensors file, and no other is read, as unpickling can run what is in "
-                "it; convert it once, and give the new file:",
+                f"backbone.weights: {weights} is not a .safetensors file, and no other is read, as unpickling can run "
+                "what is in it; convert it once, and give the new file:",
                 f"{_CONVERT} {shlex.quote(str(weights))}",
             ]
         )

@@ -21,7 +21,8 @@ def view(root: Root, changes: Mapping[nn.Module, Change]) -> Root:
     """`root` with changes at some of the modules below it (or at itself); it is `root` itself where there are none.
 
     Args:
-        changes: what makes another module of a module, which it must leave alone; what is below has been changed already.
+        changes: what makes another module of a module, which it must leave alone; what is below has been changed
+            already.
     """
     children = {name: child if child is None else view(child, changes) for name, child in root._modules.items()}
     seen = root
@@ -32,7 +33,8 @@ def view(root: Root, changes: Mapping[nn.Module, Change]) -> Root:
 
 
 def computing(forward: Callable[..., Any]) -> Change:
-    """The change to a module that computes something else: `forward`, called with the module's own and its arguments."""
+    """The change to a module that computes something else: `forward`, called with the module's own and its
+    arguments."""
 
     def change(module: nn.Module) -> nn.Module:
         changed = copy.copy(module)

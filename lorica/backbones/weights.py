@@ -1,7 +1,7 @@
 """Weights from a local safetensors file in timm's layout: whether they are those of a model, and into it.
 
-A file is judged by its header alone (names, shapes and types of its tensors), so that `lorica check` can do it without reading
-a weight, for a model on the meta device.
+A file is judged by its header alone (names, shapes and types of its tensors), so that `lorica check` can do it without
+reading a weight, for a model on the meta device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from lorica.errors import BackboneError
 
 BESIDE = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "mask_token")
-"""How the names begin of what a file may hold beside a backbone: classifiers, and the token that hid patches in training."""
+"""How the names begin of what a file may hold beside a backbone: classifiers, and the token that hid patches in
+training."""
 
 _LISTED = 4
 Shape = tuple[int, ...]
@@ -40,8 +41,8 @@ class Weights:
         """The file as one for this model, which errors call `name`.
 
         Raises:
-            BackboneError: not a whole safetensors file, or one of another model: layers that lack, are left over or have
-                other shapes. Classifiers may be left over, and position embeddings be those of another image size.
+            BackboneError: not a whole safetensors file, or one of another model: layers that lack, are left over or
+                have other shapes. Classifiers may be left over, and position embeddings be those of another image size.
         """
         shapes, types = _header(path)
         expected = {key: tuple(value.shape) for key, value in vit.state_dict().items()}
@@ -97,8 +98,8 @@ def _header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
         ) from error
     except SafetensorError as error:
         raise BackboneError(
-            f"backbone.weights: {path} is not a whole safetensors file ({str(error)[:120]}): it is cut off, or another kind of "
-            "file under that name; get it again"
+            f"backbone.weights: {path} is not a whole safetensors file ({str(error)[:120]}): it is cut off, or another "
+            "kind of file under that name; get it again"
         ) from error
 
 

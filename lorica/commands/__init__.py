@@ -28,7 +28,8 @@ def naming(method_file: Path | None) -> list[str]:
 
 
 def drawing():
-    """`lorica.report.figures`, once something is to be drawn: matplotlib takes seconds, and reads settings of the user's.
+    """`lorica.report.figures`, once something is to be drawn: matplotlib takes seconds, and reads settings of the
+    user's.
 
     Raises:
         LoricaError: settings with which it cannot be imported.
@@ -38,8 +39,8 @@ def drawing():
         from lorica.report import figures
     except (OSError, ValueError) as error:
         raise LoricaError(
-            f"matplotlib cannot be imported ({error}); mend or remove its settings: the file matplotlibrc in this folder, the one "
-            "that MATPLOTLIBRC names, or yours in the folder for matplotlib"
+            f"matplotlib cannot be imported ({error}); mend or remove its settings: the file matplotlibrc in this "
+            "folder, the one that MATPLOTLIBRC names, or yours in the folder for matplotlib"
         ) from error
     return figures
 

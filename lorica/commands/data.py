@@ -58,7 +58,8 @@ def check(
         str | None, typer.Option(metavar="HASH", help="the hash that its split must have, or the beginning of it")
     ] = None,
 ) -> None:
-    """Hold a folder to what is known of a benchmark: classes, images of each half, which split, damage, images in both halves."""
+    """Hold a folder to what is known of a benchmark: classes, images of each half, which split, damage, images in both
+    halves."""
     benchmark = find_benchmark(name)
     from lorica.data.inspection import inspect
     from lorica.data.sources import remarks

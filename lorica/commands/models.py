@@ -1,4 +1,5 @@
-"""The commands for a model that goes on learning: `lorica learn | predict | history | rollback | forget | purge | join`."""
+"""The commands for a model that goes on learning: `lorica learn | predict | history | rollback | forget | purge |
+join`."""
 
 from __future__ import annotations
 
@@ -36,7 +37,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[key.sub=value]…",
-        help="of a new model, keys of its recipe; of one that is there, backbone.weights where they have moved, and device",
+        help=(
+            "of a new model, keys of its recipe; of one that is there, backbone.weights where they have moved, and "
+            "device"
+        ),
     ),
 ]
 Moved = Annotated[
@@ -58,8 +62,8 @@ def learn(
         int,
         typer.Option(
             min=0,
-            help="images of each class set aside, never trained on and a fifth of them at most: to judge by when more is learned, and "
-            "for probabilities; 0 keeps none, and nothing is known of either",
+            help="images of each class set aside, never trained on and a fifth of them at most: to judge by when more "
+            "is learned, and for probabilities; 0 keeps none, and nothing is known of either",
         ),
     ] = KEEP,
     test: Annotated[Path | None, typer.Option(metavar="FOLDER", help="images to judge the change by, too")] = None,
@@ -167,8 +171,8 @@ def history(model: Model, method_file: MethodFile = None, moved: Moved = None) -
         )
     console.print(shown)
     console.print(
-        "* the model now; purged: it cannot be gone back to. Images: learned + set aside; accuracy is on those set aside; lost/won: of those of older classes, how many "
-        "became wrong, and right."
+        "* the model now; purged: it cannot be gone back to. Images: learned + set aside; accuracy is on those set "
+        "aside; lost/won: of those of older classes, how many became wrong, and right."
     )
 
 
@@ -208,7 +212,8 @@ def forget(
 
 @models.command()
 def purge(model: Model, method_file: MethodFile = None, moved: Moved = None) -> None:
-    """Remove all earlier versions of a model for good, and with them what only they have of classes that were forgotten."""
+    """Remove all earlier versions of a model for good, and with them what only they have of classes that were
+    forgotten."""
     version = _learner(model, method_file, moved).purge()
     console.print(f"Version {version.number}: the versions before it are gone", soft_wrap=True)
     for line in version.remarks:

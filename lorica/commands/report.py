@@ -47,7 +47,8 @@ def report(
     ] = None,
     title: Annotated[str, typer.Option(help="of the page")] = "lorica report",
 ) -> None:
-    """Report on runs: spreads and intervals over seeds, paired comparisons, and a page with everything about each run."""
+    """Report on runs: spreads and intervals over seeds, paired comparisons, and a page with everything about each
+    run."""
     from lorica.files import refusals, write_text
     from lorica.ownership import marked, require_ours
     from lorica.report.document import Report, to_text

@@ -15,8 +15,8 @@ _Item = TypeVar("_Item")
 def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
     """The same items, each made by a thread while the caller has the one before it.
 
-    What goes wrong there is raised here, as itself, when its item is asked for. A caller that stops early waits for the item
-    under way, and leaves no thread behind.
+    What goes wrong there is raised here, as itself, when its item is asked for. A caller that stops early waits for the
+    item under way, and leaves no thread behind.
     """
     end = object()
     with ThreadPoolExecutor(1, "ahead") as thread:

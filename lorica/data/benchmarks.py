@@ -52,7 +52,8 @@ class Layout:
         name: of it.
         shown: what lies where.
         marks: it is there if something is that matches one of these.
-        read: its lists, for a folder; DataError with all that is wrong with them. None: the folders train and test say it all.
+        read: its lists, for a folder; DataError with all that is wrong with them. None: the folders train and test say
+            it all.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """What the data of a run consists of, so that other data under the same names is noticed.
 
-Each class of each half is told by its number of samples and a digest of their names and contents, whatever folder they are in:
+Each class of each half is told by its number of samples and a digest of their names and contents, whatever folder they
+are in:
 
     {"train": {"wren": [30, "5f3c…"], …}, "test": {…}}
 """

@@ -1,4 +1,5 @@
-"""One image file, on disk or in memory, or one picture as RGB pixels: upright, bounded, with nothing guessed about its range."""
+"""One image file, on disk or in memory, or one picture as RGB pixels: upright, bounded, with nothing guessed about its
+range."""
 
 from __future__ import annotations
 
@@ -54,9 +55,10 @@ class Decoding:
         background: the colour under transparent pixels, by name or as "#rrggbb".
         bits: how many bits of a 16-bit picture are used (12 for most medical and scientific cameras); None = 16, and a
             picture that uses fewer is refused.
-        max_megapixels: larger pictures are refused; a JPEG is decoded at a half, a quarter or an eighth of its size instead.
-        jpeg_draft: a JPEG is decoded at such a fraction of its size wherever that is still as large as needed; faster, and the
-            pixels are others, since the decoder leaves out frequencies block by block.
+        max_megapixels: larger pictures are refused; a JPEG is decoded at a half, a quarter or an eighth of its size
+            instead.
+        jpeg_draft: a JPEG is decoded at such a fraction of its size wherever that is still as large as needed; faster,
+            and the pixels are others, since the decoder leaves out frequencies block by block.
 
     Raises:
         DataError: a background that is no colour.
@@ -76,8 +78,8 @@ class Decoding:
             ) from error
 
     def read(self, file: str | Path | BytesIO, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-        """The first picture in a file, by its path or its bytes, turned upright as its EXIF entry says. DataError when it cannot
-        be read.
+        """The first picture in a file, by its path or its bytes, turned upright as its EXIF entry says. DataError when
+        it cannot be read.
 
         Args:
             least: pixels of its short side that are needed, if not all of it is; only `jpeg_draft` makes use of it.
@@ -122,8 +124,8 @@ class Decoding:
             image.draft(None, (size[0] // divisor, size[1] // divisor))
         if image.width * image.height > limit:
             raise ValueError(
-                f"{size[0]} x {size[1]} pixels, more than data.max_megapixels={self.max_megapixels:g} allows; raise it, "
-                "or make the image smaller"
+                f"{size[0]} x {size[1]} pixels, more than data.max_megapixels={self.max_megapixels:g} allows; raise "
+                "it, or make the image smaller"
             )
 
     def _rgb(self, image: Image.Image, stored: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -166,7 +168,8 @@ _FEW_BITS = "of which the highest two are not used, so that its range is unknown
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """The endings of image files, in small letters with their dot: those of every format whose pixels Pillow can read."""
+    """The endings of image files, in small letters with their dot: those of every format whose pixels Pillow can
+    read."""
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in _formats())
 
 
@@ -195,7 +198,8 @@ def _opened(file: str | Path | BytesIO) -> Iterator[Image.Image]:
 
 
 class _Unwarned:
-    """A `with` block in which Pillow does not warn of large pictures, since `Decoding.max_megapixels` is the bound here.
+    """A `with` block in which Pillow does not warn of large pictures, since `Decoding.max_megapixels` is the bound
+    here.
 
     Any number of threads may be in it, which `warnings.catch_warnings` does not allow for.
     """

@@ -94,7 +94,8 @@ class Walk:
 
 
 def use_of(name: str) -> str | None:
-    """What the name of a folder says that its images are for: "train", "test", "validation", or None for any other name."""
+    """What the name of a folder says that its images are for: "train", "test", "validation", or None for any other
+    name."""
     letters = re.sub("[^a-z]", "", name.casefold())
     return next((use for use, pattern in _USES.items() if re.fullmatch(f"(?:{pattern}){_AND}", letters)), None)
 
@@ -108,7 +109,8 @@ def has_folders(folder: Path) -> bool:
 
 
 def common_folders(classes: Mapping[Path, list[Path]]) -> list[str]:
-    """Names of folders that all of several class folders have, if they make most of these: then they are no class folders."""
+    """Names of folders that all of several class folders have, if they make most of these: then they are no class
+    folders."""
     within = [{image.relative_to(folder).parts for image in images} for folder, images in classes.items() if images]
     if len(within) < 2 or any(len(parts) == 1 for paths in within for parts in paths):
         return []

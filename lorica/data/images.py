@@ -1,4 +1,5 @@
-"""Images: in files or in memory, and the reader that makes squares of pixels of them. Each is decoded once and kept as bytes."""
+"""Images: in files or in memory, and the reader that makes squares of pixels of them. Each is decoded once and kept as
+bytes."""
 
 from __future__ import annotations
 
@@ -137,9 +138,9 @@ class Pictures(Images):
 
 
 def pixels_of(picture: Any, decoding: Decoding = DEFAULT, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
-    """The pixels of a file or an `io.BytesIO` of its contents, an image of Pillow, an array or a tensor: [h, w], [h, w, 1 or 3], a
-    tensor also [1 or 3, h, w]; uint8, or floats in [0, 1]; `least` as in `Decoding.read`. DataError for anything else, or what cannot
-    be read."""
+    """The pixels of a file or an `io.BytesIO` of its contents, an image of Pillow, an array or a tensor: [h, w], [h, w,
+    1 or 3], a tensor also [1 or 3, h, w]; uint8, or floats in [0, 1]; `least` as in `Decoding.read`. DataError for
+    anything else, or what cannot be read."""
     if isinstance(picture, str | Path | BytesIO):
         return decoding.read(picture, least)
     if isinstance(picture, Image.Image):
@@ -152,7 +153,8 @@ def pixels_of(picture: Any, decoding: Decoding = DEFAULT, least: int | None = No
     if isinstance(picture, np.ndarray):
         return ImageArrays(picture[None], np.zeros(1, np.int64), "image").decode(0)
     raise DataError(
-        f"an image to predict: expected a file's path, an image of Pillow, an array or a tensor, got {type(picture).__name__}"
+        "an image to predict: expected a file's path, an image of Pillow, an array or a tensor, got "
+        f"{type(picture).__name__}"
     )
 
 
@@ -200,8 +202,9 @@ def _range_fault(images: Shaped[np.ndarray, "n h w c"]) -> str | None:
 
 
 class ImageCache:
-    """Samples as uint8 images, decoded by threads on first use and kept while `budget` bytes last: as squares of `size` pixels, or, if
-    they have at most a quarter of these pixels, at their own size. The larger ones cost more time than they would save memory.
+    """Samples as uint8 images, decoded by threads on first use and kept while `budget` bytes last: as squares of `size`
+    pixels, or, if they have at most a quarter of these pixels, at their own size. The larger ones cost more time than
+    they would save memory.
 
     What comes after that is decoded at every use: nothing is evicted, so cyclic reading does not thrash.
     """
@@ -232,7 +235,8 @@ class ImageCache:
         return [decoded[number] if number in decoded else self._kept[number] for number in numbers]
 
     def squares(self, indices: Int[Tensor, " n"], device: torch.device) -> UInt8[Tensor, "n 3 s s"]:
-        """The same on a device, all of them squares of `size` pixels: enlarged there by a GPU, else before; the bits are the same."""
+        """The same on a device, all of them squares of `size` pixels: enlarged there by a GPU, else before; the bits
+        are the same."""
         images = self.images(indices)
         if device.type == "cuda":
             return enlarged_on(device, images, self._size)
@@ -307,8 +311,9 @@ def _fractions(images: UInt8[Tensor, "n 3 s s"]) -> Float[Tensor, "n 3 s s"]:
 
 
 class ImageReader:
-    """Images for an encoder: decoded to squares of image_size / crop_pct pixels, rounded down as in timm, of which the centre
-    `image_size` are used unless an augmentation crops. The other keys are those of `Decoding`, for what is to be predicted.
+    """Images for an encoder: decoded to squares of image_size / crop_pct pixels, rounded down as in timm, of which the
+    centre `image_size` are used unless an augmentation crops. The other keys are those of `Decoding`, for what is to be
+    predicted.
 
     Attributes:
         canvas: the side of the decoded squares.

@@ -1,8 +1,8 @@
 """Whether a folder holds a benchmark: its layout, classes, numbers of images, and which of the splits in use it is.
 
-The hash of a split is the sha256 of its files, one line each and sorted: `train/<class>/<file>`, and behind it the class number
-where lists give classes other numbers than the order of their names as text. So it says which images are for what, wherever and in
-whatever layout they lie; and two splits with equally many images have two.
+The hash of a split is the sha256 of its files, one line each and sorted: `train/<class>/<file>`, and behind it the
+class number where lists give classes other numbers than the order of their names as text. So it says which images are
+for what, wherever and in whatever layout they lie; and two splits with equally many images have two.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Inspection:
     def require(self) -> None:
         """DataError with all problems, where there are any."""
         if self.problems:
-            known = f"not {self.benchmark.title} as it is known: `lorica data show {self.benchmark.name}` says what belongs where"
+            known = (
+                f"not {self.benchmark.title} as it is known: `lorica data show {self.benchmark.name}` says what "
+                "belongs where"
+            )
             as_it_is = ", and data.source=image_folder data.class_order=text takes a folder as it is"
             remedy = known + (as_it_is if self.benchmark.layouts else "")
             raise DataError([f"data.root: {line}" for line in (remedy, *self.problems)])
@@ -87,7 +90,8 @@ def inspect(
     split: str | None = None,
     reporter: Reporter | None = None,
 ) -> Inspection:
-    """Looks at a folder, its own or the one that holds it beside other data; it raises nothing, and says all that is wrong.
+    """Looks at a folder, its own or the one that holds it beside other data; it raises nothing, and says all that is
+    wrong.
 
     Args:
         decode_all: decode every image, which alone finds a JPEG that was cut short; else headers are read.

@@ -1,7 +1,8 @@
 """What stands between samples and an encoder: a reader, one for each modality, in the file of the modality's name.
 
-A reader knows what an encoder wants (the side of an image, a tokeniser) and nothing of classes and tasks. `lorica.data.images`
-reads images, `lorica.data.texts` texts; a file beside them, with a `READER`, would read what an encoder of another modality wants.
+A reader knows what an encoder wants (the side of an image, a tokeniser) and nothing of classes and tasks.
+`lorica.data.images` reads images, `lorica.data.texts` texts; a file beside them, with a `READER`, would read what an
+encoder of another modality wants.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Rows with named columns, of texts or of images and of labels, as a source: what files of rows and Hugging Face's datasets share."""
+"""Rows with named columns, of texts or of images and of labels, as a source: what files of rows and Hugging Face's
+datasets share."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def source_of_rows(
     decoding: Decoding = DEFAULT,
     facts: Mapping[str, object] | None = None,
 ) -> Source:
-    """A source of a half to train on and one to test on, or of one that is split class by class. Classes are those of the first.
+    """A source of a half to train on and one to test on, or of one that is split class by class. Classes are those of
+    the first.
 
     Rows without a text or a label are faults, or left out and counted with `unreadable="skip"`.
 

@@ -1,6 +1,7 @@
 """A source's classes as a stream of tasks: class order, label map, training/validation/test splits, and batches.
 
-A class is renumbered by its position in the stream's class order. What a sample is, its reader knows (`lorica.data.reader`).
+A class is renumbered by its position in the stream's class order. What a sample is, its reader knows
+(`lorica.data.reader`).
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _SORTED_TOGETHER = 32
 
 
 class Split:
-    """Samples of one or more tasks. `labels`: classes in stream order; `indices`: numbers in the source's samples; `memory` is for
-    features of them that stay (`unread`)."""
+    """Samples of one or more tasks. `labels`: classes in stream order; `indices`: numbers in the source's samples;
+    `memory` is for features of them that stay (`unread`)."""
 
     def __init__(
         self, opened: Opened, indices: Int[Tensor, " n"], labels: Int[Tensor, " n"], memory: Memory | None = None
@@ -71,9 +72,9 @@ class Split:
     ) -> Iterator[Batch]:
         """One pass from batch number `first` on, the last batch maybe smaller.
 
-        With `draws` it is in random order and augmented, else in order and not augmented. A share of it is, with `draws`, a part of
-        each batch, and else neighbours of all samples, from which as large batches are made. A batch is made while the one before it
-        is used, which changes nothing of what is in it.
+        With `draws` it is in random order and augmented, else in order and not augmented. A share of it is, with
+        `draws`, a part of each batch, and else neighbours of all samples, from which as large batches are made. A batch
+        is made while the one before it is used, which changes nothing of what is in it.
         """
         if draws is None and augment != "none":
             raise ValueError(f"augment={augment!r} needs draws")
@@ -93,8 +94,8 @@ class Split:
     def chosen(
         self, batch_size: int, draws: Draws | None, first: int, share: Share, rows: slice | None = None
     ) -> Iterator[tuple[int, Int[Tensor, " n"], Part | None]]:
-        """The number of each batch of such a pass, the places of its samples in the split, and what part of a batch they are; in order,
-        those of some `rows`, by default the share's."""
+        """The number of each batch of such a pass, the places of its samples in the split, and what part of a batch
+        they are; in order, those of some `rows`, by default the share's."""
         if draws is None:
             order = torch.arange(len(self))[rows or share.of_samples(len(self)).rows]
         else:
@@ -120,7 +121,8 @@ class Split:
 
     @cached_property
     def _samples(self) -> Samples:
-        """By which its features are known. It does not hold the split, whose images would else stay until cycles are looked for."""
+        """By which its features are known. It does not hold the split, whose images would else stay until cycles are
+        looked for."""
         opened, indices = self._opened, self.indices
         return Samples(len(self), lambda places, device: opened.fetch(indices[places], device=device), self._memory)
 
@@ -128,7 +130,8 @@ class Split:
 def of_like_length(
     order: Int[Tensor, " n"], lengths: Int[Tensor, " n"], batch_size: int, generator: torch.Generator
 ) -> Int[Tensor, " n"]:
-    """A random order in which batches have samples of like length: so many batches at a time are sorted, divided anew, and shuffled.
+    """A random order in which batches have samples of like length: so many batches at a time are sorted, divided anew,
+    and shuffled.
 
     Args:
         lengths: of the samples, not in that order.
@@ -142,14 +145,15 @@ def of_like_length(
 
 
 class UnreadSplit:
-    """A split whose samples, where they are not augmented, are read only if something asks for more than features that it
-    computed before; see `lorica.unread`."""
+    """A split whose samples, where they are not augmented, are read only if something asks for more than features that
+    it computed before; see `lorica.unread`."""
 
     def __init__(self, split: Split, samples: Samples) -> None:
         self._parts = [(split, samples)]
 
     def followed_by(self, others: Sequence[UnreadSplit]) -> UnreadSplit:
-        """These samples, then those of others, in one pass, in which no batch has samples of two: so they are always the same."""
+        """These samples, then those of others, in one pass, in which no batch has samples of two: so they are always
+        the same."""
         joined = copy.copy(self)
         joined._parts = [part for each in (self, *others) for part in each._parts]
         return joined
@@ -205,15 +209,16 @@ class UnreadSplit:
 class Stream:
     """The classes of a source in a fixed order, arriving in groups; give either `tasks` or `classes_per_task`.
 
-    Or, by="domain", its domains one after another, each with its classes; those that an earlier one had are not new. `tasks` is then
-    their number, and classes of earlier domains come before those of later ones.
+    Or, by="domain", its domains one after another, each with its classes; those that an earlier one had are not new.
+    `tasks` is then their number, and classes of earlier domains come before those of later ones.
 
     `tasks=T`: T groups as even as possible, the larger ones first. `classes_per_task`: a number (the last group may be
     smaller), or one number per task. `seed` orders the classes by RandomState(seed).permutation; None keeps the
-    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training samples is held out by
-    a seed of its own. `cache_bytes` are divided between training and test samples by their number; a quarter as much is there for features
-    that stay. Samples of a task are in the source's order, or by their length where they have one. DataError for a division into tasks that is impossible, or that
-    leaves a task without test or validation samples.
+    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training
+    samples is held out by a seed of its own. `cache_bytes` are divided between training and test samples by their
+    number; a quarter as much is there for features that stay. Samples of a task are in the source's order, or by their
+    length where they have one. DataError for a division into tasks that is impossible, or that leaves a task without
+    test or validation samples.
     """
 
     def __init__(
@@ -236,7 +241,8 @@ class Stream:
             raise DataError(f"data.validation_fraction: expected at least 0 and less than 1, got {validation_fraction}")
         if source.in_order and seed is not None:
             raise DataError(
-                f"stream.seed: the classes of {source.name} come in an order of their own, got {seed}; give stream.seed=null"
+                f"stream.seed: the classes of {source.name} come in an order of their own, got {seed}; give "
+                "stream.seed=null"
             )
         order = np.arange(number) if seed is None else np.random.RandomState(seed).permutation(number)
         if domains is not None:

@@ -35,7 +35,8 @@ class Texts(Samples):
 
 
 class Tokeniser:
-    """What makes token ids of texts: one of the `tokenizers` library, from its JSON. It equals another one that was made alike.
+    """What makes token ids of texts: one of the `tokenizers` library, from its JSON. It equals another one that was
+    made alike.
 
     Args:
         longest: tokens after which a text is cut, those that the tokeniser adds included.
@@ -116,7 +117,8 @@ class TextReader:
         self.tokeniser = Tokeniser(tokenizer, max_tokens or longest)
 
     def open(self, samples: Samples, budget: int) -> OpenedTexts:
-        """See `lorica.data.reader.Reader`; tokens take less than the texts, and are all kept. DataError for samples that are no texts."""
+        """See `lorica.data.reader.Reader`; tokens take less than the texts, and are all kept. DataError for samples
+        that are no texts."""
         if not isinstance(samples, Texts):
             raise DataError(
                 "data.source: its samples are no texts, and the backbone reads texts; choose another of the two"

@@ -1,4 +1,5 @@
-"""Geometry of images (of one with Pillow, or of many on their device, to the same bits) and augmentation (one batch, every step).
+"""Geometry of images (of one with Pillow, or of many on their device, to the same bits) and augmentation (one batch,
+every step).
 
 A sample's random numbers are one row of a single draw from a CPU generator: they depend neither on the device nor on
 what else is in the batch.
@@ -31,8 +32,8 @@ _CROP_TRIES = 10  # area and ratio are drawn again when the crop does not fit; a
 def fit_square(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "3 {size} {size}"]:
     """The centre square of an image whose short side has been resized to `size` pixels.
 
-    Bicubic with antialiasing, whether shrinking or enlarging; pixel for pixel torchvision's `Resize` and `CenterCrop`. Of an
-    image more than 16 times as long as it is wide, the ends are cut off first.
+    Bicubic with antialiasing, whether shrinking or enlarging; pixel for pixel torchvision's `Resize` and `CenterCrop`.
+    Of an image more than 16 times as long as it is wide, the ends are cut off first.
     """
     short = min(image.shape[:2])
     image = without_ends(image)
@@ -57,10 +58,12 @@ def _middle(image: UInt8[np.ndarray, "a b 3"], rows: int) -> UInt8[np.ndarray, "
 
 
 def enlarge_squares(images: UInt8[Tensor, "n 3 h w"], size: int) -> UInt8[Tensor, "n 3 {size} {size}"]:
-    """`fit_square` of images of one size, bit for bit, on their device: of such as `without_ends` leaves and `size` enlarges.
+    """`fit_square` of images of one size, bit for bit, on their device: of such as `without_ends` leaves and `size`
+    enlarges.
 
-    Pillow's arithmetic in whole numbers: along each axis, weights of 22 bits, then a rounding to 8. The functions of torch round
-    otherwise, and on a GPU not between the axes: CIFAR-100 at 224 pixels would differ by up to 11 levels of 255.
+    Pillow's arithmetic in whole numbers: along each axis, weights of 22 bits, then a rounding to 8. The functions of
+    torch round otherwise, and on a GPU not between the axes: CIFAR-100 at 224 pixels would differ by up to 11 levels of
+    255.
     """
     short = min(images.shape[-2:])
     for axis in (-1, -2):  # of an image that is made smaller, Pillow may begin with the other one
@@ -80,8 +83,8 @@ def enlarge_squares(images: UInt8[Tensor, "n 3 h w"], size: int) -> UInt8[Tensor
 
 @cache
 def _taps(old: int, new: int) -> tuple[Int[Tensor, "taps {new}"], Int[Tensor, "taps {new}"]]:
-    """Which pixels of a row of `old` make each pixel of a longer row, and their weights in units of 2^-22: Keys' cubic with
-    a = -1/2, cut off at the edges and scaled to sum to 1."""
+    """Which pixels of a row of `old` make each pixel of a longer row, and their weights in units of 2^-22: Keys' cubic
+    with a = -1/2, cut off at the edges and scaled to sum to 1."""
     centres = (np.arange(new) + 0.5) * (old / new)
     first = np.maximum(0, (centres - 1.5).astype(int))
     stop = np.minimum(old, (centres + 2.5).astype(int))
@@ -106,14 +109,16 @@ def centre_crop(images: Real[Tensor, "n 3 s s"], size: int) -> Real[Tensor, "n 3
 def augment(
     images: Real[Tensor, "n 3 s s"], kind: str, image_size: int, generator: torch.Generator
 ) -> Real[Tensor, "n 3 {image_size} {image_size}"]:
-    """Squares in [0, 1] (or, but for `crop_flip`, in bytes) of at least `image_size` pixels, augmented on their device, each by its own random numbers.
+    """Squares in [0, 1] (or, but for `crop_flip`, in bytes) of at least `image_size` pixels, augmented on their device,
+    each by its own random numbers.
 
     `none`: centre crop. `shift`: centre crop, then moved by up to a tenth of the side (whole pixels) along each axis,
     the edge replicated. `flip`: centre crop, mirrored left to right half of the time. `crop_flip`: a rectangle of 5 to
     100 % of the area and a width/height of 3/4 to 4/3, resized bilinearly, and `flip`. DataError for any other kind.
 
-    `crop_flip` cuts out of the square, not out of the original as the references do: of an image that is not square, the ends
-    are never seen (a quarter of a 4:3 photograph), and a small crop is as sharp as the square, which may be less than the file.
+    `crop_flip` cuts out of the square, not out of the original as the references do: of an image that is not square,
+    the ends are never seen (a quarter of a 4:3 photograph), and a small crop is as sharp as the square, which may be
+    less than the file.
     """
     if kind not in AUGMENTATIONS:
         raise DataError(f"fit.augment: unknown augmentation {kind!r}; expected one of {', '.join(AUGMENTATIONS)}")

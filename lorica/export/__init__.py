@@ -52,7 +52,8 @@ _OF_TEXTS = {"hf": "hf_text"}
 """The same for what reads texts."""
 
 AGREE = 1e-4
-"""Share of the largest logit by which an export may differ from the method: some roundings in float32, and no defect."""
+"""Share of the largest logit by which an export may differ from the method: some roundings in float32, and no
+defect."""
 
 TIE = 1e-5
 """Share of the largest logit within which two classes count as equal, so that rounding may say which is the first."""
@@ -79,8 +80,8 @@ class Exported:
         share: the same, as a share of the largest logit.
         images: how many were compared.
         real: whether these were given, and are not noise.
-        pixels: mean difference of the colours of areas that the target's own preparation gives an image, in steps of 255; None
-            where it has none.
+        pixels: mean difference of the colours of areas that the target's own preparation gives an image, in steps of
+            255; None where it has none.
         remark: what there is to say of the form it took.
     """
 
@@ -104,8 +105,9 @@ def export(
 ) -> Exported:
     """Writes what a learner has learned in the form of another library.
 
-    It is made beside its place, loaded back from its files and compared with the method on the images, several at a time, and
-    only then takes the place of an earlier export. A kill at any moment leaves the earlier one or the new one.
+    It is made beside its place, loaded back from its files and compared with the method on the images, several at a
+    time, and only then takes the place of an earlier export. A kill at any moment leaves the earlier one or the new
+    one.
 
     Args:
         folder: made where it is missing; it may hold an earlier export.
@@ -113,8 +115,8 @@ def export(
         images: to compare on, as `Learner.predict` takes them; without any, noise.
 
     Raises:
-        LoricaError: a target that cannot express the method, a package that is missing, a folder with anything else in it, an
-            image that cannot be read, or an export that gives other logits; nothing is changed then.
+        LoricaError: a target that cannot express the method, a package that is missing, a folder with anything else in
+            it, an image that cannot be read, or an export that gives other logits; nothing is changed then.
     """
     reporter = reporter or Silent()
     if to not in TARGETS:
@@ -194,8 +196,8 @@ def own_images(run: Path | str, given: Mapping[str, Any], *, method_file: Path |
 
 
 def _compared_on(subject: Subject, images: Sequence[Any]) -> tuple[list[Image.Image], Inputs]:
-    """Some pictures, and squares of numbers that bytes can have: of images that were given, or noise and a gradient. Of texts no pictures,
-    and tokens."""
+    """Some pictures, and squares of numbers that bytes can have: of images that were given, or noise and a gradient. Of
+    texts no pictures, and tokens."""
     places = np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int)
     if subject.reads_texts:
         chosen: Any = [images[place] for place in places]
@@ -225,7 +227,8 @@ def _compare(subject: Subject, loaded: Loaded, squares: Inputs, name: str) -> tu
     method, columns = subject.method, subject.predictor.columns
     if tuple(loaded.class_names) != subject.class_names:
         raise LoricaError(
-            f"{subject.called}: nothing is exported, since {name} reads other class names from it; this is a defect of lorica's"
+            f"{subject.called}: nothing is exported, since {name} reads other class names from it; this is a defect of "
+            "lorica's"
         )
     expected, found, first, turn = [], [], 0, 0
     while first < len(squares) or turn < len(BATCHES):
@@ -238,21 +241,24 @@ def _compare(subject: Subject, loaded: Loaded, squares: Inputs, name: str) -> tu
     theirs, ours = torch.cat(found).float(), torch.cat(expected).float()
     if theirs.shape != ours.shape:
         raise LoricaError(
-            f"{subject.called}: nothing is exported, since {name} gives logits of shape {list(theirs.shape)} in place of {list(ours.shape)}"
+            f"{subject.called}: nothing is exported, since {name} gives logits of shape {list(theirs.shape)} in place "
+            f"of {list(ours.shape)}"
         )
     difference, share = (theirs - ours).abs().max().item(), apart(theirs, ours)
     chosen = ours.gather(1, theirs.argmax(dim=1, keepdim=True)).flatten()
     changed = int((ours.amax(dim=1) - chosen > TIE * ours.abs().max()).sum())
     if changed or not share <= AGREE:
         raise LoricaError(
-            f"{subject.called}: nothing is exported, since {name} gives other logits than the method, by {difference:.2g} or "
-            f"{100 * share:.2g}% of the largest, and another class for {changed} of {len(ours)} images"
+            f"{subject.called}: nothing is exported, since {name} gives other logits than the method, by "
+            f"{difference:.2g} or {100 * share:.2g}% of the largest, and another class for {changed} of {len(ours)} "
+            "images"
         )
     return difference, share
 
 
 def _compare_preparation(subject: Subject, loaded: Loaded, pictures: Sequence[Image.Image], name: str) -> float | None:
-    """Mean difference of the colours of areas that the target's own preparation gives the pictures, in steps of 255; their median.
+    """Mean difference of the colours of areas that the target's own preparation gives the pictures, in steps of 255;
+    their median.
 
     Raises:
         LoricaError: it makes something else of them.
@@ -266,14 +272,16 @@ def _compare_preparation(subject: Subject, loaded: Loaded, pictures: Sequence[Im
         theirs = loaded.prepare(picture)
         if theirs.shape != ours.shape:
             raise LoricaError(
-                f"{subject.called}: nothing is exported, since {name} makes {list(theirs.shape)} of an image and not {list(ours.shape)}"
+                f"{subject.called}: nothing is exported, since {name} makes {list(theirs.shape)} of an image and not "
+                f"{list(ours.shape)}"
             )
         areas = F.adaptive_avg_pool2d((theirs - ours) * torch.tensor(std).view(3, 1, 1) * 255, _AREAS)
         apart_by.append(areas.abs().mean().item())
     median = float(np.median(apart_by))
     if not median <= _LEVELS:
         raise LoricaError(
-            f"{subject.called}: nothing is exported, since {name} prepares images otherwise, by {median:.3g} of 255 on average"
+            f"{subject.called}: nothing is exported, since {name} prepares images otherwise, by {median:.3g} of 255 on "
+            "average"
         )
     return median
 
@@ -283,8 +291,8 @@ def _readme(subject: Subject, target: Target, exported: Exported) -> str:
     upright = "" if subject.reads_texts else " Images are read upright, in RGB."
     return (
         f"# {subject.method.name} for {target.NAME}\n\n"
-        f"{len(subject.class_names)} classes, learned by lorica on {subject.encoder.tag}. FOLDER is where this folder is.{upright}\n\n"
-        f"{target.readme(subject)}\n"
+        f"{len(subject.class_names)} classes, learned by lorica on {subject.encoder.tag}. FOLDER is where this folder "
+        f"is.{upright}\n\n{target.readme(subject)}\n"
         f"Loaded back and compared with the method on {exported.images} {what}: the largest difference of a logit is "
         f"{exported.difference:.2g}, {exported.share:.2g} of the largest.\n"
     )

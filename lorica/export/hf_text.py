@@ -1,7 +1,7 @@
 """A folder with an encoder of texts that transformers load, every update in its weights, and the classifier beside it.
 
-transformers have no model that classifies by what is pooled here (theirs put a layer of their own between), so that a few lines of the
-folder's README do it.
+transformers have no model that classifies by what is pooled here (theirs put a layer of their own between), so that a
+few lines of the folder's README do it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A folder that Hugging Face's transformers load: `AutoModelForImageClassification.from_pretrained("FOLDER")`.
 
 A ViT that is built as the first one was (a class token, read from the last block; nothing more) becomes their own
-`ViTForImageClassification`, for which there are tools of all kinds and which needs no timm where it is used. Any other one
-stays timm's, in the layout that `TimmWrapperForImageClassification` reads: its numbers are those of the same modules.
+`ViTForImageClassification`, for which there are tools of all kinds and which needs no timm where it is used. Any other
+one stays timm's, in the layout that `TimmWrapperForImageClassification` reads: its numbers are those of the same
+modules.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ PACKAGES = ("transformers", "timm")
 
 
 def require(subject: Subject) -> None:
-    """LoricaError: transformers are missing; or a method that is no plain ViT with a linear head, or one of no library."""
+    """LoricaError: transformers are missing; or a method that is no plain ViT with a linear head, or one of no
+    library."""
     classifier = subject.classifier(NAME)
     model = subject.encoder.with_classifier(classifier)
     if next(differences(cast(VisionTransformer, model)), None):

@@ -3,9 +3,9 @@
     images   uint8, [n, 3, s, s]: RGB squares of the size that the backbone takes, any number of them
     logits   float32, [n, classes]
 
-Bytes are what image files hold, so that nobody can mistake their range; dividing by 255 and the normalisation are in the graph,
-and so is all that the method does: several blocks, random features, prompts, a space for each task. Names of the classes and how
-an image becomes a square are in the graph's metadata, as JSON.
+Bytes are what image files hold, so that nobody can mistake their range; dividing by 255 and the normalisation are in
+the graph, and so is all that the method does: several blocks, random features, prompts, a space for each task. Names of
+the classes and how an image becomes a square are in the graph's metadata, as JSON.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def require(subject: Subject) -> None:
     for replication in ("batch_majority", "scrambled"):
         if getattr(subject.method.config, replication, False):
             raise LoricaError(
-                f"method.{replication}: predictions depend on what else is in the batch, which is for replication alone and not exported"
+                f"method.{replication}: predictions depend on what else is in the batch, which is for replication "
+                "alone and not exported"
             )
     for package in PACKAGES:
         extra(package, "export-onnx")
@@ -84,8 +85,9 @@ def write(subject: Subject, folder: Path) -> None:
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError, NotImplementedError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()
         raise LoricaError(
-            f"{subject.called} cannot be put into an ONNX graph ({reason[0] if reason else type(error).__name__:.200}); "
-            "use the learner itself, or export to timm where it has one linear head"
+            f"{subject.called} cannot be put into an ONNX graph "
+            f"({reason[0] if reason else type(error).__name__:.200}); use the learner itself, or export to timm where "
+            "it has one linear head"
         ) from error
     assert program is not None  # without a file's name, torch gives the program
     program.model.metadata_props.update({key: json.dumps(value) for key, value in _metadata(subject).items()})
@@ -110,7 +112,8 @@ def _metadata(subject: Subject) -> dict[str, Any]:
 
 
 def _stable_sort() -> Any:
-    """Sorting that leaves equals in their order, for which torch has no translation: TopK does that, with the lower index first."""
+    """Sorting that leaves equals in their order, for which torch has no translation: TopK does that, with the lower
+    index first."""
     op = extra("onnxscript", "export-onnx").opset18
 
     def sort(self: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
@@ -170,8 +173,8 @@ def readme(subject: Subject) -> str:
         "from PIL import Image\n\n"
         'session = onnxruntime.InferenceSession("FOLDER/model.onnx")\n'
         'image = Image.open("unknown.png").convert("RGB")\n'
-        f"size = [int({canvas} * each / min(image.size)) for each in image.size]  # the short side has {canvas} pixels\n"
-        f"left, top = (round((each - {side}) / 2) for each in size)  # of them the centre, {side} x {side}\n"
+        f"size = [int({canvas} * each / min(image.size)) for each in image.size]  # the short side has {canvas} "
+        f"pixels\nleft, top = (round((each - {side}) / 2) for each in size)  # of them the centre, {side} x {side}\n"
         f"image = image.resize(size, Image.Resampling.BICUBIC).crop((left, top, left + {side}, top + {side}))\n"
         "pixels = numpy.asarray(image).transpose(2, 0, 1)[None]  # bytes, [n, 3, height, width]\n"
         '(logits,) = session.run(["logits"], {"images": pixels})\n'

@@ -1,8 +1,9 @@
 """A LoRA adapter of Hugging Face's PEFT over the plain timm backbone: `PeftModel.from_pretrained(base, "FOLDER")`.
 
-All that a method adds to a linear layer, sum_k c_k U_k D_k, becomes one adapter of that layer, B A with A the stacked D_k and B
-the stacked c_k U_k, scaled by 1. timm's fused qkv is one layer: the rows of A are those of its q, k and v parts, and B is zero
-outside the rows of each part. Layers may have adapters of different ranks. The classifier comes with the adapter.
+All that a method adds to a linear layer, sum_k c_k U_k D_k, becomes one adapter of that layer, B A with A the stacked
+D_k and B the stacked c_k U_k, scaled by 1. timm's fused qkv is one layer: the rows of A are those of its q, k and v
+parts, and B is zero outside the rows of each part. Layers may have adapters of different ranks. The classifier comes
+with the adapter.
 """
 
 from __future__ import annotations
@@ -96,8 +97,8 @@ def _factors(subject: Subject, modules: list[Any], site: Site, increment: Callab
     down = torch.cat([nothing[1], *(down for _, down in found)])
     if not apart(up @ down, expected) <= EXACT:
         raise LoricaError(
-            f"{subject.called} computes the update of {site.name} otherwise than as a sum of products of low rank, so that there "
-            "is no exact adapter; export to timm, hf or onnx"
+            f"{subject.called} computes the update of {site.name} otherwise than as a sum of products of low rank, so "
+            "that there is no exact adapter; export to timm, hf or onnx"
         )
     return up, down
 
@@ -195,6 +196,7 @@ def readme(subject: Subject) -> str:
         'model = PeftModel.from_pretrained(base, "FOLDER").eval()\n'
         "```\n"
         f"{source}"
-        f"\nThe base has fingerprint {subject.encoder.fingerprint}. Images of {subject.reader.image_size} x {subject.reader.image_size} pixels "
-        f"in [0, 1], less the mean {mean_std[0]}, over the deviation {mean_std[1]}. `export.json` has the class names.\n"
+        f"\nThe base has fingerprint {subject.encoder.fingerprint}. Images of {subject.reader.image_size} x "
+        f"{subject.reader.image_size} pixels in [0, 1], less the mean {mean_std[0]}, over the deviation {mean_std[1]}. "
+        "`export.json` has the class names.\n"
     )

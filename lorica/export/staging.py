@@ -1,7 +1,7 @@
 """A folder that appears whole: it is made beside its place, and takes it in one step.
 
-While `.NAME.lorica` beside the folder NAME is there, somebody makes that folder, or was killed while making it; the next one
-who does clears what was left.
+While `.NAME.lorica` beside the folder NAME is there, somebody makes that folder, or was killed while making it; the
+next one who does clears what was left.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def arriving(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
     """An empty folder that takes the place of `folder` when the block ends well; otherwise whatever was there stays.
 
-    At any moment, also if the process is killed, the place has what was there before, or all that the block has made. Where the
-    system cannot exchange two folders in one step (Linux can), there is an instant in which the former is beside it; the next
-    export then brings it back.
+    At any moment, also if the process is killed, the place has what was there before, or all that the block has made.
+    Where the system cannot exchange two folders in one step (Linux can), there is an instant in which the former is
+    beside it; the next export then brings it back.
 
     Args:
         folder: where links lead, in their place; its parents are made.
         record: a first version of `RECORD`, by which the new folder is known from its beginning.
 
     Raises:
-        LoricaError: the place holds something else than an export, another process makes one there, or the system refuses to write.
+        LoricaError: the place holds something else than an export, another process makes one there, or the system
+            refuses to write.
     """
     place = Path(os.path.realpath(folder))
     require_export(place)

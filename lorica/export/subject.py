@@ -26,7 +26,8 @@ from lorica.predictor import Predictor
 
 @dataclass(frozen=True)
 class Subject:
-    """A learner as the targets see it. Encoder and reader are those of texts for a target of texts, and of images for all others.
+    """A learner as the targets see it. Encoder and reader are those of texts for a target of texts, and of images for
+    all others.
 
     Attributes:
         predictor: what is exported.
@@ -52,7 +53,8 @@ class Subject:
         encoder = method.encoder
         if not isinstance(encoder, TimmViT | HFText):
             raise LoricaError(
-                f"{method.name}: {encoder.name} reads {encoder.modality}; only what reads images or texts can be exported"
+                f"{method.name}: {encoder.name} reads {encoder.modality}; only what reads images or texts can be "
+                "exported"
             )
         return cls(predictor, method, reader, predictor.class_names, encoder)
 
@@ -86,19 +88,20 @@ class Subject:
         classifier = self.predictor.classifier()
         if classifier is None:
             raise LoricaError(
-                f"{self.called} does not classify by one linear layer on the backbone's features, which is all that {target} has; "
-                f"{self._instead}"
+                f"{self.called} does not classify by one linear layer on the backbone's features, which is all that "
+                f"{target} has; {self._instead}"
             )
         if classifier.layers is not None:
             raise LoricaError(
-                f"{self.called} reads what leaves {classifier.layers} blocks, and a model of {target} reads the last one alone; "
-                f"{self._instead}"
+                f"{self.called} reads what leaves {classifier.layers} blocks, and a model of {target} reads the last "
+                f"one alone; {self._instead}"
             )
         return classifier
 
     @torch.no_grad()
     def plain_model(self, target: str) -> nn.Module:
-        """A ViT of timm's, or an encoder of texts, with every update in its weights and the head as its classifier; LoricaError: as `classifier`."""
+        """A ViT of timm's, or an encoder of texts, with every update in its weights and the head as its classifier;
+        LoricaError: as `classifier`."""
         classifier = self.classifier(target)
         return merged(self.encoder).with_classifier(classifier).eval().cpu()
 
@@ -136,7 +139,8 @@ def normalised(
 
 
 def extra(module: str, name: str) -> ModuleType:
-    """A package that lorica does not need otherwise; LoricaError: it is not installed, with the word that installs it."""
+    """A package that lorica does not need otherwise; LoricaError: it is not installed, with the word that installs
+    it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -18,7 +18,8 @@ class Loaded:
 
     Attributes:
         predict: logits [n, classes] of squares in [0, 1], [n, 3, s, s], or of tokens, of any number.
-        prepare: the library's own preparation of an image of Pillow, with the normalisation, [3, s, s]; None where there is none.
+        prepare: the library's own preparation of an image of Pillow, with the normalisation, [3, s, s]; None where
+            there is none.
         class_names: as the library names them.
         remark: what there is to say of the form it took.
     """

@@ -1,7 +1,7 @@
 """The methods, one file each. A method is found by its `name`; adding a file to this folder adds its methods.
 
-That name (a text as it stands), the first line of what a method says of itself, and its `Config` are read from the file without
-executing it, see `lorica.definitions`; the method is imported when it is to be built.
+That name (a text as it stands), the first line of what a method says of itself, and its `Config` are read from the file
+without executing it, see `lorica.definitions`; the method is imported when it is to be built.
 """
 
 from __future__ import annotations

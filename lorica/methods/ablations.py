@@ -2,15 +2,17 @@
 
 With U_k D_k/||U_k D_k||_F written as the unit direction k, the weight of a projection while learning task t is
 
-    lora_fixed   row A   W0 + alpha * (direction 1)                direction 1 trains at the first task only, alpha always
+    lora_fixed   row A   W0 + alpha * (direction 1)                direction 1 trains at the first task only, alpha
+                 always
     lora_single  row B   W0 + alpha * (direction)                  one direction and alpha, both trained on and on
     lora_frozen  row C   W0 + sum_{k<t} (direction k) + alpha_t * (direction t)      earlier coefficients do not train
 
-and SD-LoRA itself is row D. One scalar alpha serves all projections, as there; starts, head, loss and optimiser are SD-LoRA's
-too, so that with one seed rows A, B and D agree after the first task. No reference code exists for these rows.
+and SD-LoRA itself is row D. One scalar alpha serves all projections, as there; starts, head, loss and optimiser are
+SD-LoRA's too, so that with one seed rows A, B and D agree after the first task. No reference code exists for these
+rows.
 
-Figs. 2b and 2c compare with two baselines that are not normalised: `lora_fixed` with `normalised: false`, W0 + alpha U_1 D_1,
-which starts as LoRA does, at U_1 = 0; and one direction that trains on and on without alpha, which is `lora`.
+Figs. 2b and 2c compare with two baselines that are not normalised: `lora_fixed` with `normalised: false`, W0 + alpha
+U_1 D_1, which starts as LoRA does, at U_1 = 0; and one direction that trains on and on without alpha, which is `lora`.
 
 The colours that mark what trains in the paper's table are lost in our copy; the reading above follows its prose.
 Row C literally sets the coefficient of a finished direction to 1 (`frozen_coefficient: one`, the default), so that its

@@ -30,8 +30,8 @@ decay 0.05.
 Equation numbers are this file's; the paper is followed as our method card (section 8) relays it. Done otherwise than
 in the released code: prompts start uniform, as VPT's own do (the code: zeros), and enter before the other tokens, which
 attention cannot tell from after them. Sigma starts at 16 (the code: 1, `head_scale: 1`), from
-where the rates that train do not throw it about. A first task of one class is refused, since (1) is then always 0. ResNets are not
-here.
+where the rates that train do not throw it about. A first task of one class is refused, since (1) is then always 0.
+ResNets are not here.
 """
 
 from __future__ import annotations

@@ -11,25 +11,26 @@ For each task the loop calls, in this order
 
 and `predict(inputs)` gives logits over the classes seen so far. A prediction must not depend on the rest of its batch.
 
-A task can be learned *frozen*: the logits of earlier classes, of any batch, are to the bit what they were. Only what new classes
-need is added; a method says whether it can (`cannot_freeze`), and the contract suite holds it to that.
+A task can be learned *frozen*: the logits of earlier classes, of any batch, are to the bit what they were. Only what
+new classes need is added; a method says whether it can (`cannot_freeze`), and the contract suite holds it to that.
 
 Classes can be *forgotten*: `forget` takes out what is remembered of them. It asks every module that remembers classes
-(`Remembering`). Of sums over all classes that takes the parts of all additions (`lorica.parts`), which `end_task` notes where the
-context says so, and whoever learns keeps (`taken_parts`). What training has left of them stays: `traces_of`.
+(`Remembering`). Of sums over all classes that takes the parts of all additions (`lorica.parts`), which `end_task` notes
+where the context says so, and whoever learns keeps (`taken_parts`). What training has left of them stays: `traces_of`.
 
-Two models of a method can be *joined* where all that they remember of classes are sums over samples, of features that are the same in
-both: `summed` says which, and `join` adds them up. A method that trains on every task refuses.
+Two models of a method can be *joined* where all that they remember of classes are sums over samples, of features that
+are the same in both: `summed` says which, and `join` adds them up. A method that trains on every task refuses.
 
-Several processes can learn together, and a batch can be computed in parts one after another. So the losses of a batch are the means of
-those of its parts, weighted by their samples, or do not depend on samples (a penalty on weights); all parts yield equally often, and what
-`losses` draws for single samples it draws by `lorica.sharing.per_sample`. What changes with every step, `edit_gradients` counts, which is
-called once for each yield. A method whose losses are otherwise says so (`undivided`), and each process then computes whole batches. Gradients
-are those of `trainable`, added up over all processes before `edit_gradients`, however `losses` came to them.
+Several processes can learn together, and a batch can be computed in parts one after another. So the losses of a batch
+are the means of those of its parts, weighted by their samples, or do not depend on samples (a penalty on weights); all
+parts yield equally often, and what `losses` draws for single samples it draws by `lorica.sharing.per_sample`. What
+changes with every step, `edit_gradients` counts, which is called once for each yield. A method whose losses are
+otherwise says so (`undivided`), and each process then computes whole batches. Gradients are those of `trainable`, added
+up over all processes before `edit_gradients`, however `losses` came to them.
 
-Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`). The
-shape of that state follows from the tasks it was grown for and from `structure()`, plain values that most methods do not
-need, so that a checkpoint loads by growing again, restoring the structure and copying the tensors in.
+Everything a method remembers is in its `state_dict` (its encoder's weights only if it trains them: `trains_encoder`).
+The shape of that state follows from the tasks it was grown for and from `structure()`, plain values that most methods
+do not need, so that a checkpoint loads by growing again, restoring the structure and copying the tensors in.
 A method never imports another method, the loop, the data or the recipe.
 """
 
@@ -74,8 +75,8 @@ class Data(Protocol):
         first: int = 0,
         share: Share = ...,
     ) -> Iterator[Batch]:
-        """One pass from batch number `first` on; in random order and augmented where there are `draws`. Only one of several processes asks
-        for a `share` of it, see `lorica.sharing.Share`."""
+        """One pass from batch number `first` on; in random order and augmented where there are `draws`. Only one of
+        several processes asks for a `share` of it, see `lorica.sharing.Share`."""
         ...
 
     def number_of_batches(self, batch_size: int) -> int:
@@ -119,11 +120,13 @@ class Context:
 
     Attributes:
         task: the task.
-        batches: its training data in order, not augmented, anew at each call; all of it in every process, unless told to give a share.
+        batches: its training data in order, not augmented, anew at each call; all of it in every process, unless told
+            to give a share.
         epochs: of the descent on this task, as the recipe says.
         steps: batches that this descent takes, over all its passes.
         descend: another stage of training, see `Descend`.
-        frozen: the logits of earlier classes are to keep their bits; the method has said that it can (`Method.cannot_freeze`).
+        frozen: the logits of earlier classes are to keep their bits; the method has said that it can
+            (`Method.cannot_freeze`).
         notes_parts: `end_task` is to note what each class adds to sums, for `Method.taken_parts`.
         processes: those that learn together.
     """
@@ -138,14 +141,16 @@ class Context:
     processes: Processes = Processes()
 
     def own_batches(self) -> Iterator[Batch]:
-        """What falls to this process of `batches`, maybe nothing: for sums, which `processes.added` then adds up over all of them."""
+        """What falls to this process of `batches`, maybe nothing: for sums, which `processes.added` then adds up over
+        all of them."""
         return self.batches(**self.processes.taking)
 
     def gathered(
         self, features: Callable[[Inputs], Tensor], *, of: Collection[int] | None = None
     ) -> tuple[Float[Tensor, "samples ..."], Int[Tensor, " samples"]]:
-        """What `features` makes of all inputs of `batches` (or of those `of` some of the task's classes), and their labels; without
-        gradients, in float32 whatever the precision of the run. Each process computes its share, and all have all of them."""
+        """What `features` makes of all inputs of `batches` (or of those `of` some of the task's classes), and their
+        labels; without gradients, in float32 whatever the precision of the run. Each process computes its share, and
+        all have all of them."""
         with torch.no_grad():
             pairs = [(features(batch.inputs), batch.labels) for batch in self.own_batches()]
         columns = [torch.cat(parts) for parts in zip(*pairs, strict=True)] or [None, None]
@@ -164,10 +169,11 @@ class Method(nn.Module, ABC):
         Config: its section of the recipe.
         trains_encoder: its checkpoints include the encoder's weights.
         learns_all_at_once: it is given the data of all tasks in one go (upper bounds).
-        rewritten: names of submodules and tensors below the method that a later task writes again without training them in its
-            main stage; all other state of a learned task keeps its bits, which the contract suite checks.
+        rewritten: names of submodules and tensors below the method that a later task writes again without training them
+            in its main stage; all other state of a learned task keeps its bits, which the contract suite checks.
         dropped: names of submodules that a learned task no longer needs; its checkpoints leave them out.
-        reads_by: the `evaluate.readout` that its own predictions are already, over its `features`; None where there is none.
+        reads_by: the `evaluate.readout` that its own predictions are already, over its `features`; None where there
+            is none.
     """
 
     name: ClassVar[str]
@@ -212,14 +218,15 @@ class Method(nn.Module, ABC):
 
     @classmethod
     def undivided(cls, config: MethodConfig) -> Iterator[str]:
-        """Why the losses of a batch are not the means of those of its parts, weighted by their samples. Each of several processes then
-        computes whole batches: with the same result, and no sooner; and a batch is not computed in parts."""
+        """Why the losses of a batch are not the means of those of its parts, weighted by their samples. Each of several
+        processes then computes whole batches: with the same result, and no sooner; and a batch is not computed in
+        parts."""
         return iter(())
 
     @classmethod
     def unshared(cls, config: MethodConfig) -> Iterator[str]:
-        """Why predictions depend on what else is in a batch, so that several processes, each of which computes some of it, cannot have
-        those of a lone one, and are refused."""
+        """Why predictions depend on what else is in a batch, so that several processes, each of which computes some of
+        it, cannot have those of a lone one, and are refused."""
         return iter(())
 
     @property
@@ -248,8 +255,8 @@ class Method(nn.Module, ABC):
         """Parameters to train on the current task."""
 
     def rate_factors(self) -> Mapping[nn.Parameter, float]:
-        """What the learning rate is multiplied by, in every stage, for parameters that learn slower or faster than others; all
-        that it does not name learn at the rate itself."""
+        """What the learning rate is multiplied by, in every stage, for parameters that learn slower or faster than
+        others; all that it does not name learn at the rate itself."""
         return {}
 
     @abstractmethod
@@ -257,29 +264,33 @@ class Method(nn.Module, ABC):
         """Named loss terms of a batch; one optimiser step for each yield."""
 
     def edit_gradients(self) -> None:
-        """Between the backward pass and the optimiser step, once for each yield; the gradients are those of the whole batch."""
+        """Between the backward pass and the optimiser step, once for each yield; the gradients are those of the whole
+        batch."""
 
     def end_task(self, context: Context) -> None:
         """After training on a task."""
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
-        """What the classifier reads, for a method with one vector of each input in a space that all classes share: other
-        read-outs (`lorica.methods.readout`) learn from it. Others leave this as it is.
+        """What the classifier reads, for a method with one vector of each input in a space that all classes share:
+        other read-outs (`lorica.methods.readout`) learn from it. Others leave this as it is.
 
         Args:
-            layers: what the last blocks make of the input in its place, that many or all (`Encoder.layered_features`), with all
-                that the method changes in the backbone. A method that cannot say leaves this argument out of its signature.
+            layers: what the last blocks make of the input in its place, that many or all (`Encoder.layered_features`),
+                with all that the method changes in the backbone. A method that cannot say leaves this argument out of
+                its signature.
         """
         raise NotImplementedError
 
     def reads_encoder(self) -> bool:
-        """Whether `features` are those of the encoder with its updates merged, so that a linear map of them can be exported."""
+        """Whether `features` are those of the encoder with its updates merged, so that a linear map of them can be
+        exported."""
         return self.classifier() is not None
 
     @property
     def trunk_rests(self) -> bool:
-        """Whether the encoder, or part of what it computes of an input, is the same after later tasks, so that its features are worth
-        keeping; whether those that are kept are still right is not left to this (`lorica.unread`)."""
+        """Whether the encoder, or part of what it computes of an input, is the same after later tasks, so that its
+        features are worth keeping; whether those that are kept are still right is not left to this
+        (`lorica.unread`)."""
         return not self.trains_encoder and self.encoder.is_as_loaded
 
     @abstractmethod
@@ -293,7 +304,8 @@ class Method(nn.Module, ABC):
         return False
 
     def cannot_freeze(self, task: Task) -> Iterator[str]:
-        """Why that task cannot be learned frozen next, so that all logits of earlier classes keep their bits; nothing where it can."""
+        """Why that task cannot be learned frozen next, so that all logits of earlier classes keep their bits; nothing
+        where it can."""
         yield f"{self.name} trains on every task, which moves the scores of earlier classes"
 
     # --- forgetting classes ---
@@ -303,8 +315,9 @@ class Method(nn.Module, ABC):
         self._parts |= {f"{place}.{name}": tensor for name, tensor in parts.items()}
 
     def taken_parts(self) -> dict[str, Tensor]:
-        """The parts that the latest `end_task` noted, which are then noted no longer: flat names, tensors on the CPU. They are not
-        in `own_state`; to be kept in order, those of each task as one mapping, as long as classes may have to be forgotten."""
+        """The parts that the latest `end_task` noted, which are then noted no longer: flat names, tensors on the CPU.
+        They are not in `own_state`; to be kept in order, those of each task as one mapping, as long as classes may have
+        to be forgotten."""
         taken, self._parts = self._parts, {}
         return taken
 
@@ -319,8 +332,9 @@ class Method(nn.Module, ABC):
                 yield f"{self._names([label])} cannot be taken out of {place}: {why}"
 
     def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
-        """What the model still has of these classes once `forget` has taken them out, for people. Where there is nothing, it is the model
-        that never had an image of them: sums to rounding in float64, what is solved from them to rounding in float32.
+        """What the model still has of these classes once `forget` has taken them out, for people. Where there is
+        nothing, it is the model that never had an image of them: sums to rounding in float64, what is solved from them
+        to rounding in float32.
 
         Args:
             frozen: how many of the latest tasks were learned frozen, which choose nothing anew.
@@ -328,24 +342,27 @@ class Method(nn.Module, ABC):
         for task in self.trained_on():
             if own := sorted(set(classes) & set(task.classes)):
                 yield (
-                    f"the trunk was trained on images of {self._names(own)} in task {task.index + 1}, and stays as it is; only going "
-                    "back to before that task removes that"
+                    f"the trunk was trained on images of {self._names(own)} in task {task.index + 1}, and stays as it "
+                    "is; only going back to before that task removes that"
                 )
 
     def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
-        """Takes out what is remembered of some classes: their samples from sums, their means, their rows. They keep their numbers,
-        and have columns of logits still, which say nothing: whoever predicts leaves them out. Images of them can be learned again.
+        """Takes out what is remembered of some classes: their samples from sums, their means, their rows. They keep
+        their numbers, and have columns of logits still, which say nothing: whoever predicts leaves them out. Images of
+        them can be learned again.
 
-        What has no statistics of single classes (a trunk, prompts, other rows of a head) stays as it is: see `traces_of`.
+        What has no statistics of single classes (a trunk, prompts, other rows of a head) stays as it is: see
+        `traces_of`.
 
         Args:
             classes: numbers of classes that have been learned.
-            parts: what `taken_parts` gave after each task so far, in order, without what is of classes that were forgotten before
-                (`lorica.parts.without`).
+            parts: what `taken_parts` gave after each task so far, in order, without what is of classes that were
+                forgotten before (`lorica.parts.without`).
 
         Raises:
-            LoricaError: everything in `cannot_forget`, and nothing has changed then; or a sum of which next to nothing stays, without
-                the parts of the other classes, from which it is then added up anew. The method is then to be loaded again.
+            LoricaError: everything in `cannot_forget`, and nothing has changed then; or a sum of which next to nothing
+                stays, without the parts of the other classes, from which it is then added up anew. The method is then
+                to be loaded again.
         """
         if why := list(self.cannot_forget(classes, parts)):
             raise LoricaError(why)
@@ -354,13 +371,15 @@ class Method(nn.Module, ABC):
         self.solve_again()
 
     def solve_again(self) -> None:
-        """Computes anew what follows from statistics, once classes have been taken out of them, or taken up from another model."""
+        """Computes anew what follows from statistics, once classes have been taken out of them, or taken up from
+        another model."""
 
     # --- joining two models ---
 
     def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
-        """The submodules (`Summing`) that are all it remembers of classes, by name, and the features that each of them sums up, which
-        stay what they are once the trunk has come to rest. By default none, and nothing can be joined."""
+        """The submodules (`Summing`) that are all it remembers of classes, by name, and the features that each of them
+        sums up, which stay what they are once the trunk has come to rest. By default none, and nothing can be
+        joined."""
         return {}
 
     def cannot_join(
@@ -370,8 +389,9 @@ class Method(nn.Module, ABC):
         own, whose = self.summed(), {"this": self, "the other": other} | ({"the common": common} if common else {})
         if not own:
             yield (
-                f"{self.name} trains on every task, so that each of two models has a trunk or a head of its own, and no sum of the two "
-                "is what one that learned everything would be; let one of them learn the images of both"
+                f"{self.name} trains on every task, so that each of two models has a trunk or a head of its own, and "
+                "no sum of the two is what one that learned everything would be; let one of them learn the images of "
+                "both"
             )
             return
         if any(each.name != self.name or each.summed().keys() != own.keys() for each in whose.values()):
@@ -379,10 +399,16 @@ class Method(nn.Module, ABC):
             yield f"expected {expected} of {self.name}, not read otherwise; only they can be joined"
             return
         if empty := [who for who, each in whose.items() if not each.tasks]:
-            yield f"{empty[0]} model has learned nothing; name one that has{' and from which both went on' if common else ''}"
+            yield (
+                f"{empty[0]} model has learned nothing; name one that "
+                f"has{' and from which both went on' if common else ''}"
+            )
             return
         if any(getattr(module, "has_no_sums", False) for each in whose.values() for module in each._sums()):
-            yield "the sums of a model are not there; they are kept after the newest task alone, or with checkpoints=everything"
+            yield (
+                "the sums of a model are not there; they are kept after the newest task alone, or with "
+                "checkpoints=everything"
+            )
             return
         base, name = (common, "the common one") if common else (self, "this one")
         for who, each in whose.items():
@@ -394,8 +420,8 @@ class Method(nn.Module, ABC):
             pairs = zip(each._sums(), base._sums(), strict=True)
             if each.tasks[:shared] != base.tasks[:shared] or not all(one.contains(before) for one, before in pairs):
                 yield (
-                    f"{who} model has not begun with the {shared} tasks of the common one and its images; name the one from which both "
-                    "went on"
+                    f"{who} model has not begun with the {shared} tasks of the common one and its images; name the one "
+                    "from which both went on"
                 )
                 return
         ours, later = self.tasks[shared:], other.tasks[shared:]
@@ -408,19 +434,21 @@ class Method(nn.Module, ABC):
             yield f"both models have learned {', '.join(sorted(twice))}{since}; join classes that are different"
         elif ours and later and ours[0] == later[0]:
             yield (
-                f"both models went on with the same task {shared + 1}, which would count twice; name as the common one what it was after "
-                "that"
+                f"both models went on with the same task {shared + 1}, which would count twice; name as the common one "
+                "what it was after that"
             )
 
     def join(self, other: Method, common: Method | None = None, places: Sequence[int] | None = None) -> None:
-        """Takes up what another model has learned: it is then one that learned all of it, but for rounding. Nothing is compared or
-        trained, and what an earlier change has left frozen is solved again.
+        """Takes up what another model has learned: it is then one that learned all of it, but for rounding. Nothing is
+        compared or trained, and what an earlier change has left frozen is solved again.
 
         Args:
             other: it stays as it is.
-            common: what both were once, from which they went on; its samples are in both. None: they have none in common.
-            places: the number here of each of the other's classes, of new ones the next numbers in their order. For those who know that no
-                image is in both, but for those of the common one: a class may then be in both. Absent = no class may be.
+            common: what both were once, from which they went on; its samples are in both. None: they have none in
+                common.
+            places: the number here of each of the other's classes, of new ones the next numbers in their order. For
+                those who know that no image is in both, but for those of the common one: a class may then be in both.
+                Absent = no class may be.
 
         Raises:
             LoricaError: everything in `cannot_join`, and nothing has changed then.
@@ -450,7 +478,8 @@ class Method(nn.Module, ABC):
 
     @torch.no_grad()
     def _unlike(self, other: Method) -> str:
-        """What it has that makes its features others than those of that model; empty where random inputs have the same in both."""
+        """What it has that makes its features others than those of that model; empty where random inputs have the same
+        in both."""
         if self.encoder.fingerprint != other.encoder.fingerprint:
             return "another backbone"
         if self.encoder.reading() != other.encoder.reading():
@@ -484,18 +513,20 @@ class Method(nn.Module, ABC):
         return {}
 
     def classifier(self) -> Classifier | None:
-        """The linear map that turns features of the merged encoder into logits (for export), or None where there is none."""
+        """The linear map that turns features of the merged encoder into logits (for export), or None where there is
+        none."""
         return None
 
     def structure(self) -> dict[str, Any]:
-        """Plain values, beside the tasks, that the shape of the state depends on, and what else a method counts in a task."""
+        """Plain values, beside the tasks, that the shape of the state depends on, and what else a method counts in a
+        task."""
         return {}
 
     def restore_structure(self, structure: Mapping[str, Any]) -> None:
         """Takes the shape of the state from which `structure` was taken; the method has been grown for its tasks.
 
-        What it takes, `structure` must then give back. It comes from a file: a method whose structure says how large its
-        tensors are looks at that first.
+        What it takes, `structure` must then give back. It comes from a file: a method whose structure says how large
+        its tensors are looks at that first.
 
         Raises:
             ValueError: a structure that no state of the method has.
@@ -515,8 +546,9 @@ class Method(nn.Module, ABC):
         _copy_in(self, self.own_state(), state)
 
     def needed_to_learn_on(self) -> tuple[str, ...]:
-        """Names of large tensors of `own_state` that predictions do not need, but learning on does (sums over all that was
-        learned, say). They change with every task, so that runs keep those of the newest task alone unless asked."""
+        """Names of large tensors of `own_state` that predictions do not need, but learning on does (sums over all that
+        was learned, say). They change with every task, so that runs keep those of the newest task alone unless
+        asked."""
         return ()
 
     def running_state(self) -> dict[str, Tensor]:
@@ -543,7 +575,8 @@ class Remembering(Protocol):
         ...
 
     def forget(self, classes: Collection[int], parts: Parts) -> None:
-        """Takes classes out, as if no sample of theirs had been added, as far as it can; `parts` are those of this module.
+        """Takes classes out, as if no sample of theirs had been added, as far as it can; `parts` are those of this
+        module.
 
         Raises:
             LoricaError: everything in `unforgettable`.
@@ -565,7 +598,8 @@ class Summing(Protocol):
 
 @runtime_checkable
 class Completing(Protocol):
-    """A module with tensors that states of earlier versions do not have, and which follow from those that these have."""
+    """A module with tensors that states of earlier versions do not have, and which follow from those that these
+    have."""
 
     def completed(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Such tensors of its own, computed from those in `state`, whose types have not been looked at."""
@@ -582,9 +616,9 @@ class Particular(Protocol):
 
 
 def misfits_of(method: Method, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, str]:
-    """What keeps the tensors of a checkpoint from being a method's own, by name: one that is missing or left over, of another
-    dtype or shape, not finite, or with values that its module refuses (`Particular`). What its module completes (`Completing`) is
-    not missing."""
+    """What keeps the tensors of a checkpoint from being a method's own, by name: one that is missing or left over, of
+    another dtype or shape, not finite, or with values that its module refuses (`Particular`). What its module completes
+    (`Completing`) is not missing."""
     state = _completed(method, own, state)
     wrong = dict.fromkeys(own.keys() - state.keys(), "is missing")
     wrong |= dict.fromkeys(state.keys() - own.keys(), "is unknown")
@@ -649,7 +683,9 @@ def only_old_classes(tasks: Sequence[Task], why: str) -> Iterator[str]:
     """What `misfits` says of tasks without a new class."""
     old = [task for task in tasks if not task.new_classes]
     if old:
-        yield f"stream: task {old[0].index + 1} has no new class, and {why}; use a method that takes more of old classes"
+        yield (
+            f"stream: task {old[0].index + 1} has no new class, and {why}; use a method that takes more of old classes"
+        )
 
 
 def known_again(task: Task, remembered: Bool[Tensor, " classes"]) -> Iterator[str]:
@@ -662,7 +698,8 @@ def known_again(task: Task, remembered: Bool[Tensor, " classes"]) -> Iterator[st
 
 
 def places_among(given: Any, tasks: int, key: str) -> list[int]:
-    """The tasks (from 0, ascending) that a method's structure names under that key. ValueError: it names none of `tasks`."""
+    """The tasks (from 0, ascending) that a method's structure names under that key. ValueError: it names none of
+    `tasks`."""
     fits = isinstance(given, list) and all(type(each) is int for each in given)
     if not fits or not set(given) <= set(range(tasks)) or sorted(set(given)) != given:
         raise ValueError(f"{key} is {given!r:.60}, expected different tasks from 0 to {tasks - 1}, ascending")

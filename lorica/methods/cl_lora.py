@@ -1,22 +1,24 @@
 """CL-LoRA: a shared lower half and task-specific upper halves (He, Duan and Zhu, CVPR 2025).
 
-Blocks are numbered j = 1 … L and L_s = L // 2. With U "up" and D "down" (the paper writes B and A, its code lora_A and lora_B),
-the weight of an adapted projection p (q, v) while learning task t is
+Blocks are numbered j = 1 … L and L_s = L // 2. With U "up" and D "down" (the paper writes B and A, its code lora_A and
+lora_B), the weight of an adapted projection p (q, v) while learning task t is
 
-    W_j = W0_j + U_j D_j                   j <= L_s: one update for all tasks, D fixed with orthonormal rows, U trained     (1)
-    W_j = W0_j + w_tjp U_tj D_tj           j > L_s:  an update and a block weight w for each task, all trained              (2)
+    W_j = W0_j + U_j D_j                   j <= L_s: one update for all tasks, D fixed with orthonormal rows, U trained
+                                              (1)
+    W_j = W0_j + w_tjp U_tj D_tj           j > L_s:  an update and a block weight w for each task, all trained       (2)
 
-    loss = CE + l1 KD + l2 ORTH,           l1 = 5, l2 = 1e-4; the first task has CE alone                                  (3)
+    loss = CE + l1 KD + l2 ORTH,           l1 = 5, l2 = 1e-4; the first task has CE alone                            (3)
 
-CE runs over the task's own classes with a cosine head, sigma cos(f, row), sigma learned from 1. KD keeps the shared half near
-its teacher, the shared U at the end of task t-1: with s and s' the logits of the current head on the features that leave
-block L_s (pooled and normalised like final ones, the "early exit") with the current and with the teacher's U,
+CE runs over the task's own classes with a cosine head, sigma cos(f, row), sigma learned from 1. KD keeps the shared
+half near its teacher, the shared U at the end of task t-1: with s and s' the logits of the current head on the features
+that leave block L_s (pooled and normalised like final ones, the "early exit") with the current and with the teacher's
+U,
 
-    KD = -sum_c softmax(s' / 2)_c log softmax(s / 2)_c                                                                     (4)
+    KD = -sum_c softmax(s' / 2)_c log softmax(s / 2)_c                                                               (4)
 
-The heads go once a task is learned. A class c of task i is then scored by cos(f_i(x), p_c): f_i has the shared half as it
-is now and task i's upper half, p_c is the mean raw feature in that space at the end of task i. The largest score wins. The
-shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one batch where that is faster.
+The heads go once a task is learned. A class c of task i is then scored by cos(f_i(x), p_c): f_i has the shared half as
+it is now and task i's upper half, p_c is the mean raw feature in that space at the end of task i. The largest score
+wins. The shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one batch where that is faster.
 
 `variant: paper` (default) follows the paper as our method card relays it (the card's section 6), with one step on (3):
   * gradient reassignment: dKD/dU is multiplied by |dKD/dU' - dKD/dU|, U' the teacher's. The product of two gradients
@@ -28,21 +30,24 @@ shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one bat
   * D starts Haar-orthonormal (QR of a Gaussian matrix), U = 0, w uniform in [0.5, 1.5].
 
 `variant: released_code` computes what the authors' repository computes (JiangpengHe/CL-LoRA):
-  * two steps for each batch, on l1 KD and then on CE + l2 ORTH. One optimiser takes both, so momentum and weight decay act
-    twice a batch on the shared U and on the head; what has no part in KD has no gradient in the first step and is skipped;
+  * two steps for each batch, on l1 KD and then on CE + l2 ORTH. One optimiser takes both, so momentum and weight decay
+    act twice a batch on the shared U and on the head; what has no part in KD has no gradient in the first step and is
+    skipped;
   * row i of dKD/dU is multiplied by d ||U'_i|| / sum_j ||U'_j||, which pulls hardest where the teacher is large;
   * ORTH = mean_{i<t} |cos(w_t, w_i)| over the block weights;
-  * the head trains by KD too, through both of its sides; D comes from a uniform matrix, whose first row is then nearly constant.
-Not reproduced: CE computed before the first step and differentiated after it (current torch refuses); block weights for k,
-which is not adapted (only ORTH sees them: 6 floats a task on ViT-B/16); T passes where one serves; prototypes of every class
-in every space, of which one is used; copies of all adapters after each task. An all-zero teacher has weights 1, not NaN.
+  * the head trains by KD too, through both of its sides; D comes from a uniform matrix, whose first row is then nearly
+    constant.
+Not reproduced: CE computed before the first step and differentiated after it (current torch refuses); block weights for
+k, which is not adapted (only ORTH sees them: 6 floats a task on ViT-B/16); T passes where one serves; prototypes of
+every class in every space, of which one is used; copies of all adapters after each task. An all-zero teacher has
+weights 1, not NaN.
 
-A class that returns in a later task helps to train that task's branch; its prototype stays in its own space. A task without a new
-class is refused, since nothing would be scored in its branch.
+A class that returns in a later task helps to train that task's branch; its prototype stays in its own space. A task
+without a new class is refused, since nothing would be scored in its branch.
 
 Neither source adapts old prototypes as the shared half moves: KD is all that protects them. The paper's note names no
-optimiser; both variants default to what the code's ImageNet-R setting uses, but for its batches of 32 (here the recipe's) and
-a rate that falls epoch by epoch (here step by step).
+optimiser; both variants default to what the code's ImageNet-R setting uses, but for its batches of 32 (here the
+recipe's) and a rate that falls epoch by epoch (here step by step).
 """
 
 from __future__ import annotations
@@ -69,8 +74,9 @@ from lorica.statistics import ClassMeans
 from lorica.types import Batch, Inputs, Task
 
 ROWS_TOGETHER = 32
-"""Branches share a batch while it has no more rows than this. One image and 20 branches on a CPU core: 18 ms for 34 ms one by
-one on lorica_tiny, 327 ms for 377 ms on DeiT-Ti; from some 32 rows on nothing is gained, and larger batches lose."""
+"""Branches share a batch while it has no more rows than this. One image and 20 branches on a CPU core: 18 ms for 34 ms
+one by one on lorica_tiny, 327 ms for 377 ms on DeiT-Ti; from some 32 rows on nothing is gained, and larger batches
+lose."""
 
 
 def mean_one(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -156,7 +162,10 @@ class CLLoRAConfig(LowRankConfig):
     temperature: float = Field(default=2.0, gt=0, description="of both sides of KD")
     reassignment: Literal["gradients", "product", "rows", "none"] | None = Field(
         default=None,
-        description="what weights KD's gradient: |teacher's - student's| over its mean, the same undivided, or the teacher's row norms",
+        description=(
+            "what weights KD's gradient: |teacher's - student's| over its mean, the same undivided, or the teacher's "
+            "row norms"
+        ),
     )
     block_weights: bool = Field(default=True, description="learn w; otherwise it is 1, and has no ORTH")
     orthogonality: Literal["factors", "block_weights", "none"] | None = Field(
@@ -207,8 +216,8 @@ class CLLoRA(Method):
         narrowest = min(site.in_features for site in sites)
         if config.rank > narrowest:
             raise BackboneError(
-                f"method.rank: the rows of D are orthonormal, so that cl_lora can have no more of them than a projection "
-                f"has inputs, {narrowest} in {encoder.name}; the rank is {config.rank}"
+                "method.rank: the rows of D are orthonormal, so that cl_lora can have no more of them than a "
+                f"projection has inputs, {narrowest} in {encoder.name}; the rank is {config.rank}"
             )
         rank, half, device = config.rank, self.trunk_blocks, self.device
         self.lower = {site: SharedFactors(site, rank, device=device) for site in sites if site.block < half}
@@ -275,7 +284,8 @@ class CLLoRA(Method):
     def branches(
         self, tokens: Float[Tensor, "n tokens dim"], first: int, stop: int
     ) -> Float[Tensor, "tasks n features"]:
-        """Features of what leaves the shared half in the spaces of the tasks from `first` to `stop - 1`, as one batch."""
+        """Features of what leaves the shared half in the spaces of the tasks from `first` to `stop - 1`, as one
+        batch."""
         updates: dict[str, list[Update]] = {}
         for site, factors in self.upper.items():
             ups, downs, weights = factors.of(first, stop)
@@ -350,8 +360,8 @@ class CLLoRA(Method):
             return F.cosine_similarity(earlier, torch.stack([each.weight for each in factors])[None]).abs().mean()
 
     def end_task(self, context: Context) -> None:
-        """The prototypes of the new classes, in the task's own space; of one that returns once it has been forgotten, in the space that
-        scores it."""
+        """The prototypes of the new classes, in the task's own space; of one that returns once it has been forgotten,
+        in the space that scores it."""
 
         def features(inputs: Inputs, space: int) -> Tensor:
             return self.branches(self.trunk(self.encoder.embed(inputs)), space, space + 1)[0]

@@ -10,7 +10,8 @@ and m over the components of all tasks so far, the block attends to the rows p(x
 
 The rows of X are those of all tasks, each P_m flattened to one. A task trains its own components and head rows; earlier
 components are constants. New rows of P, K and A start with length 1, orthogonal to each other and to all earlier rows
-of their block. The head starts as `nn.Linear` and sees the pooled feature. No task identity; a prediction takes two passes.
+of their block. The head starts as `nn.Linear` and sees the pooled feature. No task identity; a prediction takes two
+passes.
 
 `variant: paper` (default)  mu = 0.1, the paper's number
 `variant: released_code`    mu = 0, as in the scripts of GT-RIPL/CODA-Prompt since new rows start orthogonal there

@@ -36,7 +36,8 @@ class MethodConfig(BaseModel):
     """Keys with values that earlier versions called otherwise, and what these are called now."""
 
     by_variant: ClassVar[Variants] = {}
-    """For each variant what it decides, by name: keys of this config, where the recipe leaves them out, and what is no key."""
+    """For each variant what it decides, by name: keys of this config, where the recipe leaves them out, and what is no
+    key."""
 
     @classmethod
     def as_now(cls, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """DualPrompt: a prompt for all tasks in the first blocks, one for each task in the next (Wang et al., ECCV 2022).
 
-The backbone stays frozen. A prompt is a prefix: rows of keys and rows of values that a block's attention finds before its
-own, softmax(Q [P_K; K]' / sqrt(d)) [P_V; V] in each head. The G-prompt g enters blocks 0 and 1 whatever the task; the
-E-prompt e_t of a task enters blocks 2, 3 and 4. With q(x) the feature of the untouched backbone and a key k_t for each task,
+The backbone stays frozen. A prompt is a prefix: rows of keys and rows of values that a block's attention finds before
+its own, softmax(Q [P_K; K]' / sqrt(d)) [P_V; V] in each head. The G-prompt g enters blocks 0 and 1 whatever the task;
+the E-prompt e_t of a task enters blocks 2, 3 and 4. With q(x) the feature of the untouched backbone and a key k_t for
+each task,
 
     loss at task t = cross-entropy with g and e_t - lambda mean_x cos(q(x), k_t)                                    (1)
     prediction     = with g and e_i,  i = argmax_i cos(q(x), k_i)                                                   (2)
@@ -11,19 +12,20 @@ so that the task is known in training and each input finds its own at prediction
 prompts. Task t trains g, e_t, k_t and its rows of the head; what earlier tasks left of e, k and the head is final, and
 forgetting comes from g and from wrong choices in (2). e_t starts where e_{t-1} ended; k_t starts anew.
 
-Numbers are those of the authors' CIFAR-100 configuration (google-research/l2p, in JAX): 5 rows of keys and 5 of values in
-both prompts, lambda = 1, all start uniform in [0, 0.01), the head at zero, gradients clipped at norm 1. Their ImageNet-R
-has 20 + 20 rows in the E-prompts (`length: 20`). Rates: Adam, constant at 0.03 B / 256 for a batch of B, on ImageNet-R at 0.005 B / 256. The default
-is the first at the library's batch of 128, 0.015; for ImageNet-R give 0.0025. Equation numbers are this file's.
+Numbers are those of the authors' CIFAR-100 configuration (google-research/l2p, in JAX): 5 rows of keys and 5 of values
+in both prompts, lambda = 1, all start uniform in [0, 0.01), the head at zero, gradients clipped at norm 1. Their
+ImageNet-R has 20 + 20 rows in the E-prompts (`length: 20`). Rates: Adam, constant at 0.03 B / 256 for a batch of B, on
+ImageNet-R at 0.005 B / 256. The default is the first at the library's batch of 128, 0.015; for ImageNet-R give 0.0025.
+Equation numbers are this file's.
 
 Decided, or done otherwise than in released code:
-  * the pool grows by a prompt for each task. Theirs has a fixed number; once these are used up, they and PyTorch ports train
-    whichever prompt the keys pick, without a word;
-  * the choice in (2) is each input's own. The authors' CIFAR setting lets a batch vote, which tells it its task where a test
-    batch holds one task only (`batch_majority: true`, for replication only); their ImageNet-R setting does not;
-  * `scrambled: true` hands out E-prompts as the PyTorch ports do (`lorica.adapters.prefix.scrambled`): half of a batch gets
-    keys as keys and values, the other half values as both, at prediction from other inputs too. The authors' own code is
-    free of it. For replication only: predictions then depend on the batch, and results must say so;
+  * the pool grows by a prompt for each task. Theirs has a fixed number; once these are used up, they and PyTorch ports
+    train whichever prompt the keys pick, without a word;
+  * the choice in (2) is each input's own. The authors' CIFAR setting lets a batch vote, which tells it its task where a
+    test batch holds one task only (`batch_majority: true`, for replication only); their ImageNet-R setting does not;
+  * `scrambled: true` hands out E-prompts as the PyTorch ports do (`lorica.adapters.prefix.scrambled`): half of a batch
+    gets keys as keys and values, the other half values as both, at prediction from other inputs too. The authors' own
+    code is free of it. For replication only: predictions then depend on the batch, and results must say so;
   * one key for each task, as in the authors' code; GT-RIPL/CODA-Prompt has one for each block, which may disagree;
   * the clipped norm is that of what trains. The authors' includes the gradients of the frozen backbone.
 """

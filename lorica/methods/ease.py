@@ -6,7 +6,8 @@ While task t is learned, its adapters train with a cosine head, sigma learned fr
 
     loss = cross-entropy of sigma cos(phi_t(x), w_c) over the classes c of task t alone                            (1)
 
-(a class that returns trains along, and keeps its prototypes; a task without a new class is refused; a task of one class has nothing to tell apart: its loss is 0 and its space that of the backbone).
+(a class that returns trains along, and keeps its prototypes; a task without a new class is refused; a task of one class
+has nothing to tell apart: its loss is 0 and its space that of the backbone).
 
 Then P_c,i, the mean of phi_i over the training images of class c, is measured for the new classes in all spaces i <= t.
 A class o of an earlier task tau cannot be measured in the later spaces i = tau + 1 … t. There its prototype is put
@@ -29,9 +30,9 @@ one task then look alike in later spaces, where (3) moves them together more tha
 
 Equations as our method card relays them (its section 5); alpha / t as in the authors' code (sun-hailong/CVPR24-Ease).
 Their numbers are this file's, `temperature` is our addition. Done otherwise than in that code:
-  * its sigma starts at 1 (`head_scale: 1`). Cross-entropy over cosines is then all but flat, sigma itself rushes to 19 in
-    ten steps at a rate that trains, or below zero, and all features end in one direction. `scale` and `mean_cosine` (of
-    the new prototypes in their own space) in the diagnostics tell;
+  * its sigma starts at 1 (`head_scale: 1`). Cross-entropy over cosines is then all but flat, sigma itself rushes to 19
+    in ten steps at a rate that trains, or below zero, and all features end in one direction. `scale` and `mean_cosine`
+    (of the new prototypes in their own space) in the diagnostics tell;
   * its rate falls epoch by epoch, here step by step;
   * it keeps finished adapters in a plain list, which its checkpoints therefore lack; here they are part of the state;
   * it derives the classes of a task from two sizes, the first task's and everyone else's; here tasks are of any size;
@@ -156,7 +157,8 @@ class EASE(Method):
             self.complete(space)
 
     def unmeasured(self) -> list[int]:
-        """The task's classes without a mean: those that are new, and those that return once they have been forgotten."""
+        """The task's classes without a mean: those that are new, and those that return once they have been
+        forgotten."""
         known = self.class_means()[0].remembered()  # every class is measured in the first space
         return [number for number in self.task.classes if not known[number]]
 

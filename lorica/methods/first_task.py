@@ -17,7 +17,10 @@ from lorica.heads import CosineHead, mean_cosine
 from lorica.methods.base import Method, MethodConfig
 from lorica.types import Batch, Inputs, Task
 
-SINGLE_FIRST = "the first task has a single class, and what it trains is trained to tell its classes apart; use a larger first task"
+SINGLE_FIRST = (
+    "the first task has a single class, and what it trains is trained to tell its classes apart; use a larger first "
+    "task"
+)
 
 
 class FirstTaskConfig(MethodConfig):
@@ -31,11 +34,11 @@ class FirstTaskConfig(MethodConfig):
 
 
 class FirstTaskMethod(Method):
-    """The common ground of methods that adapt to the first task alone: a module in the frozen encoder, trained with a cosine
-    head over that task's classes, which goes with the next task. From then on nothing descends.
+    """The common ground of methods that adapt to the first task alone: a module in the frozen encoder, trained with a
+    cosine head over that task's classes, which goes with the next task. From then on nothing descends.
 
-    The recipe says which module (`method.tuning`), a subclass what is remembered (`end_task`) and how it predicts. The optimiser
-    defaults to that of RanPAC, and of APER's adapter on CIFAR-100.
+    The recipe says which module (`method.tuning`), a subclass what is remembered (`end_task`) and how it predicts. The
+    optimiser defaults to that of RanPAC, and of APER's adapter on CIFAR-100.
     """
 
     dropped = ("head",)
@@ -83,7 +86,8 @@ class FirstTaskMethod(Method):
         yield {"cross_entropy": F.cross_entropy(self.head(self.tuned(batch.inputs)), batch.labels)}
 
     def measure(self, tuned: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
-        """Notes how the first task ended, from the features that it tuned: sigma, and the mean cosine between class means."""
+        """Notes how the first task ended, from the features that it tuned: sigma, and the mean cosine between class
+        means."""
         if self.task.index == 0 and self.tuning is not None:
             self.measured = {"scale": self.head.scale.item(), "mean_cosine": mean_cosine(tuned, labels)}
 

@@ -1,35 +1,36 @@
 """Gumbel CL-LoRA: SD-LoRA whose directions pass a sparse gate, so that some of them can be pruned. Experimental.
 
-A fork of SD-LoRA, known from its README, a summary of its implementation and its code (method card, section 5), and not to
-be confused with CL-LoRA. With unit directions X_i = U_i D_i / ||U_i D_i||_F, the weight of a projection at task t is
+A fork of SD-LoRA, known from its README, a summary of its implementation and its code (method card, section 5), and not
+to be confused with CL-LoRA. With unit directions X_i = U_i D_i / ||U_i D_i||_F, the weight of a projection at task t is
 
     W = W0 + sum_{i kept} beta_i alpha_i X_i,          beta = sparsemax((l + g) / tau)                           (1)
 
 alpha_i and the logit l_i are one scalar each per task, shared by all projections. In training g is Gumbel(0, 1) noise,
-otherwise 0; sparsemax is the projection onto the simplex (Martins and Astudillo, 2016), whose entries reach 0 exactly. The
-loss is
+otherwise 0; sparsemax is the projection onto the simplex (Martins and Astudillo, 2016), whose entries reach 0 exactly.
+The loss is
 
     cross-entropy + lambda H(beta),                    H(beta) = -sum_i beta_i log(beta_i + 1e-8)                (2)
 
-tau falls during a task, and when the task is learned a direction with beta = 0 is pruned for good: removing it changes nothing.
-Since beta sums to 1, every direction that is added takes weight from the old ones; nothing protects what they compute.
+tau falls during a task, and when the task is learned a direction with beta = 0 is pruned for good: removing it changes
+nothing. Since beta sums to 1, every direction that is added takes weight from the old ones; nothing protects what they
+compute.
 
-The sources contradict each other. `variant: default` resolves it so: one noise draw per step for all projections; the current
-direction is gated like the others and is the only one that can be pruned; exact Frobenius norms; tau falls from 5 to 0.5
-geometrically with the fraction of the task's steps, so that 0.5 is reached however short the training; predictions and
-the decision use the tau reached, without noise; alpha and l are carried over, and a new logit starts at the mean of the kept
-ones; lambda = 1e-3, alpha starts at 1.
+The sources contradict each other. `variant: default` resolves it so: one noise draw per step for all projections; the
+current direction is gated like the others and is the only one that can be pruned; exact Frobenius norms; tau falls from
+5 to 0.5 geometrically with the fraction of the task's steps, so that 0.5 is reached however short the training;
+predictions and the decision use the tau reached, without noise; alpha and l are carried over, and a new logit starts at
+the mean of the kept ones; lambda = 1e-3, alpha starts at 1.
 
-`variant: readme`: ||U||_F ||D||_F instead of the norm, lambda = 0.01, tau = 0.5 + 4.5 * 0.999^step (after 800 steps still 2.5;
-`anneal_rate` is that 0.999), alpha and l set to 1 and 0 again at each task, SGD, head rows that start uniform in +-sqrt(3/d) as in the code that it forks
-(default: at zero, as those of sd_lora).
-`variant: summary`: as readme, but lambda = 1e-3, alpha starts at 0.8, the current direction stays outside the gate and unnormalised, + alpha_t U_t D_t
-with U_t = 0 at the start, and the decision, beta <= 1e-6, is taken for every direction. The current logit is then decided upon
-without ever having had a gradient.
-`gate: block` gives each block logits, noise and a gate of its own; H is then the mean over blocks, and a direction is pruned that
-is closed in all of them.
-Not reproduced from the code: a temperature that never reaches the layers, separate noise for each layer and for q and v under
-one gate, an entropy summed over 24 equal gates, and a limit of 20 tasks.
+`variant: readme`: ||U||_F ||D||_F instead of the norm, lambda = 0.01, tau = 0.5 + 4.5 * 0.999^step (after 800 steps
+still 2.5; `anneal_rate` is that 0.999), alpha and l set to 1 and 0 again at each task, SGD, head rows that start
+uniform in +-sqrt(3/d) as in the code that it forks (default: at zero, as those of sd_lora).
+`variant: summary`: as readme, but lambda = 1e-3, alpha starts at 0.8, the current direction stays outside the gate and
+unnormalised, + alpha_t U_t D_t with U_t = 0 at the start, and the decision, beta <= 1e-6, is taken for every direction.
+The current logit is then decided upon without ever having had a gradient.
+`gate: block` gives each block logits, noise and a gate of its own; H is then the mean over blocks, and a direction is
+pruned that is closed in all of them.
+Not reproduced from the code: a temperature that never reaches the layers, separate noise for each layer and for q and v
+under one gate, an entropy summed over 24 equal gates, and a limit of 20 tasks.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ from lorica.types import Batch, Task
 
 
 def sparsemax(scores: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
-    """The point of the simplex nearest to each group's scores, however large these are; gradient (I - 11'/|S|) on its support S,
-    zero elsewhere."""
+    """The point of the simplex nearest to each group's scores, however large these are; gradient (I - 11'/|S|) on its
+    support S, zero elsewhere."""
     scores = scores - scores.detach().amax(0)  # which moves no difference; large scores would lose theirs in the sums
     ordered = scores.sort(dim=0, descending=True).values
     sums, count = ordered.cumsum(0), torch.arange(1, len(scores) + 1, device=scores.device)
@@ -98,15 +99,18 @@ class GumbelCLLoRAConfig(LowRankHeadConfig):
     by_variant: ClassVar[Variants] = {
         "default": {
             "entropy_weight": 1e-3, "gate_current": True, "prune_past": False, "carry": True,
-            "anneal_rate": None, "norm": "frobenius", "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "zeros",
+            "anneal_rate": None, "norm": "frobenius", "initial_magnitude": 1.0, "growth_threshold": 0.0,
+            "head_start": "zeros",
         },
         "readme": {
             "entropy_weight": 1e-2, "gate_current": True, "prune_past": False, "carry": False,
-            "anneal_rate": 0.999, "norm": "product", "initial_magnitude": 1.0, "growth_threshold": 0.0, "head_start": "kaiming",
+            "anneal_rate": 0.999, "norm": "product", "initial_magnitude": 1.0, "growth_threshold": 0.0,
+            "head_start": "kaiming",
         },
         "summary": {
             "entropy_weight": 1e-3, "gate_current": False, "prune_past": True, "carry": False,
-            "anneal_rate": 0.999, "norm": "product", "initial_magnitude": 0.8, "growth_threshold": 1e-6, "head_start": "kaiming",
+            "anneal_rate": 0.999, "norm": "product", "initial_magnitude": 0.8, "growth_threshold": 1e-6,
+            "head_start": "kaiming",
         },
     }  # fmt: skip
 
@@ -144,7 +148,8 @@ class GumbelCLLoRA(LinearHeadMethod):
         return {"optimizer": "sgd"} if variant in ("readme", "summary") else {}
 
     def gates(self, *, noisy: bool, with_current: bool) -> Float[Tensor, "stored ..."]:
-        """beta of (1), one for each stored direction (and block): 0 for pruned ones, 1 for a current direction outside the gate."""
+        """beta of (1), one for each stored direction (and block): 0 for pruned ones, 1 for a current direction outside
+        the gate."""
         gated = [place for place, task in enumerate(self.stored) if task in self.kept]
         outside = not with_current and self.kept[-1:] == [self.task.index]
         if outside:
@@ -246,8 +251,8 @@ class GumbelCLLoRA(LinearHeadMethod):
         self.stored, self.kept = list(stored), list(kept)
 
     def diagnostics(self) -> dict[str, Any]:
-        """For every task's direction its gate as predictions use it (the mean over blocks) and its magnitude, 0 once pruned; what is
-        kept; tau."""
+        """For every task's direction its gate as predictions use it (the mean over blocks) and its magnitude, 0 once
+        pruned; what is kept; tau."""
         with torch.no_grad():
             gates = self.settled_gates()
             gates = gates.reshape(len(gates), -1).mean(1).tolist()

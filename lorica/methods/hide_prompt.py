@@ -27,8 +27,8 @@ with 1e-4 added to each variance. A **prediction** takes two passes, and each in
 
     tau = task of the class argmax g(f(x)),          logits = head(f(x; p_tau)) over all classes seen              (6)
 
-`variant: default`          M in (3) has rows of length 1, so that the term acts: our reading, since the paper's formula is not at
-                            hand (and called `paper` by earlier versions).
+`variant: default`          M in (3) has rows of length 1, so that the term acts: our reading, since the paper's formula
+                            is not at hand (and called `paper` by earlier versions).
 `variant: released_code`    M as it is (thu-ml/HiDe-Prompt). ViT-B's features leave a LayerNorm with |m|^2 near 768:
                             each row's own product towers over the others, L_c and its gradient are 0 in float32.
 
@@ -51,8 +51,8 @@ Done otherwise than there:
     checkpoint; the draws of an epoch are made batch by batch, from the same distribution, and TAP's rate falls with
     each of them (the code: with each epoch);
   * W1 and W2 start as torch's linear layers (the code: truncated normal, 0.02, as both heads do here too).
-A class that returns in a later task trains along there, but is remembered and found as before; a task without a new class is
-refused, since no input would find its prompt.
+A class that returns in a later task trains along there, but is remembered and found as before; a task without a new
+class is refused, since no input would find its prompt.
 Not here: HiDe-LoRA, and HiDe-Adapter, which the code does not have either.
 """
 
@@ -251,7 +251,8 @@ class HiDePrompt(LinearHeadMethod):
 
     @torch.no_grad()
     def remember(self, context: Context) -> None:
-        """(5) for the new classes, and for those that return once they have been forgotten, under the prompt as it now is."""
+        """(5) for the new classes, and for those that return once they have been forgotten, under the prompt as it now
+        is."""
 
         def both(inputs: Inputs) -> Float[Tensor, "n 2 features"]:
             return torch.stack([query(self.encoder, inputs), self.prompted(inputs, self.prompts.rows[-1][None])], dim=1)

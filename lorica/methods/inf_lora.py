@@ -11,9 +11,9 @@ M [d, m] an orthonormal basis of the protected directions,
 
     D_t = (the r leading left singular vectors of (I - M M') H)' / sqrt(3)                before training on t  (2)
 
-computed as eigenvectors of (I - M M') C (I - M M'). The factor is the released code's: rows as long as LoRA's random ones
-are on average. After training (DualGPM) M gains the fewest leading left singular vectors u_j of the same product, with H
-from the model as trained, that bring the share of energy in it to
+computed as eigenvectors of (I - M M') C (I - M M'). The factor is the released code's: rows as long as LoRA's random
+ones are on average. After training (DualGPM) M gains the fewest leading left singular vectors u_j of the same product,
+with H from the model as trained, that bring the share of energy in it to
 
     ||M' H||_F^2 + sum_j ||u_j' H||^2  >=  epsilon_t ||H||_F^2                                                  (3)
 
@@ -23,9 +23,9 @@ directions, which from then on only lose members. Predictions use all updates, w
 `variant: default`        epsilon_t = b + (e - b) t / (t + 5), t from 0, needs no number of tasks: half of the way after
                           5 tasks, like the paper's in a stream of 10. b, e = 0.95, 1 (`energy`; ImageNet-R: 0.98, 1).
 `variant: paper`          epsilon_t = b + (e - b) t / T with T from `total_tasks`; e from task T on.
-`variant: released_code`  as paper, but liangyanshuo/InfLoRA takes singular vectors and energies of C where the paper has
-                          H, which is C C in place of C here: energies are squared, and fewer directions hold them. After
-                          the first task it protects one direction fewer than (3) asks for, but at least one.
+`variant: released_code`  as paper, but liangyanshuo/InfLoRA takes singular vectors and energies of C where the paper
+                          has H, which is C C in place of C here: energies are squared, and fewer directions hold them.
+                          After the first task it protects one direction fewer than (3) asks for, but at least one.
 
 Decided, or done otherwise than in the released code:
   * where fewer than r directions are free, the other rows of D_t are zero; the code's trailing singular vectors are
@@ -283,8 +283,8 @@ class InfLoRA(LinearHeadMethod):
             columns, holds_free = structure[block]
             if not (type(columns) is int and 0 <= columns <= len(memory.vectors) and type(holds_free) is bool):
                 raise ValueError(
-                    f"{block} is {structure[block]!r:.60}, expected a number of columns from 0 to {len(memory.vectors)}, "
-                    "and whether they span what is free"
+                    f"{block} is {structure[block]!r:.60}, expected a number of columns from 0 to "
+                    f"{len(memory.vectors)}, and whether they span what is free"
                 )
             memory.holds_free = holds_free
             memory.vectors = memory.vectors.new_zeros(memory.vectors.shape[0], columns)

@@ -9,30 +9,32 @@ tasks:
 
 The choice in (1) has no gradient: the second term of (2) alone moves keys, and only those that are picked.
 
-`variant: paper` (default)  prompt tuning, with L tokens in a prompt: [P_I1; …; P_IN; class token; patches] enter the first
-                            block, prompts without a position. The head reads the mean over the N L tokens that come out
-                            where the prompts went in, normalised as the backbone does it, and nothing else.
+`variant: paper` (default)  prompt tuning, with L tokens in a prompt: [P_I1; …; P_IN; class token; patches] enter the
+                            first block, prompts without a position. The head reads the mean over the N L tokens that
+                            come out where the prompts went in, normalised as the backbone does it, and nothing else.
                             M, L, N = 10, 10, 4; prompts and keys start uniform in [0, 0.01), the head
                             at zero; gradients are clipped at norm 1.
-`variant: prefix`           prefix tuning: L rows of keys and L of values in a prompt; attention of block 0 finds the N L
-                            rows of each before its own. The head reads the backbone's own feature.
+`variant: prefix`           prefix tuning: L rows of keys and L of values in a prompt; attention of block 0 finds the N
+                            L rows of each before its own. The head reads the backbone's own feature.
                             M, L, N = 30, 10, 5; start uniform in [0, 1), the head as `nn.Linear`; no clipping.
 
-Equation numbers are this file's. The numbers of `paper` are those of the authors' CIFAR-100 configuration (google-research/
-l2p, in JAX), and so is lambda = 1. `prefix` is what GT-RIPL/CODA-Prompt calls L2P++; its M (20 + 1) 768 = 0.48 million
-parameters are what the SD-LoRA paper states for L2P. Predictions take two passes: one for q, one with prompts.
+Equation numbers are this file's. The numbers of `paper` are those of the authors' CIFAR-100 configuration
+(google-research/ l2p, in JAX), and so is lambda = 1. `prefix` is what GT-RIPL/CODA-Prompt calls L2P++; its M (20 + 1)
+768 = 0.48 million parameters are what the SD-LoRA paper states for L2P. Predictions take two passes: one for q, one
+with prompts.
 
-Rates: the authors use Adam at 0.03 B / 256, constant, for a batch of B: 0.015 at the library's 128 (they: 0.015, B = 128).
-L2P++ uses Adam at 1e-3 with B = 128, falling by a cosine to 1.6% of that in the last of 20 epochs; here to 0.
+Rates: the authors use Adam at 0.03 B / 256, constant, for a batch of B: 0.015 at the library's 128 (they: 0.015, B =
+128). L2P++ uses Adam at 1e-3 with B = 128, falling by a cosine to 1.6% of that in the last of 20 epochs; here to 0.
 
 Decided, or done otherwise than in released code:
-  * `batch_majority: true` gives all inputs of a batch the N prompts that were picked most often in it, in training and at
-    prediction. The authors' CIFAR-100 configuration does so, and several ports do. A test batch of one task then tells its
-    task, and a prediction depends on its batch: for replication only, and results must say so;
+  * `batch_majority: true` gives all inputs of a batch the N prompts that were picked most often in it, in training and
+    at prediction. The authors' CIFAR-100 configuration does so, and several ports do. A test batch of one task then
+    tells its task, and a prediction depends on its batch: for replication only, and results must say so;
   * the clipped norm is that of what trains. The authors' includes the gradients of the frozen backbone;
   * in (2) `prefix` has the mean over the batch. L2P++ has a sum, and by a slip over all pairs of inputs: each is pulled
     to the keys of every other one;
-  * nothing counts how often a prompt was picked (the authors can penalise that in training; their CIFAR setting does not).
+  * nothing counts how often a prompt was picked (the authors can penalise that in training; their CIFAR setting does
+    not).
 """
 
 from __future__ import annotations
@@ -157,8 +159,8 @@ class L2P(LinearHeadMethod):
     def prompted(
         self, inputs: Inputs, chosen: Int[Tensor, "n selected"], *, layers: int | None = None
     ) -> Float[Tensor, "n features"]:
-        """What the head reads when each input has these prompts; or, of the last `layers` blocks, what the prompts have made of
-        the other tokens."""
+        """What the head reads when each input has these prompts; or, of the last `layers` blocks, what the prompts have
+        made of the other tokens."""
         prompts = self.prompts[chosen]
         if self.as_tokens:
             prompt = prompts.flatten(1, 2)

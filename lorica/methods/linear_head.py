@@ -34,8 +34,8 @@ class LinearHeadMethod(Method):
     """The common ground of most methods: features, a linear head with a block of rows per task, cross-entropy.
 
     A subclass says how the features adapt (`grow`), what they are if not the encoder's (`features`), and what trains
-    (`trainable`). New rows of the head start at zero where neither the recipe nor `source_start` says otherwise: no random
-    row then competes with what is learned (measured: docs/results/README.md, "Where heads start").
+    (`trainable`). New rows of the head start at zero where neither the recipe nor `source_start` says otherwise: no
+    random row then competes with what is learned (measured: docs/results/README.md, "Where heads start").
 
     Attributes:
         source_start: where rows start in the method's source, unless `by_variant` has a `head_start`.
@@ -63,7 +63,8 @@ class LinearHeadMethod(Method):
         self.head.isolate(task.classes)
 
     def head_parameters(self) -> list[nn.Parameter]:
-        """The head's share of `trainable`: the rows of the task's classes, or all rows when all of them enter the loss."""
+        """The head's share of `trainable`: the rows of the task's classes, or all rows when all of them enter the
+        loss."""
         return (
             self.head.rows_of(self.task.classes)
             if self.config.cross_entropy == "current_task"

@@ -1,12 +1,13 @@
 """Plain LoRA trained on and on, and its joint upper bound.
 
-One update per projection, W = W0 + U D with D uniform in +-1/sqrt(d_in) and U = 0 at the first task (Hu et al., 2022), no
-scaling, continued through all tasks without a reset: the "vanilla" curve of SD-LoRA's Fig. 2, which forgets. The head
-grows by a block of rows per task.
+One update per projection, W = W0 + U D with D uniform in +-1/sqrt(d_in) and U = 0 at the first task (Hu et al., 2022),
+no scaling, continued through all tasks without a reset: the "vanilla" curve of SD-LoRA's Fig. 2, which forgets. The
+head grows by a block of rows per task.
 
 `joint` is the same model given the data of all tasks at once, the upper bound of a class-incremental comparison. Its
 accuracy matrix asks that one final model at every stage about the classes seen by then: row t is a bound on row t.
-It trains the update and all head rows once. No reference code exists for either; optimiser and epochs are those of the comparison.
+It trains the update and all head rows once. No reference code exists for either; optimiser and epochs are those of the
+comparison.
 """
 
 from __future__ import annotations

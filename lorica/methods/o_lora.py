@@ -13,19 +13,20 @@ where D_i D_t' is [r, r]. The penalty's gradient reaches D_t alone: it pushes sp
 is free. All updates are summed for predictions and merge into W0: no task identity, no extra cost.
 
 `variant: paper` (default)  L = sum of squared entries, as the paper's penalty is quoted   s = 1
-`variant: released_code`    L = sum of absolute entries (cmnfriend/O-LoRA)                 s = 32 / r, its lora_alpha / r
+`variant: released_code`    L = sum of absolute entries (cmnfriend/O-LoRA)                 s = 32 / r, its lora_alpha /
+                            r
 
-Each can be had without the other (`penalty`, `scale`). lambda_1 = 0.5 in both, lambda_2 = 0; only the code has it (0 for
-its short task orders, up to 0.3 for the long one). L grows with the rank, the number of tasks and the lengths of the
-rows; `row_normalised: true` divides every row of D by its length, so that entries are cosines.
+Each can be had without the other (`penalty`, `scale`). lambda_1 = 0.5 in both, lambda_2 = 0; only the code has it (0
+for its short task orders, up to 0.3 for the long one). L grows with the rank, the number of tasks and the lengths of
+the rows; `row_normalised: true` divides every row of D by its length, so that entries are cosines.
 
 The paper writes an update as A B and its penalty with A; A is taken for D, as the code does. Equation numbers are this
 file's. This is a port: paper and code fine-tune T5 and LLaMA on generated answers, and there is no configuration for
 vision. Decided here: rank 10 (theirs: 8), q and v of all blocks, a linear head with a block of rows per task,
 cross-entropy over the current task's logits, optimiser and learning rate of the comparison (theirs: AdamW, 1e-3, one
 epoch). Not reproduced from the code: its dropout of 0.1 before D, which an update of the weight cannot have; a penalty
-multiplied by the number of gradient-accumulation steps; a merge that leaves the last task's update out; and lambdas that
-change within a stream (0 for the first task, then 0.5, then 5).
+multiplied by the number of gradient-accumulation steps; a merge that leaves the last task's update out; and lambdas
+that change within a stream (0 for the first task, then 0.5, then 5).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Class-mean prototypes on the frozen backbone (the SimpleCIL baseline of Zhou et al., 2023).
 
 After each task, one pass over its training images without augmentation gives the mean feature of every new class; an
-image belongs to the class whose mean has the largest cosine with its own feature. Nothing trains and nothing is forgotten.
-Raw features are averaged and the mean is normalised, not the reverse. More images of a class that is known count like its first.
+image belongs to the class whose mean has the largest cosine with its own feature. Nothing trains and nothing is
+forgotten. Raw features are averaged and the mean is normalised, not the reverse. More images of a class that is known
+count like its first.
 """
 
 from __future__ import annotations

@@ -9,31 +9,31 @@ drawn once after this, widens the features:
 
     h(x) = relu(f(x) W),    W ~ N(0, 1), [d, M]                                                                    (2)
 
-without bias or scaling. At the **end of each task** one pass over its images, not augmented, adds to two sums, with H the
-rows h of these images and Y their one-hot labels over all classes seen; the head follows from the sums:
+without bias or scaling. At the **end of each task** one pass over its images, not augmented, adds to two sums, with H
+the rows h of these images and Y their one-hot labels over all classes seen; the head follows from the sums:
 
     G := G + H'H,    Q := Q + H'Y                                                                                  (3)
     W_o = (G + lambda I)^-1 Q,    logits = h(x) W_o                                                                (4)
 
-so that, given f and lambda, the result is that of one regression on the images of all tasks, whatever their order. Lambda is
-chosen for each task among 1e-8, 1e-7, …, 1e8, as that with which a regression on a random 80 % of the task's own images has
-the least mean squared error on the other 20 %; no test data, and no image of an earlier task. (4) takes that of the latest
-task, through which the order may enter.
+so that, given f and lambda, the result is that of one regression on the images of all tasks, whatever their order.
+Lambda is chosen for each task among 1e-8, 1e-7, …, 1e8, as that with which a regression on a random 80 % of the task's
+own images has the least mean squared error on the other 20 %; no test data, and no image of an earlier task. (4) takes
+that of the latest task, through which the order may enter.
 
 `tuning: adapter` (default)   bottlenecks of `rank` 64 beside every MLP, scaled by 0.1, dropout 0.1 in training
 `tuning: scale_and_shift`     of what leaves every linear layer and norm (SSF)
 `tuning: deep_prompts`        `length` 5 new tokens before every block (VPT)
 `tuning: none`                the pre-trained features; nothing is ever trained
 
-The paper's defaults otherwise: M = 10,000; SGD with momentum 0.9 at 0.01, falling by a cosine, weight decay 5e-4 (and batches
-of 48, 20 epochs). Its tuning depends on the dataset: adapter for CIFAR-100 and CUB, scale_and_shift for ImageNet-R,
-ImageNet-A and VTAB, deep_prompts for OmniBenchmark and Cars.
+The paper's defaults otherwise: M = 10,000; SGD with momentum 0.9 at 0.01, falling by a cosine, weight decay 5e-4 (and
+batches of 48, 20 epochs). Its tuning depends on the dataset: adapter for CIFAR-100 and CUB, scale_and_shift for
+ImageNet-R, ImageNet-A and VTAB, deep_prompts for OmniBenchmark and Cars.
 
-Between tasks M^2 numbers of float64 are held and stored with the newest checkpoint: 800 MB for M = 10,000, whatever the number
-of tasks (with each of them, so that learning can go on from any, only if `checkpoints: everything`). While a task ends there are, beside its H in float32, two more of that size
-for (4), or for lambda some matrices with as many rows and columns as M or as images in the 80 %, whichever is less. The
-time of (3) and (4) grows with M^2 and M^3, that of lambda with the cube of the smaller of M and those 80 %
-(`benchmarks/ridge_time.py`).
+Between tasks M^2 numbers of float64 are held and stored with the newest checkpoint: 800 MB for M = 10,000, whatever the
+number of tasks (with each of them, so that learning can go on from any, only if `checkpoints: everything`). While a
+task ends there are, beside its H in float32, two more of that size for (4), or for lambda some matrices with as many
+rows and columns as M or as images in the 80 %, whichever is less. The time of (3) and (4) grows with M^2 and M^3, that
+of lambda with the cube of the smaller of M and those 80 % (`benchmarks/ridge_time.py`).
 
 Equation numbers are this file's; what is not in the paper's text is the released code's, as our method card (section 6)
 relays it. Done otherwise than in the released code (RanPAC/RanPAC):
@@ -41,8 +41,8 @@ relays it. Done otherwise than in the released code (RanPAC/RanPAC):
   * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
     factorisation (`lorica.statistics`). A lambda that vanishes beside G in float64 is raised until it does not;
   * an error that is not finite never wins; in the code NaN does, by numpy's argmin;
-  * sigma starts at 16, from where the rates that train do not throw it about (the code: 1, `head_scale: 1`), and the rate
-    falls step by step (the code: epoch by epoch);
+  * sigma starts at 16, from where the rates that train do not throw it about (the code: 1, `head_scale: 1`), and the
+    rate falls step by step (the code: epoch by epoch);
   * prompts of deep_prompts start uniform, as VPT's own do (the code: at zero);
   * logits are not multiplied by a learned sigma, which changes no argmax;
   * a task of a single image, which cannot be divided, keeps the lambda of the task before (1, if there is none).
@@ -123,8 +123,8 @@ class RanPAC(FirstTaskMethod):
             self.note_parts("regression", self.regression.parts(h, labels, frozen=context.frozen))
 
     def cannot_freeze(self, task: Task) -> Iterator[str]:
-        """Nothing, of new classes after the first task: (4) is a regression for each class by itself, of which those of earlier classes
-        then have not seen the new images. With the next task that is not frozen they have."""
+        """Nothing, of new classes after the first task: (4) is a regression for each class by itself, of which those of
+        earlier classes then have not seen the new images. With the next task that is not frozen they have."""
         yield from known_again(task, self.regression.remembered())
         if self.regression.has_no_sums:
             yield NO_SUMS

@@ -1,24 +1,28 @@
-"""Other ways to read a method's features than its own predictions: class means, a discriminant, ridge regression, an aligned head.
+"""Other ways to read a method's features than its own predictions: class means, a discriminant, ridge regression, an
+aligned head.
 
-What trains, and how, is the method's own business. At the end of each task its features f of the task's images, not augmented,
-add to statistics of the classes (`lorica.statistics`), and the classifier follows from those alone:
+What trains, and how, is the method's own business. At the end of each task its features f of the task's images, not
+augmented, add to statistics of the classes (`lorica.statistics`), and the classifier follows from those alone:
 
-    prototypes      cos(f(x), mean of f over class c); released codes of several methods print this beside their head's accuracy
+    prototypes      cos(f(x), mean of f over class c); released codes of several methods print this beside their head's
+                    accuracy
     discriminant    linear discriminant analysis with one covariance, shrunk by 0.2
     ridge           ridge regression to one-hot labels, with a constant; its ridge is chosen on each task's own images
-    aligned         a linear head, trained on draws from one Gaussian for each class: SLCA's classifier alignment (docs/readouts.md)
+    aligned         a linear head, trained on draws from one Gaussian for each class: SLCA's classifier alignment
+                    (docs/readouts.md)
 
-`layers` L: f is what the last L blocks make of x, `Encoder.layered_features`, as the method has changed the backbone; absent =
-the single vector that the method's classifier reads.
+`layers` L: f is what the last L blocks make of x, `Encoder.layered_features`, as the method has changed the backbone;
+absent = the single vector that the method's classifier reads.
 
-`drift`: statistics of earlier classes are of features as they were, and the images are gone. With `none` they stay as they are,
-even where the features have moved on. With `affine` the features of each new task's images are taken before the task, as the
-method was at the end of the task before, and after it; a map x -> A x + b between the two, fitted by a ridge regression towards
-the identity (`lorica.statistics.affine_drift`), moves the statistics of earlier classes before the new images are added. Where no
-feature of these images has moved, nothing is fitted or moved, so that a trunk that stays keeps the bits of its statistics.
+`drift`: statistics of earlier classes are of features as they were, and the images are gone. With `none` they stay as
+they are, even where the features have moved on. With `affine` the features of each new task's images are taken before
+the task, as the method was at the end of the task before, and after it; a map x -> A x + b between the two, fitted by a
+ridge regression towards the identity (`lorica.statistics.affine_drift`), moves the statistics of earlier classes before
+the new images are added. Where no feature of these images has moved, nothing is fitted or moved, so that a trunk that
+stays keeps the bits of its statistics.
 
-Until a task is learned, its images' features from before are held (and stored in snapshots): 4 D bytes for each image and D
-features. They are in no checkpoint.
+Until a task is learned, its images' features from before are held (and stored in snapshots): 4 D bytes for each image
+and D features. They are in no checkpoint.
 """
 
 from __future__ import annotations
@@ -103,26 +107,27 @@ class Readout(Method):
 
     @staticmethod
     def cannot_read(method: type[Method], kind: Kind, *, layers: int | None) -> Iterator[str]:
-        """Why a method cannot be read so, or why that would say nothing, in the form in which errors name a recipe's keys."""
+        """Why a method cannot be read so, or why that would say nothing, in the form in which errors name a recipe's
+        keys."""
         if method.features is Method.features:
             yield (
-                f"evaluate.readout: {method.name} gives no features in a space that all its classes share, which {kind} needs; "
-                "use evaluate.readout=head"
+                f"evaluate.readout: {method.name} gives no features in a space that all its classes share, which "
+                f"{kind} needs; use evaluate.readout=head"
             )
         elif layers is not None and "layers" not in inspect.signature(method.features).parameters:
             yield (
-                f"evaluate.layers: {method.name} gives the features that its classifier reads, and not those of several blocks "
-                "(its `features` takes no layers); leave evaluate.layers out"
+                f"evaluate.layers: {method.name} gives the features that its classifier reads, and not those of "
+                "several blocks (its `features` takes no layers); leave evaluate.layers out"
             )
         elif kind == method.reads_by and layers is None:
             yield (
-                f"evaluate.readout: {method.name} predicts by {kind} of these features already; use evaluate.readout=head, or "
-                "other features with evaluate.layers"
+                f"evaluate.readout: {method.name} predicts by {kind} of these features already; use "
+                "evaluate.readout=head, or other features with evaluate.layers"
             )
         elif kind == "aligned" and method.learns_all_at_once:
             yield (
-                f"evaluate.readout: {method.name} learns all classes at once, so that its head has no tasks to align; use "
-                "evaluate.readout=head"
+                f"evaluate.readout: {method.name} learns all classes at once, so that its head has no tasks to align; "
+                "use evaluate.readout=head"
             )
 
     @property
@@ -226,8 +231,8 @@ class Readout(Method):
         """Moves what is remembered as the features of these images have moved."""
         if len(self.before) != len(after):
             raise TrainingError(
-                f"evaluate.drift: the task began with {len(self.before)} images and ends with {len(after)}; begin it anew with "
-                "data that stays as it is"
+                f"evaluate.drift: the task began with {len(self.before)} images and ends with {len(after)}; begin it "
+                "anew with data that stays as it is"
             )
         if not torch.equal(self.before, after):
             moved = affine_drift(self.before, after)
@@ -253,7 +258,8 @@ class Readout(Method):
         return self.learner.reads_encoder()
 
     def classifier(self) -> Classifier | None:
-        """The discriminant, the regression or the aligned head, where the features are the encoder's; a cosine with means is not linear."""
+        """The discriminant, the regression or the aligned head, where the features are the encoder's; a cosine with
+        means is not linear."""
         if not self.reads_encoder():
             return None
         own = self.learner.classifier()
@@ -275,7 +281,8 @@ class Readout(Method):
         return self.learner.keeps_features(task)
 
     def cannot_freeze(self, task: Task) -> Iterator[str]:
-        """Nothing, of new classes and statistics whose scores need no training, where the method leaves its features as they are."""
+        """Nothing, of new classes and statistics whose scores need no training, where the method leaves its features as
+        they are."""
         if not self.learner.keeps_features(task):
             yield f"{self.name} goes on training its features, which moves the scores of earlier classes"
         if self.kind == "aligned":
@@ -304,8 +311,8 @@ class Readout(Method):
                 yield from regression.trace_of(classes, self.tasks[-1 - frozen])
             case AlignedHead():
                 yield (
-                    f"the aligned head was trained on draws that stood for {self._names(sorted(classes))}, too; with the next task it is "
-                    "aligned anew without"
+                    f"the aligned head was trained on draws that stood for {self._names(sorted(classes))}, too; with "
+                    "the next task it is aligned anew without"
                 )
 
     def solve_again(self) -> None:
@@ -326,7 +333,10 @@ class Readout(Method):
         self, other: Method, common: Method | None = None, places: Sequence[int] | None = None
     ) -> Iterator[str]:
         if self.kind == "aligned":
-            yield "an aligned head is trained on draws after every task, and no sum of two is what one trained on all of them would be"
+            yield (
+                "an aligned head is trained on draws after every task, and no sum of two is what one trained on all of "
+                "them would be"
+            )
         else:
             yield from super().cannot_join(other, common, places)
 

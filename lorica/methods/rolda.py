@@ -1,57 +1,60 @@
-"""RoLDA: rotations, low-rank updates on the first task or on every one, and discriminant analysis. Ours, of known parts.
+"""RoLDA: rotations, low-rank updates on the first task or on every one, and discriminant analysis. Ours, of known
+parts.
 
-**First task.** One low-rank update W0 + U D of every projection (U = 0 at the start) is trained to tell 4n classes apart, the
-task's n classes in each of four rotations R_r. Each image of a batch, augmented as the recipe says, is turned by an r of its own,
-drawn anew at every step:
+**First task.** One low-rank update W0 + U D of every projection (U = 0 at the start) is trained to tell 4n classes
+apart, the task's n classes in each of four rotations R_r. Each image of a batch, augmented as the recipe says, is
+turned by an r of its own, drawn anew at every step:
 
     loss = CE over c, r of sigma cos(f(R_r x), w_(4c+r)),    sigma = 16, fixed                                       (1)
 
-The rows w start short, with length 1/5, so that steps of Adam turn them fast. `passes` 4: each epoch of the recipe is four
-passes, in which an image is seen once in each rotation on average. Then w and the rotations go, the update stays as it is,
-and, with `adapt: first`, nothing is trained any more.
+The rows w start short, with length 1/5, so that steps of Adam turn them fast. `passes` 4: each epoch of the recipe is
+four passes, in which an image is seen once in each rotation on average. Then w and the rotations go, the update stays
+as it is, and, with `adapt: first`, nothing is trained any more.
 
 **Features.** With c_l the class token that leaves block l and m_l the mean of the other tokens, both normalised as the
 backbone normalises what leaves its last block, n(v) = sqrt(d) v / ||v||, of the last L blocks:
 
     phi(x) = [n(c_l), n(m_l)]_l,    D = 2 L d  (L d, where the backbone has no class token)                          (2)
 
-in the one pass that a prediction takes anyway. Where that is more than `width`, 8192, D is `width` and phi P takes its place,
-P ~ N(0, 1/D) drawn from a seed of its own and not stored: wider statistics would outgrow the backbone.
+in the one pass that a prediction takes anyway. Where that is more than `width`, 8192, D is `width` and phi P takes its
+place, P ~ N(0, 1/D) drawn from a seed of its own and not stored: wider statistics would outgrow the backbone.
 
-**End of each task**: its images, not augmented, add to the statistics of a linear discriminant over all classes seen, with one
-covariance shrunk by g (`lorica.statistics.Discriminant`):
+**End of each task**: its images, not augmented, add to the statistics of a linear discriminant over all classes seen,
+with one covariance shrunk by g (`lorica.statistics.Discriminant`):
 
-    logit_c = mu_c' Sigma_g^-1 phi - mu_c' Sigma_g^-1 mu_c / 2,    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I          (3)
+    logit_c = mu_c' Sigma_g^-1 phi - mu_c' Sigma_g^-1 mu_c / 2,    Sigma_g = (1 - g) Sigma + g tr(Sigma)/D I         (3)
 
 Given the trunk, the result is that of all images at once, in whatever order and division classes and images came: more
-images of a class that is known count like its first. What is kept of a class is its mean; of all of them together, one matrix.
+images of a class that is known count like its first. What is kept of a class is its mean; of all of them together, one
+matrix.
 
-**Every task**, with `adapt: always`: the k-th task that is adapted to trains an update of its own by (1), on top of those before
-it, of which the k-th part is kept:
+**Every task**, with `adapt: always`: the k-th task that is adapted to trains an update of its own by (1), on top of
+those before it, of which the k-th part is kept:
 
     W := W + U_k D_k / k                                                                                             (4)
 
-so that, were each update trained from the same weights, W would be the mean of what the tasks want. Features drift, and the
-statistics of the classes before move along. The task's images (in each rotation, where (1) turns them), encoded without and
-with the update, give the affine map
+so that, were each update trained from the same weights, W would be the mean of what the tasks want. Features drift, and
+the statistics of the classes before move along. The task's images (in each rotation, where (1) turns them), encoded
+without and with the update, give the affine map
 
     mu_c := A mu_c + b,    S := A S A'                                                                               (5)
 
 (`lorica.statistics.affine_drift`): the one approximation in all this.
 
-**Frozen tasks** are not adapted to, and (3) reads their classes with the Sigma_g and the centre that the earlier ones are read with;
-Sigma takes nothing from their images (`Discriminant.add_frozen`).
+**Frozen tasks** are not adapted to, and (3) reads their classes with the Sigma_g and the centre that the earlier ones
+are read with; Sigma takes nothing from their images (`Discriminant.add_frozen`).
 
-**A small beginning.** A task of fewer than `enough` images is not worth adapting to: it is read on features as they are, and the
-first one that has as many takes the part of the first task, by (5).
+**A small beginning.** A task of fewer than `enough` images is not worth adapting to: it is read on features as they
+are, and the first one that has as many takes the part of the first task, by (5).
 
-Where the parts are from: adapting in the first session alone, read by a discriminant, Panos et al. (ICCV 2023); a network
-tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024) and McDonnell et al. (RanPAC, NeurIPS 2023); the four
-rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al. (LayUP, 2024); a
-discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER; averaging the weights after each
-task with those before, Marouf et al. (CoMA, ECCV 2024), there with one weight for all tasks; statistics moved by a linear map
-fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there with a classifier trained on samples of them. No claim of
-novelty is made for their combination; it was chosen on held-out data (`docs/results`).
+Where the parts are from: adapting in the first session alone, read by a discriminant, Panos et al. (ICCV 2023); a
+network tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024) and McDonnell et al. (RanPAC, NeurIPS
+2023); the four rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al.
+(LayUP, 2024); a discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER;
+averaging the weights after each task with those before, Marouf et al. (CoMA, ECCV 2024), there with one weight for all
+tasks; statistics moved by a linear map fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there with a
+classifier trained on samples of them. No claim of novelty is made for their combination; it was chosen on held-out data
+(`docs/results`).
 
 Equation numbers are this file's.
 """

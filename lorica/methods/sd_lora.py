@@ -1,15 +1,15 @@
 """SD-LoRA: scalable decoupled low-rank adaptation (Wu et al., ICLR 2025).
 
-The update of every task is split into a direction and a magnitude. Directions of earlier tasks stay as they were learned;
-all magnitudes keep training. With U "up" and D "down" (the paper writes A and B), the weight of each adapted projection
-while learning task t is
+The update of every task is split into a direction and a magnitude. Directions of earlier tasks stay as they were
+learned; all magnitudes keep training. With U "up" and D "down" (the paper writes A and B), the weight of each adapted
+projection while learning task t is
 
     W = W0 + sum_{k<=t} alpha_k U_k D_k / ||U_k D_k||_F                                                (paper, Eq. 4)
 
 where alpha_k is ONE scalar per task, shared by all projections, and U_k, D_k belong to one projection. At task t train
 alpha_1 … alpha_t, U_t, D_t and the head's rows for the task's classes, by cross-entropy on the task's data alone
-(Eq. 1, Algorithm 1). Prediction is the argmax over the head's rows of all tasks, with the final weights, which merge into
-W0: no task identity, no selection, no extra cost.
+(Eq. 1, Algorithm 1). Prediction is the argmax over the head's rows of all tasks, with the final weights, which merge
+into W0: no task identity, no selection, no extra cost.
 
 `variant: paper` (default) computes Eq. 4. What the paper leaves open is decided so:
   * the cross-entropy runs over the current task's logits, as in every reference code (`cross_entropy` changes it);
@@ -22,9 +22,9 @@ W0: no task identity, no selection, no extra cost.
 
     W = W0 + sum_{k<t} alpha_k U_k D_k / (||U_k||_F ||D_k||_F)  +  alpha_t U_t D_t
 
-with U_t = 0 at the start, head rows uniform in +-sqrt(3/d), every alpha set to 0.8 again at each task, and SGD with momentum 0.9 whatever the
-configuration says. The function therefore jumps when a task begins. (LibContinual's SD-LoRA is this one with
-`initial_magnitude: 1.0`.) Not reproduced from there: its limit of 20 tasks,
+with U_t = 0 at the start, head rows uniform in +-sqrt(3/d), every alpha set to 0.8 again at each task, and SGD with
+momentum 0.9 whatever the configuration says. The function therefore jumps when a task begins. (LibContinual's SD-LoRA
+is this one with `initial_magnitude: 1.0`.) Not reproduced from there: its limit of 20 tasks,
 its unused orthogonality loss, and its evaluation path, which overwrites the sum of the updates with the last one.
 
 `sd_lora_rr` (rank reduction): the rank of a new direction drops as tasks add up,
@@ -34,7 +34,8 @@ its unused orthogonality loss, and its evaluation path, which overwrites the sum
 with t counted from 1. The released code has it in a comment and counts from 0, so that each drop comes a task later:
 `variant: released_code`. Any number of drops can be given (`reduced_from`, `reduced_ranks`).
 
-`sd_lora_kd` (knowledge distillation): once task t is learned, its unit direction is written as a combination of those kept,
+`sd_lora_kd` (knowledge distillation): once task t is learned, its unit direction is written as a combination of those
+kept,
 
     min_a || X_t - sum_{k kept} a_k X_k ||^2,     X_k = U_k D_k / ||U_k D_k||_F                        (paper, Eq. 7)
 
@@ -45,11 +46,12 @@ What the paper leaves open, or prints differently, is decided so:
   * the residual is relative, ||X_t - …|| / ||X_t||, and not squared (Algorithm 1, line 11; Eq. 7 minimises the square):
     `squared_residual` compares the square;
   * Eq. 8 as printed adds a_k, which keeps the function only where alpha_t = 1: `literal_update: true`.
-Directions that start independently are nearly orthogonal, and the paper's tau = 9e-4 never fires, nor does it from other
-starts: measured, and why, in docs/sd_lora_family.md. `variant: absorbing` is the setting found there to absorb directions: at no
-cost in accuracy on digits, but 5.8 points of it on Omniglot at chosen rates (42.6 to 36.8, seed 0). A direction starts from the last kept one and takes its magnitude over, so that the function does not
-move (`start: previous`); tau = 0.6; and since that gives up a part of what the task learned, magnitudes and new head rows are
-fitted once more (`refit_epochs: 2`). No released code exists for KD.
+Directions that start independently are nearly orthogonal, and the paper's tau = 9e-4 never fires, nor does it from
+other starts: measured, and why, in docs/sd_lora_family.md. `variant: absorbing` is the setting found there to absorb
+directions: at no cost in accuracy on digits, but 5.8 points of it on Omniglot at chosen rates (42.6 to 36.8, seed 0). A
+direction starts from the last kept one and takes its magnitude over, so that the function does not move (`start:
+previous`); tau = 0.6; and since that gives up a part of what the task learned, magnitudes and new head rows are fitted
+once more (`refit_epochs: 2`). No released code exists for KD.
 """
 
 from __future__ import annotations
@@ -167,12 +169,13 @@ class SDLoRARRConfig(SDLoRAConfig):
         starts, ranks = list(self.reduced_from), [self.rank, *self.reduced_ranks]
         if len(starts) != len(self.reduced_ranks) or starts != sorted(set(starts)):
             raise ValueError(
-                f"reduced_from {starts} and reduced_ranks {ranks[1:]}: give ascending tasks, each once, and as many ranks"
+                f"reduced_from {starts} and reduced_ranks {ranks[1:]}: give ascending tasks, each once, and as many "
+                "ranks"
             )
         if ranks != sorted(ranks, reverse=True):
             raise ValueError(
-                f"rank {self.rank}, then reduced_ranks {ranks[1:]}: a rank must not rise; give reduced_ranks that fall from "
-                "rank, or a larger rank"
+                f"rank {self.rank}, then reduced_ranks {ranks[1:]}: a rank must not rise; give reduced_ranks that fall "
+                "from rank, or a larger rank"
             )
         return self
 
@@ -210,8 +213,8 @@ class SDLoRAKDConfig(MagnitudeConfig):
     def _keeps_what_it_absorbs(self) -> SDLoRAKDConfig:
         if self.reset_magnitudes:
             raise ValueError(
-                "reset_magnitudes: what a direction absorbs is in its magnitude, and would be lost with the next task; leave "
-                "the key out, or use method.name=sd_lora"
+                "reset_magnitudes: what a direction absorbs is in its magnitude, and would be lost with the next task; "
+                "leave the key out, or use method.name=sd_lora"
             )
         return self
 
@@ -274,7 +277,8 @@ class SDLoRAKD(SDLoRA):
             context.descend([self.magnitudes, *self.head_parameters()], self.refit_epochs)
 
     def diagnostics(self) -> dict[str, Any]:
-        """The magnitude of every task's direction (0 once absorbed), the tasks whose directions are kept, the residual."""
+        """The magnitude of every task's direction (0 once absorbed), the tasks whose directions are kept, the
+        residual."""
         magnitudes = torch.zeros(len(self.tasks)).index_copy(0, torch.tensor(self.kept), self.magnitudes.detach().cpu())
         return {"magnitudes": magnitudes.tolist(), "kept": list(self.kept), "residual": self.residual}
 

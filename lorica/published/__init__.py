@@ -4,8 +4,9 @@
     recipe_text     such a recipe as text, with a header that says where it is from and what to expect
     beside          the numbers to show beside ours, and those that only seem to belong there
 
-A number is shown beside a run where the protocol is the same: the benchmark with all its classes, the number of tasks, the checkpoint and
-the size of its input. ImageNet-21k weights and those that were tuned on ImageNet-1k afterwards are different backbones.
+A number is shown beside a run where the protocol is the same: the benchmark with all its classes, the number of tasks,
+the checkpoint and the size of its input. ImageNet-21k weights and those that were tuned on ImageNet-1k afterwards are
+different backbones.
 
 Nothing here imports torch.
 """
@@ -53,7 +54,8 @@ _TESTED = {
 _WHOLE = {"distillation": True, "block_weights": True, "tuning": "adapter", "normalised": True}
 
 _STARTS = ("name", "variant", "head_scale", "head_start")
-"""Keys of a method in which a run may differ from a number's source: where it starts, and what is compared otherwise."""
+"""Keys of a method in which a run may differ from a number's source: where it starts, and what is compared
+otherwise."""
 
 _TITLES = {
     "cifar100": "CIFAR-100",
@@ -102,7 +104,8 @@ class _OnBenchmark(_Tuned):
 
 
 class _OfMethod(_Tuned):
-    """`only`: the benchmarks that a method was run on, where these are not all of the file; `differs`: what is otherwise on one of them."""
+    """`only`: the benchmarks that a method was run on, where these are not all of the file; `differs`: what is
+    otherwise on one of them."""
 
     only: list[str] | None = None
     differs: dict[str, _Tuned] = {}
@@ -122,10 +125,12 @@ class Source(_Section):
         venue: where that is.
         reading: whether the settings are what a paper states, or what a released code runs.
         backbone: the checkpoint of numbers and recipes; `backbones`: of single benchmarks.
-        averaged_over: whether accuracies are means over tasks (Acc) or over samples; equal where tasks have as many samples.
+        averaged_over: whether accuracies are means over tasks (Acc) or over samples; equal where tasks have as many
+            samples.
         seeds: how many each number is a mean over; None where that is not stated.
         variants: which reading of a method a number is of, where the method has several.
-        numbers: Acc and AAA, percent, by benchmark, number of tasks and method; `others`: the same with other checkpoints.
+        numbers: Acc and AAA, percent, by benchmark, number of tasks and method; `others`: the same with other
+            checkpoints.
         where: the table of a benchmark, or of a method.
         remarks: what to know of all of it.
     """
@@ -212,7 +217,8 @@ def numbers() -> Sequence[Number]:
 
 def beside(runs: Sequence[Result]) -> tuple[list[Number], list[Number]]:
     """The published numbers of the method of runs that make one row: those of the same protocol, and those of the same
-    benchmark and number of tasks that are of another checkpoint or input, or whose own that of the runs is not known to be."""
+    benchmark and number of tasks that are of another checkpoint or input, or whose own that of the runs is not known to
+    be."""
     run = runs[0]
     recipe: Mapping[str, Any] = run.recipe
     data, backbone = recipe.get("data") or {}, recipe.get("backbone") or {}
@@ -239,7 +245,8 @@ def beside(runs: Sequence[Result]) -> tuple[list[Number], list[Number]]:
 
 
 def _is_of(number: Number, options: Mapping[str, Any]) -> bool:
-    """Whether a run's method does what the number's did, but for where it starts: an ablation has no published number."""
+    """Whether a run's method does what the number's did, but for where it starts: an ablation has no published
+    number."""
     recipes, said = number.source.recipes, dict[str, Any]()
     if recipes and number.method in recipes.methods and number.benchmark in recipes.benchmarks:
         on, of = recipes.benchmarks[number.benchmark], recipes.methods[number.method]
@@ -264,7 +271,8 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
         size = (runs[0].recipe.get("backbone") or {}).get("image_size")
         ours = f"{own} at {size} pixels" if size else str(own)
         lines += [
-            f"Not shown beside {number.method}: what {number.source.venue} reports is of {number.backbone}, and this is of {ours}."
+            f"Not shown beside {number.method}: what {number.source.venue} reports is of {number.backbone}, and this "
+            f"is of {ours}."
             for number in refused
         ]
     return list(dict.fromkeys(lines))

@@ -2,10 +2,10 @@
 
     d_k = a_k - b_k,   mean(d) ± t(0.975; n - 1) std(d) / sqrt(n)
 
-over the n pairs of runs of two rows that share the seed of training, the classes of each task in their order and the numbers of
-their samples, the contents of data and weights, and how both are read and tested. Values of an incomplete run, or of runs on
-other data or weights, are never paired. The intervals hold for one comparison each: among twenty, one is expected to exclude 0
-by chance.
+over the n pairs of runs of two rows that share the seed of training, the classes of each task in their order and the
+numbers of their samples, the contents of data and weights, and how both are read and tested. Values of an incomplete
+run, or of runs on other data or weights, are never paired. The intervals hold for one comparison each: among twenty,
+one is expected to exclude 0 by chance.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ORDER = "stream.seed"
 
 @dataclass(frozen=True)
 class Difference:
-    """What one row has more of each of `lorica.metrics.MEASURES` than another one, over their pairs of runs; fractions."""
+    """What one row has more of each of `lorica.metrics.MEASURES` than another one, over their pairs of runs;
+    fractions."""
 
     row: Row
     against: Row
@@ -42,8 +43,8 @@ class Difference:
 
 
 def compare(rows: Sequence[Row], against: Row | None = None) -> list[Difference]:
-    """The differences of every two rows that have a pair of runs, the earlier one minus the later one; or, `against` one of them, of
-    each other one minus that."""
+    """The differences of every two rows that have a pair of runs, the earlier one minus the later one; or, `against`
+    one of them, of each other one minus that."""
     pairs = combinations(rows, 2) if against is None else ((row, against) for row in rows if row is not against)
     return [found for row, other in pairs if (found := difference(row, other))]
 
@@ -78,8 +79,8 @@ def difference(row: Row, against: Row) -> Difference | None:
 
 
 def benchmark_of(run: Result) -> str:
-    """What runs must share to stand in one table, as a key: the classes, the number of tasks, the contents of data and weights, and
-    how both are read and tested."""
+    """What runs must share to stand in one table, as a key: the classes, the number of tasks, the contents of data and
+    weights, and how both are read and tested."""
     classes = sorted(name for task in run.tasks for name in task["classes"])
     return json.dumps([classes, len(run.tasks), run.identity, _conditions(run)], sort_keys=True)
 

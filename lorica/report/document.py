@@ -1,7 +1,8 @@
 """All that a report of runs says, and the same in Markdown, LaTeX and CSV; `lorica.report.html` makes the page of it.
 
-Runs of one benchmark stand in one table, a row for each method with the runs that differ by chance alone, the seed of training and
-the order of the classes. Runs that are not complete are listed with what they have learned, and are in no mean.
+Runs of one benchmark stand in one table, a row for each method with the runs that differ by chance alone, the seed of
+training and the order of the classes. Runs that are not complete are listed with what they have learned, and are in no
+mean.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ EXPLAINED = (
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Runs on the same classes, data and weights: a row for each method, what rows differ by (`against` one of them, if there is one),
-    and all runs, the partial ones too."""
+    """Runs on the same classes, data and weights: a row for each method, what rows differ by (`against` one of them, if
+    there is one), and all runs, the partial ones too."""
 
     title: str
     rows: list[Row]
@@ -126,7 +127,8 @@ def spent(run: Result, name: str) -> float | None:
 
 
 def to_text(report: Report, form: str) -> str:
-    """The report as "markdown", "latex" (tabulars that need booktabs) or "csv" (a line for each row, or two rows, and measure)."""
+    """The report as "markdown", "latex" (tabulars that need booktabs) or "csv" (a line for each row, or two rows, and
+    measure)."""
     if form == "csv":
         return _csv(report)
     return "\n".join(_markdown(report) if form == "markdown" else _latex(report))

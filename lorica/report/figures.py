@@ -1,9 +1,9 @@
 """Figures fit for a paper: readable in grey, safe for the colour-blind, nothing drawn over the data.
 
 Every function returns a `matplotlib.figure.Figure` of its own, without pyplot and without touching the caller's
-matplotlib settings. Figures are in percent, and tasks are numbered from 1. A figure of several runs shows what a table of
-them does (see `lorica.report.tables.summarise`): complete runs only, a line for each row, and it raises LoricaError if no
-run is complete.
+matplotlib settings. Figures are in percent, and tasks are numbered from 1. A figure of several runs shows what a table
+of them does (see `lorica.report.tables.summarise`): complete runs only, a line for each row, and it raises LoricaError
+if no run is complete.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Distances:
 
 @dataclass(frozen=True)
 class Residuals:
-    """||X_t - sum_k a_k X_k|| / ||X_t|| of one run's directions; tasks are numbered from 1, `dropped` are the absorbed ones."""
+    """||X_t - sum_k a_k X_k|| / ||X_t|| of one run's directions; tasks are numbered from 1, `dropped` are the absorbed
+    ones."""
 
     label: str
     tasks: list[int]
@@ -78,7 +79,8 @@ class Residuals:
 
 @dataclass(frozen=True)
 class StraightLine:
-    """Accuracies, fractions, with the weights (1-s) W_before + s W_after of a task (numbered from 1), for each position s.
+    """Accuracies, fractions, with the weights (1-s) W_before + s W_after of a task (numbered from 1), for each position
+    s.
 
     `old` is the mean over the tasks before it, `new` is on the task itself.
     """
@@ -92,7 +94,8 @@ class StraightLine:
 
 @paper
 def accuracy_curves(results: Sequence[Result], *, by: Callable[[Result], str] | None = None) -> Figure:
-    """Average accuracy over the tasks seen so far, 1/(t+1) sum_{i<=t} a[t][i], after each task t at which all were tested.
+    """Average accuracy over the tasks seen so far, 1/(t+1) sum_{i<=t} a[t][i], after each task t at which all were
+    tested.
 
     A line for each method: the mean over seeds, with a band of ± one sample standard deviation where there are several.
     """
@@ -175,7 +178,8 @@ def confusion(shares: Float[np.ndarray, "rows classes"], rows: Sequence[str], co
 
     Args:
         shares: fractions.
-        rows, columns: names of the classes that images are of, and that they can be taken for. More than sixty are numbers.
+        rows, columns: names of the classes that images are of, and that they can be taken for. More than sixty are
+            numbers.
     """
     side = min(12.0, max(WIDTH, 0.22 * len(columns) + 1.5))
     figure = Figure(figsize=(side, max(2.4, side * len(rows) / max(1, len(columns)))), layout="constrained")
@@ -206,8 +210,8 @@ def confusion(shares: Float[np.ndarray, "rows classes"], rows: Sequence[str], co
 def magnitudes(result: Result) -> Figure | None:
     """The learned magnitudes alpha_k against k: dark after the last task, lighter after earlier ones.
 
-    A magnitude of 0 is that of a direction that was dropped: a cross, and no part of the lines. None for a method that has
-    no magnitudes.
+    A magnitude of 0 is that of a direction that was dropped: a cross, and no part of the lines. None for a method that
+    has no magnitudes.
     """
     if not result.magnitudes:
         return None
@@ -300,7 +304,8 @@ def residuals(runs: Sequence[Residuals]) -> Figure:
 
 @paper
 def straight_lines(runs: Sequence[StraightLine]) -> Figure:
-    """Accuracy on old tasks (left) and on the new one (right) along the line from the weights before it to those after."""
+    """Accuracy on old tasks (left) and on the new one (right) along the line from the weights before it to those
+    after."""
     figure, panels = two_panels(2.6, sharey=True)
     task = runs[0].task
     titles = ("task 1" if task == 2 else f"tasks 1 to {task - 1}, mean", f"task {task} (new)")
@@ -320,7 +325,8 @@ def straight_lines(runs: Sequence[StraightLine]) -> Figure:
 
 @paper
 def relative_distances(distances: Distances) -> Figure:
-    """Distances of independently fine-tuned weights: all pairs with W0 (left); pairs relative to their way from W0 (right)."""
+    """Distances of independently fine-tuned weights: all pairs with W0 (left); pairs relative to their way from W0
+    (right)."""
     number = len(distances.to_start)
     figure, (left, right) = two_panels(2.9, width_ratios=(1.15, 1))
     matrix = np.full((number, number), np.nan)
@@ -358,11 +364,12 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 @paper
 def save_all(drawn: Mapping[str, Figure], folder: Path) -> list[Path]:
-    """Write each figure as `folder`/name.pdf and name.png (200 dpi), each atomically, creating the folder; returns the paths.
+    """Write each figure as `folder`/name.pdf and name.png (200 dpi), each atomically, creating the folder; returns the
+    paths.
 
     Raises:
-        LoricaError: files of that name that lorica did not draw, all of them, before anything is written; another process
-            is writing there; or the system refuses to.
+        LoricaError: files of that name that lorica did not draw, all of them, before anything is written; another
+            process is writing there; or the system refuses to.
     """
     paths = {folder / f"{name}.{kind}": figure for name, figure in drawn.items() for kind in _KINDS}
     require_ours(paths)

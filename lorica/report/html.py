@@ -1,7 +1,8 @@
-"""A report as one HTML page that needs nothing else: no network, no library, and nothing in it but text, numbers and our own script.
+"""A report as one HTML page that needs nothing else: no network, no library, and nothing in it but text, numbers and
+our own script.
 
-All that runs say (names, paths, recipes) is data in JSON, which the script puts in place as text. The page's own policy forbids
-every other script, every request, and every style but its own.
+All that runs say (names, paths, recipes) is data in JSON, which the script puts in place as text. The page's own policy
+forbids every other script, every request, and every style but its own.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from lorica.results import Look, Result, read_confusion, read_history
 from lorica.terminal import visible
 
 LIMIT = 4_500_000
-"""Bytes of what is known of single runs; those that come after them are in the tables alone, and the page names them."""
+"""Bytes of what is known of single runs; those that come after them are in the tables alone, and the page names
+them."""
 
 _TASKS = 200  # of a matrix that is drawn whole
 _POINTS = 500  # of a run's loss terms
@@ -205,8 +207,8 @@ def _numbers(rows: Sequence[Any]) -> list[Any] | None:
 
 
 def _terms(looks: Sequence[Look]) -> dict[str, Any]:
-    """The mean of each term of the loss, and the learning rate, over the looks of each stage and epoch; over several epochs where
-    these are more than `_POINTS`. A row is [task, stage, epoch, rate, a value for each name]."""
+    """The mean of each term of the loss, and the learning rate, over the looks of each stage and epoch; over several
+    epochs where these are more than `_POINTS`. A row is [task, stage, epoch, rate, a value for each name]."""
     names = list(dict.fromkeys(name for look in looks for name in look.terms))
     epochs = len({(look.task, look.stage, look.epoch) for look in looks})
     wide = -(-epochs // _POINTS)

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 
 from lorica.terminal import visible
 
-# of a user's matplotlibrc only the fonts hold, which may be needed for the letters of a name; text.usetex, say, needs LaTeX
+# of a user's matplotlibrc only the fonts hold, which may be needed for the letters of a name; text.usetex, say, needs
+# LaTeX
 _THEIRS = ("backend", "interactive", "font.family", "font.serif", "font.sans-serif", "font.monospace")
 
 _DEFAULTS = {key: value for key, value in rcParamsDefault.items() if not key.startswith(_THEIRS)}
@@ -33,7 +34,8 @@ _OURS: dict[Any, Any] = _DEFAULTS | {
 paper = rc_context(_OURS)
 WIDTH = 5.5  # inches, the text width of the usual conference styles
 
-# Okabe and Ito's palette without its yellow. The lengths 7, 8 and 4 make the first 56 combinations differ, and 16 in grey.
+# Okabe and Ito's palette without its yellow. The lengths 7, 8 and 4 make the first 56 combinations differ, and 16 in
+# grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
 LINES = ("-", "--", "-.", ":")
@@ -73,7 +75,8 @@ def look_of(index: int) -> dict[str, Any]:
 
 
 def number_tasks(axes: Axes, first: int, last: int) -> None:
-    """Ticks for the tasks `first` … `last` on the x axis: all, or those divisible by 2, 5, 10, …, at most 12 of them."""
+    """Ticks for the tasks `first` … `last` on the x axis: all, or those divisible by 2, 5, 10, …, at most 12 of
+    them."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, last) if last - first < 12 * step)
     axes.set_xticks(range(first + -first % step, last + 1, step))
 

@@ -22,8 +22,8 @@ from lorica.results import COSTS, Result
 from lorica.terminal import printable
 
 CAPTION = (
-    "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head included. "
-    "Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
+    "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head "
+    "included. Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
 )
 OF_ERROR = CAPTION.replace("sample standard deviation over seeds", "standard error of the mean over seeds")
 INCIDENTAL = (
@@ -52,8 +52,8 @@ _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasci
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean, sample standard deviation (n - 1 in the denominator) and standard error of the mean (that over the root of n; both
-    None for a single value), fractions, of a number n of values."""
+    """Mean, sample standard deviation (n - 1 in the denominator) and standard error of the mean (that over the root of
+    n; both None for a single value), fractions, of a number n of values."""
 
     mean: float
     std: float | None
@@ -70,7 +70,8 @@ class Spread:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % confidence interval of the mean, mean ± t(0.975; n - 1) error with Student's t; None for a single value."""
+        """The 95 % confidence interval of the mean, mean ± t(0.975; n - 1) error with Student's t; None for a single
+        value."""
         if self.error is None:
             return None
         from scipy.special import stdtrit  # half a second, which other tables do without
@@ -79,7 +80,8 @@ class Spread:
         return self.mean - half, self.mean + half
 
     def percent(self, plus_minus: str = "±", *, error: bool = False) -> str:
-        """In percent with one decimal: "81.3 ± 0.4" with the deviation, or the standard `error`; "81.3" for a single value."""
+        """In percent with one decimal: "81.3 ± 0.4" with the deviation, or the standard `error`; "81.3" for a single
+        value."""
         mean, spread = f"{100 * self.mean:z.1f}", self.error if error else self.std
         return mean if spread is None else f"{mean} {plus_minus} {100 * spread:.1f}"
 
@@ -96,8 +98,8 @@ def compact(number: int | float) -> str:
 class Row:
     """Complete runs that differ in their seeds only, and the spread of each measure over them.
 
-    `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them; `spreads`
-    has each of `lorica.metrics.MEASURES` by its name.
+    `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them;
+    `spreads` has each of `lorica.metrics.MEASURES` by its name.
     """
 
     label: str
@@ -129,13 +131,15 @@ def summarise(
 ) -> list[Row]:
     """Put runs together that differ in their seeds only.
 
-    Runs share a row if method, variant, read-out, the number of tasks, the set of classes and all settings of the recipe but seeds
-    of training, device and places on disk are the same, and so are the weights and the data that were there. Runs that are not complete are left out; `notes` names them. Where
-    streams or settings in one table differ, the labels say which is which.
+    Runs share a row if method, variant, read-out, the number of tasks, the set of classes and all settings of the
+    recipe but seeds of training, device and places on disk are the same, and so are the weights and the data that were
+    there. Runs that are not complete are left out; `notes` names them. Where streams or settings in one table differ,
+    the labels say which is which.
 
     Args:
         by: a further label of a run that keeps runs apart, such as the data set or a setting under study.
-        sort: one of `lorica.metrics.MEASURES` for the best row first; by default rows keep the order of their first run.
+        sort: one of `lorica.metrics.MEASURES` for the best row first; by default rows keep the order of their first
+            run.
         over: further keys of the recipe in which runs of one row may differ.
 
     Raises:
@@ -202,8 +206,9 @@ def notes(
 def properties(rows: Sequence[Row]) -> Table:
     """The three properties of SD-LoRA's Table 1, each as it was measured; "–" where a run is older than the measure.
 
-    Rehearsal-free: nothing is stored that was computed from features of training images. One pass: a prediction takes one
-    through the backbone. End-to-end: the logits alone can train all that the last task trained, and rest on no such statistics.
+    Rehearsal-free: nothing is stored that was computed from features of training images. One pass: a prediction takes
+    one through the backbone. End-to-end: the logits alone can train all that the last task trained, and rest on no such
+    statistics.
     """
     table = Table("Method", "Rehearsal-free", "One pass", "End-to-end", "Stored features", box=box.SIMPLE_HEAD)
     for row in rows:
@@ -217,7 +222,8 @@ def properties(rows: Sequence[Row]) -> Table:
 def to_rich(
     rows: Sequence[Row], notes: Sequence[str] = (), *, width: int = _WIDE, encoding: str = "utf-8", error: bool = False
 ) -> Table:
-    """A table for a terminal of that many columns and that encoding, in percent, with the notes below it; spreads are standard `error`s if asked.
+    """A table for a terminal of that many columns and that encoding, in percent, with the notes below it; spreads are
+    standard `error`s if asked.
 
     On a narrow one names and spreads take two lines, and columns stand closer.
     """
@@ -251,7 +257,8 @@ def to_markdown(
     *,
     error: bool = False,
 ) -> str:
-    """A Markdown table, in percent, with the notes below it; `columns` are further ones, what a row has there by heading."""
+    """A Markdown table, in percent, with the notes below it; `columns` are further ones, what a row has there by
+    heading."""
     header, *body = _cells(rows, error=error)
     for heading, cell in (columns or {}).items():
         header.append(heading)
@@ -274,7 +281,8 @@ def to_latex(
     *,
     error: bool = False,
 ) -> str:
-    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it. `columns` as in `to_markdown`."""
+    r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it. `columns` as in
+    `to_markdown`."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
     costs = 2 + len(_headings())
     lines = [[escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
@@ -317,8 +325,8 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *, error: bool = False) -> list[list[str]]:
-    """The heading and a line for each row: label, seeds, a cell for each measure and each cost, and what others have published
-    of the same protocol, where there is such a number."""
+    """The heading and a line for each row: label, seeds, a cell for each measure and each cost, and what others have
+    published of the same protocol, where there is such a number."""
     headings = _headings()
     lines = [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
         [

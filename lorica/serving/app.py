@@ -206,7 +206,8 @@ def _classify(model: Model, uploads: Sequence[Upload]) -> list[Predicted | Unrea
 
 
 async def _pass_over(body: AsyncIterator[bytes], size: int) -> None:
-    """Takes up to that many more bytes of a refused request: most clients read an answer only when they have sent all."""
+    """Takes up to that many more bytes of a refused request: most clients read an answer only when they have sent
+    all."""
     try:
         async for chunk in body:
             size -= len(chunk)

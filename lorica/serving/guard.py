@@ -1,8 +1,8 @@
 """Who is answered, and what browsers are told beside the answer.
 
-A server on this machine's own address can be reached by every page that its browser shows. Two checks keep them out: a page of
-another site whose name has been made to point here still sends that name as Host, and what a page sends to another site carries
-its own address as Origin.
+A server on this machine's own address can be reached by every page that its browser shows. Two checks keep them out: a
+page of another site whose name has been made to point here still sends that name as Host, and what a page sends to
+another site carries its own address as Origin.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 """Names of this machine for itself, as they stand in a URL."""
 
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",

@@ -48,7 +48,8 @@ def opened(host: str, port: int) -> Iterator[Door]:
         listening = socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError, OverflowError) as error:
         raise LoricaError(
-            f"{host}, port {port}: cannot be listened at ({getattr(error, 'strerror', None) or error}); choose another --host or --port"
+            f"{host}, port {port}: cannot be listened at ({getattr(error, 'strerror', None) or error}); choose another "
+            "--host or --port"
         ) from error
     with listening:
         yield _door(listening, host)

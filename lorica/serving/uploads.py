@@ -52,8 +52,8 @@ class Limits:
         if size > self.max_bytes:
             raise Refused(
                 413,
-                f"too large: a request may hold {self.max_bytes / MEGABYTE:g} MB in all; send fewer images at a time, or smaller "
-                "ones, or start the server with a larger --max-megabytes",
+                f"too large: a request may hold {self.max_bytes / MEGABYTE:g} MB in all; send fewer images at a time, "
+                "or smaller ones, or start the server with a larger --max-megabytes",
             )
 
     def require_images(self, number: int) -> None:
@@ -61,8 +61,8 @@ class Limits:
         if number > self.max_images:
             raise Refused(
                 413,
-                f"too many: a request may hold {self.max_images} images; send them in several, or start the server with a larger "
-                "--max-images",
+                f"too many: a request may hold {self.max_images} images; send them in several, or start the server "
+                "with a larger --max-images",
             )
 
 
@@ -80,10 +80,12 @@ async def read_uploads(
     """The files of a form as a browser or curl sends it; its other fields are passed over.
 
     Args:
-        kind, length: the headers Content-Type and Content-Length. What the second says is checked first, and not believed.
+        kind, length: the headers Content-Type and Content-Length. What the second says is checked first, and not
+            believed.
 
     Raises:
-        Refused: no form, no file in it, or more than the limits allow; then no more of the body has been read than they do.
+        Refused: no form, no file in it, or more than the limits allow; then no more of the body has been read than they
+            do.
     """
     media, options = parse_options_header(kind)
     if media != b"multipart/form-data":

@@ -1,15 +1,16 @@
 """What is to be done in a sweep, what is done, and who is at what.
 
-Every method has a study of Optuna's for each stage: its search, the best of it on more tasks, and its rows of the table. A worker
-that asks for something to do gets the next trial. Two things make that hold whatever is killed, and when:
+Every method has a study of Optuna's for each stage: its search, the best of it on more tasks, and its rows of the
+table. A worker that asks for something to do gets the next trial. Two things make that hold whatever is killed, and
+when:
 
-- One lock of the operating system for all that is decided and written, which goes with its process. Optuna's journal is written
-  under it too, and what a killed process left of a line is cut off before the next one.
-- One such lock for each trial, which its worker holds until the trial has ended. So a trial that is running, and whose lock is
-  free, is nobody's: the next worker goes on with it, in the same folder, from its checkpoint.
+- One lock of the operating system for all that is decided and written, which goes with its process. Optuna's journal is
+  written under it too, and what a killed process left of a line is cut off before the next one.
+- One such lock for each trial, which its worker holds until the trial has ended. So a trial that is running, and whose
+  lock is free, is nobody's: the next worker goes on with it, in the same folder, from its checkpoint.
 
-What a trial tries does not depend on who asks: it follows from the file, or is drawn by a seed and the trial's number; with TPE
-and pruning it also follows from which trials had ended by then.
+What a trial tries does not depend on who asks: it follows from the file, or is drawn by a seed and the trial's number;
+with TPE and pruning it also follows from which trials had ended by then.
 """
 
 from __future__ import annotations
@@ -344,8 +345,8 @@ class Board:
                 before = study.user_attrs["facts"]
                 what = "the rows" if stage == "rows" else "the search"
                 problems += [
-                    f"{method.name}: {what} began with {key}={before[key]!r}, now {now.get(key)!r}; give the same value, "
-                    "give the method another name, or the sweep another folder"
+                    f"{method.name}: {what} began with {key}={before[key]!r}, now {now.get(key)!r}; give the same "
+                    "value, give the method another name, or the sweep another folder"
                     for key in before
                     if before[key] != now.get(key)
                 ]
@@ -365,8 +366,8 @@ class Board:
 class Hopeless(BasePruner):
     """Gives up a trial whose accuracy after its newest task is below the median there of those that ended.
 
-    Optuna's own median pruner goes by the best value of a trial so far, and accuracy falls as tasks add up: that would be the
-    first task's, whatever came after.
+    Optuna's own median pruner goes by the best value of a trial so far, and accuracy falls as tasks add up: that would
+    be the first task's, whatever came after.
     """
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:

@@ -1,7 +1,8 @@
 """What a sweep has chosen, and its table: Markdown, JSON and figures, which follow from the runs and the file alone.
 
 <out>-search.json   what was tried, on what budget, how it scored, and what was chosen
-<out>.md, .json     the table with the command that made it; label, seed, accuracy matrix, measures and costs of each run
+<out>.md, .json     the table with the command that made it; label, seed, accuracy matrix, measures and costs of each
+                    run
 <out>-accuracy_….png, .pdf
 """
 
@@ -168,7 +169,8 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
     order = "of the source" if seed is None else f"RandomState({seed})"
     searched = [each.name for each in plan.methods if each.search]
     chosen = (
-        f"Settings of {', '.join(searched)} were chosen on held-out training data: [{plan.out.name}-search.json]({plan.out.name}-search.json).\n\n"
+        f"Settings of {', '.join(searched)} were chosen on held-out training data: "
+        f"[{plan.out.name}-search.json]({plan.out.name}-search.json).\n\n"
         if searched
         else ""
     )
@@ -180,9 +182,10 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         f"    {plan.command}",
         "",
         f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order {order}, backbone "
-        f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, {fit['epochs']} epochs a task, batches of "
-        f"{fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and learning rate: {_rates(rows)}. "
-        f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
+        f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, "
+        f"{fit['epochs']} epochs a task, batches of {fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and "
+        f"learning rate: {_rates(rows)}. Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, "
+        f"torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
         "",
         chosen + table,
         *(f"![{title}]({stem}.png)" for title, stem in pictures.items()),

@@ -5,7 +5,8 @@
     methods:
       - prototypes
       - sd_lora_kd:absorbing            name[:variant][+option=value…]
-      - {method: ran_pac, overrides: {…}, search: {…}}      its own, in place of the common keys; `search: false` for none
+      - {method: ran_pac, overrides: {…}, search: {…}}      its own, in place of the common keys; `search: false` for
+                                                            none
     seeds: [0, 1, 2]
     search:
       space: {fit.learning_rate: {factors: [0.3, 1, 3], beyond: 3}}
@@ -215,8 +216,8 @@ class Method:
         search: how its settings are chosen; None where they are not.
         points: the settings that are tried first, where they are not drawn.
         settings: what it runs with where it is not searched.
-        heir_of: the method of the sweep whose chosen settings it takes in place of these, but for `own`, the keys that are
-            written with it.
+        heir_of: the method of the sweep whose chosen settings it takes in place of these, but for `own`, the keys that
+            are written with it.
     """
 
     name: str
@@ -377,7 +378,8 @@ def _misplaced(sweep: Sweep, files: set[str]) -> list[str]:
         name = entry.method.partition("+")[0].partition(":")[0]
         if name.endswith(".py") and name not in files:
             problems.append(
-                f"methods.{i}: {name} is a program; it is executed only if you name it yourself, after a look into it: --method-file {name}"
+                f"methods.{i}: {name} is a program; it is executed only if you name it yourself, after a look into it: "
+                f"--method-file {name}"
             )
     return problems
 

@@ -29,8 +29,8 @@ def work(board: Board, reporter: Callable[[Claim | None], Reporter]) -> None:
         reporter: what a trial's run reports to; asked with None while this worker waits for others.
 
     Raises:
-        LoricaError: what keeps a run from being learned, other than a loss that is not finite; its trial is left to whoever
-            comes next.
+        LoricaError: what keeps a run from being learned, other than a loss that is not finite; its trial is left to
+            whoever comes next.
     """
     while not board.is_done:
         claim = board.claim()
@@ -47,7 +47,8 @@ def work(board: Board, reporter: Callable[[Claim | None], Reporter]) -> None:
 
 
 def start(arguments: Sequence[str], jobs: int, watch: Callable[[], None]) -> list[str]:
-    """Starts workers, each on its share of the cores, waits for them, and returns what those said that failed, a line each.
+    """Starts workers, each on its share of the cores, waits for them, and returns what those said that failed, a line
+    each.
 
     Args:
         arguments: of `lorica`, for each of them.

@@ -113,7 +113,8 @@ def test_on_a_cpu_one_by_one(counted) -> None:
 
 
 def test_at_once_every_pass_is_of_the_weights_as_they_are(counted) -> None:
-    """Also within one block, after a pass that went through the first half alone, and with gradients after one without."""
+    """Also within one block, after a pass that went through the first half alone, and with gradients after one
+    without."""
     encoder, _, c, _ = counted
     with at_once(DEVICE):
         with torch.no_grad():

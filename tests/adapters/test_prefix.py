@@ -25,7 +25,8 @@ def test_rows_become_keys_and_values_of_their_block() -> None:
 
 
 def test_the_scramble_is_the_one_of_the_ports() -> None:
-    """Of a batch of B, input b < B / 2 gets the keys of inputs 2b and 2b + 1 as keys and values; the others get values."""
+    """Of a batch of B, input b < B / 2 gets the keys of inputs 2b and 2b + 1 as keys and values; the others get
+    values."""
     rows = torch.arange(4.0 * 2).view(4, 1, 2, 1, 1)  # keys 0 2 4 6, values 1 3 5 7 of inputs 0 to 3
     assert scrambled(rows).flatten(1).tolist() == [[0, 2], [4, 6], [1, 3], [5, 7]]
     assert torch.equal(scrambled(rows[:1]), rows[:1])  # right by accident where a batch has one input

@@ -1,4 +1,5 @@
-"""Encoders of texts: the features of transformers' own models, through blocks that know from the tokens alone what is padding."""
+"""Encoders of texts: the features of transformers' own models, through blocks that know from the tokens alone what is
+padding."""
 
 from __future__ import annotations
 
@@ -114,7 +115,8 @@ def test_every_site_is_rows_of_one_linear_layer(family: str, tiny_text_encoder: 
 
 
 def test_a_fused_projection_has_its_parts_in_order(tiny_text_encoder: Make) -> None:
-    """Queries, keys, values, as transformers takes them apart: new values alone leave weights of attention as they are."""
+    """Queries, keys, values, as transformers takes them apart: new values alone leave weights of attention as they
+    are."""
     encoder = tiny_text_encoder(family="modernbert")
     rows = {site.kind: site.rows for site in encoder.sites if site.block == 0}
     assert (rows["q"], rows["k"], rows["v"]) == ((0, 32), (32, 64), (64, 96))
@@ -237,8 +239,10 @@ def test_training_drops_nothing(folder: Path) -> None:
         (lambda folder: shutil.rmtree(folder), "is not a folder; give one with config.json"),
         (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "config.json holds no settings"),
-        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'), "is of type 'gpt2'; lorica knows bert, roberta"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors, and no other weights are read"),
+        (lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}'),
+         "is of type 'gpt2'; lorica knows bert, roberta"),
+        (lambda folder: (folder / "model.safetensors").unlink(),
+         "has no model.safetensors, and no other weights are read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "has no tokeniser that"),
     ],

@@ -1,4 +1,5 @@
-"""The data path's benchmark at a scale that says nothing about time: what it passes over, and that it learns on what comes."""
+"""The data path's benchmark at a scale that says nothing about time: what it passes over, and that it learns on what
+comes."""
 
 from __future__ import annotations
 

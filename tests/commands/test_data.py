@@ -142,7 +142,8 @@ def test_only_the_whole_check_looks_for_images_in_both_halves(
 def test_a_run_records_its_split_and_another_is_another_row(
     small_recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two lists that divide the same images in the same way and number their classes otherwise, which is another order of classes."""
+    """Two lists that divide the same images in the same way and number their classes otherwise, which is another order
+    of classes."""
     found = {}
     for turn in (1, 2):
         wanted = [replace(each, number=(each.number + turn) % 3) for each in pictures("imagenet_r")]

@@ -1,4 +1,5 @@
-"""Streams of domains: every method learns classes that return in another look, or says before it begins that it cannot."""
+"""Streams of domains: every method learns classes that return in another look, or says before it begins that it
+cannot."""
 
 from __future__ import annotations
 

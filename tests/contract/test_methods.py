@@ -77,7 +77,8 @@ def test_a_prediction_does_not_depend_on_the_rest_of_its_batch(kind, tiny_encode
 
 
 def test_what_does_not_train_keeps_its_bits(kind, tiny_encoder, stream) -> None:
-    """W0, and all that a task has left but for what the next one trains or declares to write again: as it is, or continued."""
+    """W0, and all that a task has left but for what the next one trains or declares to write again: as it is, or
+    continued."""
     method, compared = kind(tiny_encoder()), 0
     for index in range(3):
         before = {name: value.clone() for name, value in method.state_dict().items()}
@@ -151,7 +152,8 @@ def test_merged_weights_predict_the_same_on_a_plain_backbone(kind, tiny_encoder,
 
 
 def test_eight_threads_predict_as_one_does(kind, tiny_encoder, stream, monkeypatch) -> None:
-    """To the bit; and not even for the length of a pass does one set an attribute of the method's modules, or a hook."""
+    """To the bit; and not even for the length of a pass does one set an attribute of the method's modules, or a
+    hook."""
     method = kind(tiny_encoder())
     learn(method, stream)
     x = images(stream)

@@ -1,5 +1,5 @@
-"""Every method by every read-out that can read it, with all that a read-out can be told: the same suite as over the methods,
-as far as a read-out has a part in it, and one step a task."""
+"""Every method by every read-out that can read it, with all that a read-out can be told: the same suite as over the
+methods, as far as a read-out has a part in it, and one step a task."""
 
 from __future__ import annotations
 

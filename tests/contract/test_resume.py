@@ -1,4 +1,5 @@
-"""A method that is stopped at any step of a task, and taken up by another process, ends as if it had never been stopped."""
+"""A method that is stopped at any step of a task, and taken up by another process, ends as if it had never been
+stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A training step of every method: it never waits for the device, trains in full precision, and gives the same at once as one by one."""
+"""A training step of every method: it never waits for the device, trains in full precision, and gives the same at once
+as one by one."""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ def _full_precision_afterwards():
 
 
 class NeverWaits(TorchDispatchMode):
-    """Fails where a CPU would wait for a device, which is `meta` here: numbers read, sizes that depend on them, values sent over
-    while it waits."""
+    """Fails where a CPU would wait for a device, which is `meta` here: numbers read, sizes that depend on them, values
+    sent over while it waits."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:  # type: ignore[override]
         name, kwargs = func.name().removeprefix("aten::").split(".")[0], kwargs or {}

@@ -211,8 +211,8 @@ def test_as_many_images_divided_otherwise(
     assert inspect(told, tmp_path / "theirs").split == "the small one"
     (problem,) = inspect(told, tmp_path / "ours").problems
     assert (
-        problem
-        == f"split {str(ours.sha256)[:16]} …, expected the small one ({theirs[:16]} …): as many images, divided otherwise"
+        problem == f"split {str(ours.sha256)[:16]} …, expected the small one ({theirs[:16]} …): "
+        "as many images, divided otherwise"
     )
     (problem,) = inspect(benchmark, tmp_path / "ours", split=theirs[:8]).problems
     assert problem == f"its split is {ours.sha256}, expected {theirs[:8]}: other images, or divided otherwise"

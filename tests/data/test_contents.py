@@ -56,7 +56,8 @@ def test_the_place_of_data_does_not_count_and_its_contents_do(folder: Path, tmp_
     (moved / "test/kite/0.png").rename(moved / "test/kite/9.png")
     (moved / "test/wren/0.png").unlink()
     assert differences(now, contents_of(image_folder(moved))) == [
-        "the test data of 2 of 4 classes is not what it was: kite (2 samples, other contents or names), wren (2 samples, now 1)"
+        "the test data of 2 of 4 classes is not what it was: kite (2 samples, other contents or names), wren (2 "
+        "samples, now 1)"
     ]
 
 

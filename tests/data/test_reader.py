@@ -1,4 +1,5 @@
-"""A modality that lorica does not have: letters pass through the stream with a source and a reader of their own, and nothing else."""
+"""A modality that lorica does not have: letters pass through the stream with a source and a reader of their own, and
+nothing else."""
 
 from __future__ import annotations
 

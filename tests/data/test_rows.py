@@ -1,4 +1,5 @@
-"""Files of rows and Hugging Face's datasets: what they give, and what is wrong with them, said before anything is learned."""
+"""Files of rows and Hugging Face's datasets: what they give, and what is wrong with them, said before anything is
+learned."""
 
 from __future__ import annotations
 

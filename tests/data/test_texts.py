@@ -1,4 +1,5 @@
-"""Texts become tokens once, are cut where they are too long, and are padded to the longest of their batch, in batches of like length."""
+"""Texts become tokens once, are cut where they are too long, and are padded to the longest of their batch, in batches
+of like length."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ MakeLearner = Callable[..., Predictor]
 
 @pytest.fixture(scope="session")
 def make_learner() -> MakeLearner:
-    """`make_learner("sd_lora", rank=2)`, with backbone="tiny" for a ViT that timm does not know: three tasks of two classes; all that would start at zero has numbers."""
+    """`make_learner("sd_lora", rank=2)`, with backbone="tiny" for a ViT that timm does not know: three tasks of two
+    classes; all that would start at zero has numbers."""
 
     def make(name: str, *, backbone: str = "test_vit", crop_pct: float = 1.0, **options: Any) -> Predictor:
         with torch.random.fork_rng():

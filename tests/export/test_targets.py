@@ -112,7 +112,8 @@ def test_transformers_load_model_names_and_preparation(
 
 
 def test_one_pixel_beside_the_centre_is_no_other_preparation(make_learner: MakeLearner, tmp_path: Path) -> None:
-    """Of 43 pixels 32 are used, before which transformers leave 5 and lorica 6: each pixel of noise is then another one."""
+    """Of 43 pixels 32 are used, before which transformers leave 5 and lorica 6: each pixel of noise is then another
+    one."""
     noise = np.random.RandomState(0).randint(0, 256, (32, 43, 3)).astype(np.uint8)
     done = export(make_learner("linear_probe"), tmp_path / "out", "hf", [noise])
     assert done.pixels is not None
@@ -123,7 +124,8 @@ def test_one_pixel_beside_the_centre_is_no_other_preparation(make_learner: MakeL
     ("name", "options", "ranks"),
     [
         ("sd_lora", {"rank": 2, "projections": ("q", "v")}, {"attn.qkv": 12}),
-        ("sd_lora_rr", {"rank": 3, "reduced_from": (2, 3), "reduced_ranks": (2, 1), "projections": ("k", "fc1")}, {"attn.qkv": 6, "mlp.fc1": 6}),
+        ("sd_lora_rr", {"rank": 3, "reduced_from": (2, 3), "reduced_ranks": (2, 1), "projections": ("k", "fc1")},
+         {"attn.qkv": 6, "mlp.fc1": 6}),
         ("sd_lora", {"rank": 1, "projections": ("q", "v", "proj")}, {"attn.qkv": 6, "attn.proj": 3}),
         ("inf_lora", {"rank": 2}, {"attn.qkv": 12}),
         ("gumbel_cl_lora", {"rank": 2}, {"attn.qkv": 12}),

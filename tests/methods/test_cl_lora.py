@@ -1,4 +1,5 @@
-"""CL-LoRA against plain-tensor evaluations of the method card's formulas: halves, distillation, reassignment, prototypes."""
+"""CL-LoRA against plain-tensor evaluations of the method card's formulas: halves, distillation, reassignment,
+prototypes."""
 
 from collections.abc import Sequence
 
@@ -363,7 +364,8 @@ def test_orthogonality_of_block_weights(tiny_encoder) -> None:
 
 
 def test_the_second_step_sees_the_weights_that_the_first_left(tiny_encoder) -> None:
-    """The released order differentiates a graph whose weights have been stepped in place, which current torch refuses."""
+    """The released order differentiates a graph whose weights have been stepped in place, which current torch
+    refuses."""
     method, data = learner(tiny_encoder(), 2, "released_code"), batch(1)
     optimizer = torch.optim.SGD(method.trainable(), lr=0.05)
     steps = method.losses(data)

@@ -20,7 +20,8 @@ SMALL = {"general_blocks": (0,), "blocks": (1,), "general_length": 3, "length": 
 
 
 def learner(encoder, tasks: int = 3, **options) -> DualPrompt:
-    """A learner with large prompts, and with key i near the feature of image i, centred: inputs differ in their choice."""
+    """A learner with large prompts, and with key i near the feature of image i, centred: inputs differ in their
+    choice."""
     torch.manual_seed(0)
     method = DualPrompt(DualPromptConfig(name="dual_prompt", **(SMALL | options)), encoder)
     centred = encoder.features(IMAGES) - encoder.features(IMAGES).mean(dim=0)

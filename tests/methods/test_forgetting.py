@@ -1,4 +1,5 @@
-"""What a method has forgotten it has never seen: against a method that learned the other classes alone, on the same trunk."""
+"""What a method has forgotten it has never seen: against a method that learned the other classes alone, on the same
+trunk."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ BUILT: dict[str, tuple[str, dict, dict]] = {
 
 
 class Classes:
-    """Images of some classes under new numbers; in order they come class by class, so that features do not depend on the others."""
+    """Images of some classes under new numbers; in order they come class by class, so that features do not depend on
+    the others."""
 
     def __init__(self, stream: Stream, numbers: dict[int, int]) -> None:
         (everything,) = stream.train_all().batches(1000, device=torch.device("cpu"))

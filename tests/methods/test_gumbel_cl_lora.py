@@ -1,4 +1,5 @@
-"""Gumbel CL-LoRA: the gate against its definition, the weights against plain tensors, and what pruning may and may not do."""
+"""Gumbel CL-LoRA: the gate against its definition, the weights against plain tensors, and what pruning may and may not
+do."""
 
 import itertools
 import json

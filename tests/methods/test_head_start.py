@@ -12,7 +12,8 @@ from lorica.types import Task
 
 SMALL = {"dual_prompt": {"general_blocks": (0,), "blocks": (1,)}}
 TOTAL = {("inf_lora", "paper"): 3, ("inf_lora", "released_code"): 3}
-# largest entry of a row and of a bias, for width 32; 0.1 for a normal variable of deviation 0.02, which all but never passes it
+# largest entry of a row and of a bias, for width 32; 0.1 for a normal variable of deviation 0.02, which all but never
+# passes it
 KAIMING, LINEAR, NORMAL = (math.sqrt(3 / 32), 0), (math.sqrt(1 / 32), math.sqrt(1 / 32)), (0.1, 0)
 SOURCES = {
     ("l2p", "prefix"): LINEAR,  # GT-RIPL/CODA-Prompt, as coda_prompt

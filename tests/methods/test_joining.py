@@ -1,4 +1,5 @@
-"""What two models have learned apart, joined, is what one has learned that was given all of it; and what refuses to be joined."""
+"""What two models have learned apart, joined, is what one has learned that was given all of it; and what refuses to be
+joined."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ Images = Mapping[str, slice]
 
 
 class Some:
-    """Images of some classes; in order they come class by class and one by one, so that no feature depends on the others."""
+    """Images of some classes; in order they come class by class and one by one, so that no feature depends on the
+    others."""
 
     def __init__(self, stream: Stream, images: Images, numbers: Mapping[str, int]) -> None:
         (everything,) = stream.train_all().batches(1000, device=torch.device("cpu"))

@@ -223,7 +223,8 @@ def test_without_a_linear_head_of_these_features_alignment_starts_at_the_means(
 
 
 def test_alignment_is_of_the_head_alone_and_tells_tasks_apart(tiny_encoder, stream) -> None:
-    """Heads that never saw each other's classes; draws are the same in each run, and the method's own head is as it was."""
+    """Heads that never saw each other's classes; draws are the same in each run, and the method's own head is as it
+    was."""
     read, again = (learned("linear_probe", tiny_encoder(), stream, "aligned") for _ in range(2))
     assert torch.equal(read.alignment.weight, again.alignment.weight)
     assert not torch.equal(read.alignment.weight, read.learner.head.stacked()[0])
@@ -543,17 +544,26 @@ def test_default_folders_tell_read_outs_apart(small_recipe) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("cl_lora", {"readout": "prototypes"}, "evaluate.readout: cl_lora gives no features in a space that all its classes"),
-        ("ease", {"readout": "ridge"}, "evaluate.readout: ease gives no features in a space that all its classes share, which ridge"),
-        ("prototypes", {"readout": "prototypes"}, "evaluate.readout: prototypes predicts by prototypes of these features already"),
+        ("cl_lora", {"readout": "prototypes"},
+         "evaluate.readout: cl_lora gives no features in a space that all its classes"),
+        ("ease", {"readout": "ridge"},
+         "evaluate.readout: ease gives no features in a space that all its classes share, which ridge"),
+        ("prototypes", {"readout": "prototypes"},
+         "evaluate.readout: prototypes predicts by prototypes of these features already"),
         ("aper", {"readout": "prototypes"}, "evaluate.readout: aper predicts by prototypes of these features already"),
-        ("rolda", {"readout": "discriminant"}, "evaluate.readout: rolda predicts by discriminant of these features already"),
-        ("joint", {"readout": "aligned"}, "evaluate.readout: joint learns all classes at once, so that its head has no tasks to align"),
-        ("ease", {"readout": "aligned"}, "ease gives no features in a space that all its classes share, which aligned needs"),
-        ("sd_lora", {"layers": 2, "drift": "affine"}, "evaluate: layers and drift: no effect on a method's own predictions"),
+        ("rolda", {"readout": "discriminant"},
+         "evaluate.readout: rolda predicts by discriminant of these features already"),
+        ("joint", {"readout": "aligned"},
+         "evaluate.readout: joint learns all classes at once, so that its head has no tasks to align"),
+        ("ease", {"readout": "aligned"},
+         "ease gives no features in a space that all its classes share, which aligned needs"),
+        ("sd_lora", {"layers": 2, "drift": "affine"},
+         "evaluate: layers and drift: no effect on a method's own predictions"),
         ("sd_lora", {"readout": "head", "drift": "affine"}, "evaluate: drift: no effect on a method's own predictions"),
-        ("sd_lora", {"readout": "means"}, "evaluate.readout: Input should be 'head', 'prototypes', 'discriminant', 'ridge' or 'aligned'"),
-        ("sd_lora", {"readout": "ridge", "layers": 0}, "evaluate.layers: Input should be greater than or equal to 1, given 0"),
+        ("sd_lora", {"readout": "means"},
+         "evaluate.readout: Input should be 'head', 'prototypes', 'discriminant', 'ridge' or 'aligned'"),
+        ("sd_lora", {"readout": "ridge", "layers": 0},
+         "evaluate.layers: Input should be greater than or equal to 1, given 0"),
     ],
 )  # fmt: skip
 def test_refusals(name, options, message, six_classes) -> None:

@@ -1,4 +1,5 @@
-"""RoLDA: the loss and the features by hand, the discriminant against scikit-learn's, and what a first task leaves to later ones."""
+"""RoLDA: the loss and the features by hand, the discriminant against scikit-learn's, and what a first task leaves to
+later ones."""
 
 from __future__ import annotations
 
@@ -164,7 +165,8 @@ def test_settings_of_an_adaptation_that_never_happens_are_refused() -> None:
 
 @pytest.mark.parametrize("rotations", ["auto", "never"])
 def test_what_was_kept_before_moves_with_the_features(tiny_encoder, growing, rotations) -> None:
-    """The map is fitted on the images of the task that was adapted to, as that turned them, encoded without and with the update."""
+    """The map is fitted on the images of the task that was adapted to, as that turned them, encoded without and with
+    the update."""
     method, plain = rolda(tiny_encoder(), enough=20, rotations=rotations), rolda(tiny_encoder(), passes=0)
     learn(plain, growing, tasks=1)
     learn(method, growing, tasks=2)
@@ -375,7 +377,8 @@ class Renumbered:
 
 
 def test_two_models_that_went_on_from_one_are_joined_exactly(tiny_encoder, stream) -> None:
-    """One learned the second task, the other the third and more images of the first: together as one that learned all of it."""
+    """One learned the second task, the other the third and more images of the first: together as one that learned all
+    of it."""
     first, second, third = stream.tasks
     common, one, other, whole = (learn(rolda(tiny_encoder()), stream, tasks=1) for _ in range(4))
     again = Task(2, first.classes, (), first.class_names)

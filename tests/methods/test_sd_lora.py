@@ -1,4 +1,5 @@
-"""SD-LoRA against plain-tensor evaluations of its two formulas, written from the method card and not from the library."""
+"""SD-LoRA against plain-tensor evaluations of its two formulas, written from the method card and not from the
+library."""
 
 import math
 
@@ -158,7 +159,8 @@ def test_magnitudes_are_carried_or_reset(tiny_encoder, variant, options, expecte
 
 
 def test_a_boundary_moves_the_function_only_in_the_released_code(tiny_encoder) -> None:
-    """In the paper's formula the function moves by the new unit direction alone; the code also renormalises the last one."""
+    """In the paper's formula the function moves by the new unit direction alone; the code also renormalises the last
+    one."""
     for variant, moves in (("paper", False), ("released_code", True)):
         method, _ = learned(tiny_encoder(), 2, variant)
         site = method.encoder.select(("q",))[0]
@@ -313,7 +315,8 @@ def orthonormal(count: int, width: int = 32) -> list[tuple[torch.Tensor, torch.T
 
 
 def distilled(encoder, last: list[tuple[float, int]], alphas: list[float], **options):
-    """A learner of two orthonormal directions, and a third that is this combination of (weight, number of direction)."""
+    """A learner of two orthonormal directions, and a third that is this combination of (weight, number of
+    direction)."""
     torch.manual_seed(0)
     method = SDLoRAKD(SDLoRAKDConfig(name="sd_lora_kd", rank=1, **{"head_start": "kaiming", **options}), encoder)
     directions = {update: orthonormal(3) for update in method.directions}

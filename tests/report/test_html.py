@@ -152,7 +152,8 @@ def tab(browser: Tab, report: Report, tmp_path: Path) -> Iterator[Tab]:
 
 def cells(tab: Tab, table: str, column: int) -> list[str]:
     return tab.evaluate(
-        f"[...document.querySelectorAll('table[aria-label^={json.dumps(table)}] tbody tr')].map(row => row.children[{column}].innerText)"
+        f"[...document.querySelectorAll('table[aria-label^={json.dumps(table)}] tbody tr')].map(row => "
+        f"row.children[{column}].innerText)"
     )
 
 
@@ -187,7 +188,10 @@ def test_tables_are_sorted_with_the_keyboard(tab: Tab) -> None:
 
 @needs_browser
 def test_spreads_and_rivals_are_chosen(tab: Tab) -> None:
-    choose = "(select => {{ select.value = '{}'; select.dispatchEvent(new Event('change')); }})(document.querySelectorAll('select')[{}])"
+    choose = (
+        "(select => {{ select.value = '{}'; select.dispatchEvent(new Event('change')); "
+        "}})(document.querySelectorAll('select')[{}])"
+    )
     tab.evaluate(choose.format(3, 0))
     assert cells(tab, "Summary", 2) == ["68.8 ± 79.4", "31.3 ± 79.4"]
     # the best row is the one to compare with, until another is chosen; (-0.25, -0.5): error 0.125
@@ -229,7 +233,8 @@ def test_a_run_has_all_that_is_known_of_it(tab: Tab) -> None:
 def test_a_partial_run_has_a_badge(tab: Tab) -> None:
     assert tab.evaluate("[...document.querySelectorAll('.badge')].map(each => each.innerText)") == ["1 of 2 tasks"]
     (line,) = tab.evaluate(
-        "[...document.querySelectorAll('.run')].filter(each => each.querySelector('.badge')).map(each => each.innerText)"
+        "[...document.querySelectorAll('.run')].filter(each => each.querySelector('.badge')).map(each => "
+        "each.innerText)"
     )
     assert "Acc 25.0 % so far" in line
 
@@ -252,7 +257,8 @@ def test_texts_stand_out(dark: bool, tab: Tab) -> None:
         """(() => {
           const parts = colour => colour.match(/[\\d.]+/g).map(Number);
           const light = ([r, g, b]) => {
-            const [x, y, z] = [r, g, b].map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            const [x, y, z] = [r, g, b].map(v => v / 255)
+              .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
             return 0.2126 * x + 0.7152 * y + 0.0722 * z;
           };
           const ground = node => {
@@ -261,7 +267,8 @@ def test_texts_stand_out(dark: bool, tab: Tab) -> None:
               if (a === 1) return [r, g, b];
             }
           };
-          return [...document.querySelectorAll('body *')].filter(each => each.checkVisibility() && !each.closest('figure svg, .legend')
+          return [...document.querySelectorAll('body *')].filter(each => each.checkVisibility()
+            && !each.closest('figure svg, .legend')
               && [...each.childNodes].some(child => child.nodeType === 3 && child.textContent.trim())).flatMap(each => {
             const [one, other] = [light(parts(getComputedStyle(each).color)), light(ground(each))];
             const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);

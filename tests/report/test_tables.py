@@ -209,9 +209,11 @@ def test_the_latex_table(two_seeds: list[Result], make_run: MakeRun) -> None:
         r"\toprule",
         r"Method & Seeds & Acc & AAA & Forgetting & New task & Trained & Stored & GFLOPs & Passes \\",
         r"\midrule",
-        r"sd\_lora & 2 & $70.0 \pm 14.1$ & $75.0 \pm 0.0$ & $15.0 \pm 35.4$ & $77.5 \pm 3.5$ & 96.4k & 1.06M & 35.13 & 1 \\",
+        r"sd\_lora & 2 & $70.0 \pm 14.1$ & $75.0 \pm 0.0$ & $15.0 \pm 35.4$ & $77.5 \pm 3.5$ & 96.4k & 1.06M & 35.13 & "
+        r"1 \\",
         r"o\_lora & 1 & $37.5$ & $56.2$ & $50.0$ & $62.5$ & -- & -- & -- & -- \\",
-        r"sd\_lora (50\%\_\{x\}\textbackslash{}\textasciitilde{}) & 1 & $50.0$ & $50.0$ & $0.0$ & $50.0$ & -- & -- & -- & -- \\",
+        r"sd\_lora (50\%\_\{x\}\textbackslash{}\textasciitilde{}) & 1 & $50.0$ & $50.0$ & $0.0$ & $50.0$ & -- & -- & "
+        r"-- & -- \\",
         r"\bottomrule",
         r"\end{tabular}",
         f"% {CAPTION}",

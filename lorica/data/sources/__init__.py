@@ -1,4 +1,5 @@
-"""Where samples come from, one file each: benchmarks, folders and arrays, as a training and a test set over the same classes.
+"""Where samples come from, one file each: benchmarks, folders and arrays, as a training and a test set over the same
+classes.
 
 The name of a file is what recipes call its source (`data.source`); adding a file to this folder adds a source. It has
 
@@ -6,8 +7,8 @@ The name of a file is what recipes call its source (`data.source`); adding a fil
     load(*, root: Path | None, test_fraction: float, split_seed: int, …, **_) -> Source
     BENCHMARK      of a benchmark, what `lorica data` knows of it (`lorica.data.benchmarks`)
 
-which takes of the keywords of `load_source` those it needs and raises a DataError with all that is wrong. A source knows nothing of tasks: its class numbers are positions in `class_names`,
-and `lorica.data.stream` makes a stream of it.
+which takes of the keywords of `load_source` those it needs and raises a DataError with all that is wrong. A source
+knows nothing of tasks: its class numbers are positions in `class_names`, and `lorica.data.stream` makes a stream of it.
 """
 
 from __future__ import annotations
@@ -85,8 +86,9 @@ def _statements() -> dict[str, list[ast.stmt]]:
 def load_source(name: str, *, root: Path | None, **options: Any) -> Source:
     """The source that recipes call `name`. DataError for an unknown name, a missing root, or unusable data.
 
-    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` and those of `OF_ROWS` as in the recipe's data section, the `decoding` of image
-    files, `decode_all` to find those whose damage only decoding shows, and a `reporter` of what is looked at; see `image_folder` for what is absent.
+    `options`: `test_fraction`, `split_seed`, `class_order`, `unreadable` and those of `OF_ROWS` as in the recipe's data
+    section, the `decoding` of image files, `decode_all` to find those whose damage only decoding shows, and a
+    `reporter` of what is looked at; see `image_folder` for what is absent.
     """
     known = source_names()
     if name not in known:

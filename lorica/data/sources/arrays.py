@@ -171,7 +171,8 @@ def _unreadable(samples: Images, index: int) -> str | None:
 
 
 def _array(name: str, given: ArrayLike, problems: list[str]) -> np.ndarray:
-    """What was given as an array; strings that pandas keeps as objects become strings. Or a problem, and an empty array."""
+    """What was given as an array; strings that pandas keeps as objects become strings. Or a problem, and an empty
+    array."""
     try:
         array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
     except ValueError:  # lists of unequal length

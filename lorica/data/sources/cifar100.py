@@ -57,10 +57,12 @@ BENCHMARK = Benchmark(
     origin="www.cs.toronto.edu/~kriz/cifar.html; a run downloads it",
     licence="none is stated; for research, by custom",
     place=(
-        "nothing: it is downloaded into data.root; or cifar-100-python.tar.gz, or its folder cifar-100-python, into data",
+        "nothing: it is downloaded into data.root; or cifar-100-python.tar.gz, or its folder cifar-100-python, into "
+        "data",
     ),
     protocols=(
-        "10 classes a task (10 tasks: L2P, DualPrompt, CODA-Prompt, InfLoRA, SD-LoRA, RanPAC); 5 (20 tasks: APER, EASE, CL-LoRA)",
+        "10 classes a task (10 tasks: L2P, DualPrompt, CODA-Prompt, InfLoRA, SD-LoRA, RanPAC); 5 (20 tasks: APER, "
+        "EASE, CL-LoRA)",
     ),
     traps=(
         "images of 32 x 32 pixels are enlarged to the backbone's size, before or after they are cropped; it matters",

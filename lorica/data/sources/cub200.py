@@ -1,7 +1,7 @@
 """CUB-200-2011: 11788 birds of 200 species (Wah et al., 2011), in two divisions that cannot be compared.
 
-The official one, by train_test_split.txt, has 5994 and 5794 images (HiDe-Prompt, which moves the files); the archive of RevisitingCIL
-has 9430 and 2358 (PILOT, EASE, RanPAC, SD-LoRA). mammoth has a third, in arrays of its own.
+The official one, by train_test_split.txt, has 5994 and 5794 images (HiDe-Prompt, which moves the files); the archive of
+RevisitingCIL has 9430 and 2358 (PILOT, EASE, RanPAC, SD-LoRA). mammoth has a third, in arrays of its own.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ _TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 
 
 def load(*, root: Path | None, **options: Any) -> Source:
-    """See `lorica.data.sources`; the class numbers are those of the text order of their names, which is the official one."""
+    """See `lorica.data.sources`; the class numbers are those of the text order of their names, which is the official
+    one."""
     return BENCHMARK.load(root, **options)
 
 
 def _read(root: Path) -> Listing:
-    """The tables of the release: of each image its path below images, its class from 1 on, and 1 if it is for training."""
+    """The tables of the release: of each image its path below images, its class from 1 on, and 1 if it is for
+    training."""
     tables, problems = [], []
     for name in _TABLES:
         try:
@@ -60,15 +62,20 @@ BENCHMARK = Benchmark(
     ),
     layouts=(FOLDERS, OFFICIAL),
     folders=("cub", "CUB_200_2011", "cub200"),
-    origin="www.vision.caltech.edu/datasets/cub_200_2011; the divided archive: the links in the READMEs of RevisitingCIL and LAMDA-PILOT",
+    origin=(
+        "www.vision.caltech.edu/datasets/cub_200_2011; the divided archive: the links in the READMEs of RevisitingCIL "
+        "and LAMDA-PILOT"
+    ),
     licence="for research and education, not for commerce; the photographs are other people's",
     place=(
         "the archive of RevisitingCIL: its train and test into data/cub",
-        "or the release as it is unpacked: data/CUB_200_2011 with images, images.txt, image_class_labels.txt and train_test_split.txt",
+        "or the release as it is unpacked: data/CUB_200_2011 with images, images.txt, image_class_labels.txt and "
+        "train_test_split.txt",
     ),
     protocols=("10 classes a task (20 tasks: APER, RevisitingCIL); 20 (10 tasks: SD-LoRA, RanPAC)",),
     traps=(
-        "the archive has more than half as many training images again as the official split: their numbers cannot be compared",
+        "the archive has more than half as many training images again as the official split: their numbers cannot be "
+        "compared",
     ),
     known=" ".join(f"{number:03}" for number in range(1, 201)),
 )

@@ -1,7 +1,7 @@
 """DomainNet: 345 classes in six domains (Peng et al., 2019), by the official list of training and test images of each.
 
-No repository that we know has the lists of the published class-incremental rows, so these cannot be made again exactly. Here it is the union
-of the six domains, the class numbers those of the lists.
+No repository that we know has the lists of the published class-incremental rows, so these cannot be made again exactly.
+Here it is the union of the six domains, the class numbers those of the lists.
 """
 
 from __future__ import annotations
@@ -85,8 +85,10 @@ BENCHMARK = Benchmark(
         "a domain a task, each with all classes (6 tasks: RanPAC): stream.by=domain stream.tasks=6",
     ),
     traps=(
-        "CODA-Prompt and InfLoRA name lists (domainnet_train.yaml, domainnet_test.yaml) that their repositories do not have: their rows cannot be made again exactly",
-        "torchvision's ImageFolder would number the classes as texts, capitals like The_Eiffel_Tower first; here the lists decide",
+        "CODA-Prompt and InfLoRA name lists (domainnet_train.yaml, domainnet_test.yaml) that their repositories do not "
+        "have: their rows cannot be made again exactly",
+        "torchvision's ImageFolder would number the classes as texts, capitals like The_Eiffel_Tower first; here the "
+        "lists decide",
         "an older release of clipart and painting has other images: the numbers of images tell",
         "586575 images: the first look takes minutes",
     ),

@@ -13,7 +13,10 @@ from lorica.data.sources.table import halves_of
 from lorica.errors import DataError
 from lorica.network import unreachable
 
-DESCRIPTION = "a dataset of Hugging Face: data.root, a folder, or data.dataset, its name; data.text_column (or image_column) and data.label_column"
+DESCRIPTION = (
+    "a dataset of Hugging Face: data.root, a folder, or data.dataset, its name; data.text_column (or image_column) and "
+    "data.label_column"
+)
 
 
 def load(
@@ -37,12 +40,13 @@ def hf_dataset(given: str | Path, columns: Columns = BY_DEFAULT, **options: Any)
     """A dataset of Hugging Face, with splits to train on and to test on, or a single one that is split class by class.
 
     Args:
-        given: its name on the hub, with a configuration as "name:configuration"; or as a `Path` a folder, of `save_to_disk` or of files
-            that the library reads.
+        given: its name on the hub, with a configuration as "name:configuration"; or as a `Path` a folder, of
+            `save_to_disk` or of files that the library reads.
         options: those of `lorica.data.rows.source_of_rows`.
 
     Raises:
-        DataError: the library is not installed, a dataset that cannot be read or fetched, and all that is wrong with its rows.
+        DataError: the library is not installed, a dataset that cannot be read or fetched, and all that is wrong with
+            its rows.
     """
     facts: dict[str, object] = {"root" if isinstance(given, Path) else "dataset": str(given)}
     splits = _splits(given)
@@ -69,7 +73,8 @@ def _splits(given: str | Path) -> Mapping[str, Any]:
         reason = unreachable(config.HF_ENDPOINT)
     if reason:
         raise DataError(
-            f"data.dataset: {given} cannot be fetched ({reason}); save a copy elsewhere with save_to_disk, and give its folder as data.root"
+            f"data.dataset: {given} cannot be fetched ({reason}); save a copy elsewhere with save_to_disk, and give "
+            "its folder as data.root"
         )
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bar()
@@ -98,7 +103,8 @@ def _half(name: str, split: Any, columns: Columns) -> Half:
         if column == columns.image:
             if not isinstance(kind, Image):
                 raise DataError(
-                    f"data.image_column: {column} holds {type(kind).__name__}, not images; it has {some(split.features)}"
+                    f"data.image_column: {column} holds {type(kind).__name__}, not images; it has "
+                    f"{some(split.features)}"
                 )
             return _Encoded(split.select_columns([column]).cast_column(column, Image(decode=False)), column)
         return list(split[column])

@@ -50,10 +50,11 @@ def image_folder(
 ) -> Source:
     """Images in `root`/train/<class>/ and `root`/test/<class>/, or in `root`/<class>/ (then split class by class).
 
-    The halves may have any usual name (Training, val); classes are in the order of their names. Links are followed, but each
-    file can be one sample. What is passed over (hidden files, folders of the system, files of no image format) is counted in
-    `facts`. Images that cannot be read are faults, or left out and counted with `unreadable="skip"`; `decode_all` finds those
-    that look whole until they are decoded, as `skip` does; the reporter is told of each image that has been looked at.
+    The halves may have any usual name (Training, val); classes are in the order of their names. Links are followed, but
+    each file can be one sample. What is passed over (hidden files, folders of the system, files of no image format) is
+    counted in `facts`. Images that cannot be read are faults, or left out and counted with `unreadable="skip"`;
+    `decode_all` finds those that look whole until they are decoded, as `skip` does; the reporter is told of each image
+    that has been looked at.
 
     Raises:
         DataError: all faults of the folder together.
@@ -85,8 +86,8 @@ def labelled_images(
     reporter: Reporter | None = None,
     problems: list[str] | None = None,
 ) -> tuple[list[str], list[ImageFiles], dict[str, object]]:
-    """The names of the classes in a folder as `image_folder` takes it, their images, in two halves where the folder has them, and
-    facts about it.
+    """The names of the classes in a folder as `image_folder` takes it, their images, in two halves where the folder has
+    them, and facts about it.
 
     Args:
         least: images of a class in a folder without halves.
@@ -119,8 +120,8 @@ def labelled_images(
         elif common := common_folders(classes):
             wrong.append(
                 f"{half}: its folders {some(folder.name for folder in classes)} all have the same folders within "
-                f"({some(common)}): these look like splits or domains, not like classes; give one of them as data.root, "
-                "call two of them train and test, or put the images of a class into one folder"
+                f"({some(common)}): these look like splits or domains, not like classes; give one of them as "
+                "data.root, call two of them train and test, or put the images of a class into one folder"
             )
         wrong += name_faults([folder.name for folder in classes])
         for folder, paths in classes.items():

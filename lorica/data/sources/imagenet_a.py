@@ -1,4 +1,5 @@
-"""ImageNet-A: natural images of 200 ImageNet classes that a ResNet-50 gets wrong (Hendrycks et al., 2021), 7500 without a split."""
+"""ImageNet-A: natural images of 200 ImageNet classes that a ResNet-50 gets wrong (Hendrycks et al., 2021), 7500 without
+a split."""
 
 from __future__ import annotations
 
@@ -22,12 +23,16 @@ BENCHMARK = Benchmark(
     classes=200,
     splits=(Split("the archive of RevisitingCIL", 5981, 1519),),
     folders=("imagenet-a",),
-    origin="github.com/hendrycks/natural-adv-examples; the divided archive: the links in the READMEs of RevisitingCIL and LAMDA-PILOT",
+    origin=(
+        "github.com/hendrycks/natural-adv-examples; the divided archive: the links in the READMEs of RevisitingCIL and "
+        "LAMDA-PILOT"
+    ),
     licence="the repository is under the MIT licence; the images are other people's, for research",
     place=("the archive of RevisitingCIL: its train and test into data/imagenet-a",),
     protocols=("20 classes a task (10 tasks: SD-LoRA, EASE, RanPAC, CL-LoRA); 10 (20 tasks: APER)",),
     traps=(
-        "the images have no split of their own: one that somebody else draws has other numbers of images, or another hash",
+        "the images have no split of their own: one that somebody else draws has other numbers of images, or another "
+        "hash",
         "few images of a class, and test sets of unequal size: mean over tasks and over images are two accuracies",
     ),
     known="""

@@ -1,9 +1,10 @@
 """ImageNet-R: renditions of 200 ImageNet classes (Hendrycks et al., 2021), 30000 images without a split of their own.
 
-At least four divisions into 24000 and 6000 are in use: the archive of RevisitingCIL, which PILOT and the repositories after it read;
-CODA-Prompt's two lists, which number the classes in an order of their own, also in mammoth and InfLoRA; what InfLoRA and HiDe-Prompt
-draw on their first run, when they move files into train and test for good; and `test[:80%]` of TensorFlow Datasets, in L2P. No count tells
-them apart. The numbers of CODA-Prompt's lists do, and the hash of the files (`lorica.data.inspection`), of which we know none.
+At least four divisions into 24000 and 6000 are in use: the archive of RevisitingCIL, which PILOT and the repositories
+after it read; CODA-Prompt's two lists, which number the classes in an order of their own, also in mammoth and InfLoRA;
+what InfLoRA and HiDe-Prompt draw on their first run, when they move files into train and test for good; and
+`test[:80%]` of TensorFlow Datasets, in L2P. No count tells them apart. The numbers of CODA-Prompt's lists do, and the
+hash of the files (`lorica.data.inspection`), of which we know none.
 """
 
 from __future__ import annotations
@@ -67,18 +68,25 @@ BENCHMARK = Benchmark(
     ),
     layouts=(FOLDERS, CODA),
     folders=("imagenet-r",),
-    origin="github.com/hendrycks/imagenet-r; the divided archive: the links in the READMEs of RevisitingCIL and LAMDA-PILOT",
+    origin=(
+        "github.com/hendrycks/imagenet-r; the divided archive: the links in the READMEs of RevisitingCIL and "
+        "LAMDA-PILOT"
+    ),
     licence="the repository is under the MIT licence; the images are other people's, for research",
     place=(
         "the archive of RevisitingCIL: its train and test into data/imagenet-r",
-        "or the 200 class folders into data/imagenet-r, and beside them CODA-Prompt's dataloaders/splits/imagenet-r_train.yaml and imagenet-r_test.yaml",
+        "or the 200 class folders into data/imagenet-r, and beside them CODA-Prompt's "
+        "dataloaders/splits/imagenet-r_train.yaml and imagenet-r_test.yaml",
     ),
     protocols=(
-        "20 classes a task (10 tasks: SD-LoRA, InfLoRA, RanPAC, CODA-Prompt); 40 (5 tasks) and 10 (20 tasks); 5 (40 tasks: APER, CL-LoRA)",
+        "20 classes a task (10 tasks: SD-LoRA, InfLoRA, RanPAC, CODA-Prompt); 40 (5 tasks) and 10 (20 tasks); 5 (40 "
+        "tasks: APER, CL-LoRA)",
     ),
     traps=(
-        "several splits of 24000 and 6000 images are in use, whose numbers cannot be compared: the record of a run has the hash of its own",
-        "InfLoRA and HiDe-Prompt move the files of a folder when they first run, by a seed of that run; there is no way back",
+        "several splits of 24000 and 6000 images are in use, whose numbers cannot be compared: the record of a run has "
+        "the hash of its own",
+        "InfLoRA and HiDe-Prompt move the files of a folder when they first run, by a seed of that run; there is no "
+        "way back",
         "test sets of tasks differ in size: mean over tasks and over images are two accuracies",
     ),
     known="""

@@ -23,7 +23,10 @@ BENCHMARK = Benchmark(
     splits=(Split("the archive of RevisitingCIL", 26509, 6628),),
     folders=("objectnet",),
     origin="objectnet.dev; the divided archive: the links in the READMEs of RevisitingCIL and LAMDA-PILOT",
-    licence="ObjectNet's own, which allows tests and forbids to tune the parameters of any model with it: read it before you train",
+    licence=(
+        "ObjectNet's own, which allows tests and forbids to tune the parameters of any model with it: read it before "
+        "you train"
+    ),
     place=("the archive of RevisitingCIL: its train and test into data/objectnet",),
     protocols=("10 classes a task (20 tasks: APER)",),
     traps=(

@@ -22,11 +22,15 @@ BENCHMARK = Benchmark(
     classes=300,
     splits=(Split("the archive of RevisitingCIL", 89697, 5985),),
     folders=("omnibenchmark", "omni"),
-    origin="zhangyuanhan-ai.github.io/OmniBenchmark; the divided archive: the links in the READMEs of RevisitingCIL and LAMDA-PILOT",
+    origin=(
+        "zhangyuanhan-ai.github.io/OmniBenchmark; the divided archive: the links in the READMEs of RevisitingCIL and "
+        "LAMDA-PILOT"
+    ),
     licence="see the page of OmniBenchmark; the images are other people's, for research",
     place=("the archive of RevisitingCIL: its train and test into data/omnibenchmark, or data/omni (CL-LoRA)",),
     protocols=("30 classes a task (10 tasks: APER, EASE, RanPAC)",),
     traps=(
-        "users report classes that are there twice (RevisitingCIL, issue 8): a check may name images that are in both halves",
+        "users report classes that are there twice (RevisitingCIL, issue 8): a check may name images that are in both "
+        "halves",
     ),
 )

@@ -67,11 +67,14 @@ BENCHMARK = Benchmark(
     splits=(Split("the official one", 8144, 8041, (FOLDERS.name, RELEASE.name)),),
     layouts=(FOLDERS, RELEASE),
     folders=("cars", "stanford_cars"),
-    origin="ai.stanford.edu/~jkrause/cars/car_dataset.html, which is not always there; copies are where people keep them",
+    origin=(
+        "ai.stanford.edu/~jkrause/cars/car_dataset.html, which is not always there; copies are where people keep them"
+    ),
     licence="for research, not for commerce; the photographs are other people's",
     place=(
         "train and test with a folder for each class into data/cars",
-        "or the release as it is unpacked: data/stanford_cars with cars_train, cars_test and devkit; cars_test_annos_withlabels.mat is a file of its own",
+        "or the release as it is unpacked: data/stanford_cars with cars_train, cars_test and devkit; "
+        "cars_test_annos_withlabels.mat is a file of its own",
     ),
     protocols=(
         "16 classes, then 20 a task (10 tasks: RanPAC): stream.classes_per_task=[16,20,20,20,20,20,20,20,20,20]",

@@ -13,7 +13,10 @@ from lorica.data.rows import BY_DEFAULT, Columns, Half, source_of_rows
 from lorica.data.sources.base import Source, required, some
 from lorica.errors import DataError
 
-DESCRIPTION = "rows of a .json, .jsonl, .csv, .tsv or .parquet file with data.text_column and data.label_column, or train.* and test.* in a folder"
+DESCRIPTION = (
+    "rows of a .json, .jsonl, .csv, .tsv or .parquet file with data.text_column and data.label_column, or train.* and "
+    "test.* in a folder"
+)
 
 _LARGEST_FIELD = 2**24
 
@@ -36,10 +39,12 @@ def load(
 
 
 def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> Source:
-    """Rows of a file, or of two in a folder, one to train on and one to test on by their names, as `image_folder` knows them.
+    """Rows of a file, or of two in a folder, one to train on and one to test on by their names, as `image_folder` knows
+    them.
 
-    A file of JSON has a list of rows, or an object of such lists by what they are for ("train", "test"; others are passed over). A row is
-    an object, or a pair of text and label. Images are named by paths, from the folder of the file.
+    A file of JSON has a list of rows, or an object of such lists by what they are for ("train", "test"; others are
+    passed over). A row is an object, or a pair of text and label. Images are named by paths, from the folder of the
+    file.
 
     Args:
         options: those of `lorica.data.rows.source_of_rows`.
@@ -53,7 +58,8 @@ def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> So
         files = sorted(file for file in root.iterdir() if file.suffix.lower() in _READERS)
         if not files:
             raise DataError(
-                f"data.root: {root} has no {', '.join(_READERS)} file; give a file of rows, or a folder with train.* and test.*"
+                f"data.root: {root} has no {', '.join(_READERS)} file; give a file of rows, or a folder with train.* "
+                "and test.*"
             )
         held = {file.stem: _rows(file) for file in files} if len(files) > 1 else _rows(files[0])
     elif root.is_file():
@@ -69,7 +75,8 @@ def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> So
 def texts(
     train: tuple[Sequence[str], Sequence[Any]], test: tuple[Sequence[str], Sequence[Any]], **options: Any
 ) -> Source:
-    """Texts and their labels in memory, to train on and to test on; `options` of `lorica.data.rows.source_of_rows`. DataError."""
+    """Texts and their labels in memory, to train on and to test on; `options` of `lorica.data.rows.source_of_rows`.
+    DataError."""
     halves = []
     for name, (given, labels) in {"train": train, "test": test}.items():
         if isinstance(given, str) or len(given) != len(labels):
@@ -80,14 +87,16 @@ def texts(
 
 
 def halves_of(root: str | Path, held: Mapping[str, Any], facts: dict[str, object]) -> dict[str, Any]:
-    """What is for training and what for testing, of several lists of rows by name; what is passed over is noted in `facts`."""
+    """What is for training and what for testing, of several lists of rows by name; what is passed over is noted in
+    `facts`."""
     uses = {name: use_of(name) for name in held}
     train = [name for name, use in uses.items() if use == "train"]
     test = [name for name, use in uses.items() if use == "test"]
     test = test or [name for name, use in uses.items() if use == "validation"]
     if len(train) != 1 or len(test) != 1:
         raise DataError(
-            f"data.root: {root} has {some(held) or 'nothing'}; expected one to train on and one to test on, by names such as train and test"
+            f"data.root: {root} has {some(held) or 'nothing'}; expected one to train on and one to test on, by names "
+            "such as train and test"
         )
     if beside := len(held) - 2:
         facts["passed_over"] = {f"beside {train[0]} and {test[0]}": beside}
