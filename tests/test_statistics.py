@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
-from lorica import statistics
 from lorica.errors import TrainingError
 from lorica.statistics import (
     DAMPING,
@@ -22,6 +21,7 @@ from lorica.statistics import (
     RidgeHead,
     affine_drift,
     choose_ridge,
+    ridge,
     ridge_errors,
 )
 
@@ -226,7 +226,7 @@ def test_ridges_are_seventeen_powers_of_ten() -> None:
 
 def test_errors_that_are_not_finite_never_win(monkeypatch) -> None:
     errors = torch.full((17,), torch.nan, dtype=torch.double)
-    monkeypatch.setattr(statistics, "ridge_errors", lambda features, labels, fit, intercept: errors)
+    monkeypatch.setattr(ridge, "ridge_errors", lambda features, labels, fit, intercept: errors)
     errors[3], errors[9], errors[12] = -torch.inf, 0.5, torch.inf
     assert choose_ridge(*samples(9, 5), fit=7) == RIDGES[9]
     errors[11] = 0.25
