@@ -64,7 +64,7 @@ class RunFolder:
     def require(self) -> None:
         """LoricaError unless a run has begun in the folder, and can be read."""
         with refusals(self.path):
-            if self._arriving.exists() or self._arrived.exists():
+            if os.path.lexists(self._arriving) or os.path.lexists(self._arrived):
                 self.tidy()
             if not self.recipe.is_file():
                 raise LoricaError(f"{self.path}: not the folder of a run ({self.recipe.name} is missing)")
@@ -75,7 +75,7 @@ class RunFolder:
         Raises:
             LoricaError: as `taken`.
         """
-        if any(path.exists() for path in (self.path / LOCK, self._arriving, self._arrived)):
+        if any(os.path.lexists(path) for path in (self.path / LOCK, self._arriving, self._arrived)):
             with self.taken():
                 pass
 
@@ -86,8 +86,15 @@ class RunFolder:
         What a killed process left half-written is cleared, and what it began to hand over arrives.
 
         Raises:
-            LoricaError: as `lorica.files.taken`.
+            LoricaError: as `lorica.files.taken`; or there is a link where a run arrives.
         """
+        if links := [path for path in (self._arriving, self._arrived, self.anew.path) if path.is_symlink()]:
+            raise LoricaError(
+                [
+                    f"{link}: is a link, and lorica makes none: what it leads to is not of this run; remove the link"
+                    for link in links
+                ]
+            )
         with taken(self.path):
             with refusals(self.path):
                 for folder in (self.checkpoints, self.anew.path, self.anew.checkpoints):

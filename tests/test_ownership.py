@@ -149,6 +149,27 @@ def old_and_new(prototypes: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]
     return old, new
 
 
+@pytest.mark.parametrize("name", [".lorica.arriving", ".lorica.arrived", ".lorica.anew"])
+def test_a_link_where_a_run_arrives_moves_and_removes_nothing(
+    name: str, prototypes: dict[str, Any], old_and_new: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, _ = old_and_new
+    letters = tmp_path / "letters" / "to"
+    letters.mkdir(parents=True)
+    (letters / "her.txt").write_text("dear")
+    (out / name).symlink_to(tmp_path / "letters")
+    before = everything_in(out)
+    for command in (
+        lambda: evaluate(out, progress=False),
+        lambda: run(prototypes, out=out, progress=False, overwrite=True),
+        lambda: run(prototypes, out=out, progress=False, resume=True),
+    ):
+        with pytest.raises(LoricaError, match=f"{name}: is a link, and lorica makes none"):
+            command()
+    assert (letters / "her.txt").read_text() == "dear"
+    assert everything_in(out) == before
+
+
 def test_a_hand_over_that_is_killed_at_any_step_leaves_one_run_or_the_other(
     old_and_new: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

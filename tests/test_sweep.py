@@ -175,8 +175,25 @@ def test_a_program_is_executed_only_if_it_is_named_by_hand(written: Written, tmp
     )
     file = written(methods=["lora", "mine.py"])
     assert "methods.1: mine.py is a program" in problems(file)
+    hidden = written("hidden.yaml", methods=[f"lora+name={mine}"])
+    assert "methods.0.method.name: is not for a sweep: methods names them" in problems(hidden)
     assert not Path("executed").exists()
     assert [each.name for each in read_plan(file, method_files=[Path("mine.py")]).methods] == ["lora", "mine.py"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data.evaluate_on", "validation", "is not for a sweep: a search looks at held-out training data alone"),
+        ("method.name", "mine.py", "is not for a sweep: methods names them"),
+        ("data.root", "elsewhere", "a search chooses settings, and no data or weights; take it out"),
+    ],
+)
+def test_settings_of_an_earlier_search_say_no_more_than_a_search_does(
+    key: str, value: str, words: str, written: Written
+) -> None:
+    Path("search.json").write_text(json.dumps({"chosen": {"lora": {key: value}}}))
+    assert f"chosen.lora.{key}: {words}" in problems(written(methods=["lora"], settings="search.json"))
 
 
 def test_names_folders_and_what_is_drawn(written: Written) -> None:

@@ -283,8 +283,8 @@ def read_plan(file: Path, overrides: Sequence[str] = (), method_files: Sequence[
     sweep = read_model(Sweep, file)
     given = read_overrides(overrides)
     problems = [f"{key}: is not for overrides: {why}" for key, why in _TAKEN.items() if key in given]
-    problems += _misplaced(sweep, {str(each) for each in method_files})
     earlier = chosen_settings(sweep.settings) if sweep.settings else {}
+    problems += _misplaced(sweep, earlier, {str(each) for each in method_files})
     if problems:
         raise RecipeError([f"{file}: {problem}" for problem in problems])
     searches = {entry.title: _search_of(sweep, entry) for entry in sweep.methods}
@@ -364,16 +364,26 @@ def facts(recipe: Recipe) -> Settings:
     return {key: value for key, value in flatten(recipe.resolved()) if key not in (*FREE, "seed")}
 
 
-def _misplaced(sweep: Sweep, files: set[str]) -> list[str]:
-    """What a file may not say: it is somebody's, and executes nothing; and it has keys of its own for some things."""
+def _misplaced(sweep: Sweep, earlier: Mapping[str, Settings], files: set[str]) -> list[str]:
+    """What a file may not say, nor the `earlier` settings that it takes up: they are somebody's, and execute nothing;
+    and there are keys of their own for some things."""
     problems = []
     for where, keys in [
         ("overrides", dict(flatten(sweep.overrides))),
         *((f"methods.{i}.overrides", dict(flatten(entry.overrides))) for i, entry in enumerate(sweep.methods)),
         ("search.space", sweep.search.space if sweep.search else {}),
         *((f"methods.{i}.search.space", each.search.space) for i, each in enumerate(sweep.methods) if each.search),
+        *((f"methods.{i}", read_overrides(of_method(each.method)[1:])) for i, each in enumerate(sweep.methods)),
+        *((f"{sweep.settings}: chosen.{name}", settings) for name, settings in earlier.items()),
     ]:
         problems += [f"{where}.{key}: is not for a sweep: {_TAKEN[key]}" for key in keys if key in _TAKEN]
+    places = ("data.root", "data.dataset", "backbone.weights")
+    problems += [
+        f"{sweep.settings}: chosen.{name}.{key}: a search chooses settings, and no data or weights; take it out"
+        for name, settings in earlier.items()
+        for key in places
+        if key in settings
+    ]
     for i, entry in enumerate(sweep.methods):
         name = entry.method.partition("+")[0].partition(":")[0]
         if name.endswith(".py") and name not in files:

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lorica.data.folders import Walk
 from lorica.data.images import ImageFiles
 from lorica.data.sources import Source, arrays, image_folder, labelled_images, remarks
+from lorica.data.sources.base import in_order
 from lorica.errors import DataError
 
 
@@ -256,6 +259,21 @@ def test_numbers_within_names_and_names_of_arrays_are_sorted_alike() -> None:
     expected = ("Z", "class 09", "class 9", "class 9b", "class 10")
     assert arrays((pixels, names), (pixels, names)).class_names == expected
     assert arrays((pixels, names), (pixels, names), class_order="text").class_names == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("first", ["1", "v1", "class 1", "2019"])
+@pytest.mark.parametrize("more", [".0", "_0", " (0)", "_00"])
+def test_a_name_that_goes_on_after_its_number_comes_behind(first: str, more: str) -> None:
+    assert in_order([first + more, first], "natural") == [first, first + more]
+
+
+def test_texts_between_numbers_come_before_the_numbers_behind_them() -> None:
+    assert in_order(["a1b2", "a1a10", "a1b10", "a1a2"], "natural") == ["a1a2", "a1a10", "a1b2", "a1b10"]
+
+
+@given(st.lists(st.text("01a_ ", min_size=1, max_size=6), unique=True))
+def test_any_names_have_one_order(names: list[str]) -> None:
+    assert in_order(reversed(names), "natural") == in_order(names, "natural")
 
 
 @pytest.mark.parametrize(

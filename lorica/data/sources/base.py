@@ -93,14 +93,11 @@ def required(root: Path | None, name: str) -> Path:
 def in_order(names: Iterable[str], order: ClassOrder) -> list[str]:
     """Names sorted, numbers within them by their size where the order is "natural"."""
 
-    def natural(name: str) -> tuple[object, ...]:
-        parts = re.split("([0-9]+)", name)  # texts and numbers by turns
+    def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
+        parts = re.split("([0-9]+)", name)  # texts and numbers by turns, a text last
         digits = [part.lstrip("0") for part in parts[1::2]]
-        return (
-            *((text, len(number), number) for text, number in zip(parts, [*digits, ""], strict=False)),
-            parts[-1],
-            name,
-        )
+        pairs = zip(parts[::2], [*digits, ""], strict=True)
+        return [(text, len(number), number) for text, number in pairs], name
 
     return sorted(names, key=natural if order == "natural" else None)
 
