@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,11 +160,12 @@ def test_a_link_where_a_run_arrives_moves_and_removes_nothing(
     (letters / "her.txt").write_text("dear")
     (out / name).symlink_to(tmp_path / "letters")
     before = everything_in(out)
-    for command in (
-        lambda: evaluate(out, progress=False),
+    commands: list[Callable[[], object]] = [
         lambda: run(prototypes, out=out, progress=False, overwrite=True),
         lambda: run(prototypes, out=out, progress=False, resume=True),
-    ):
+        lambda: evaluate(out),  # these two need nothing of a run that begins anew, and look at none
+    ]
+    for command in commands[: 1 if name == ".lorica.anew" else 3]:
         with pytest.raises(LoricaError, match=f"{name}: is a link, and lorica makes none"):
             command()
     assert (letters / "her.txt").read_text() == "dear"

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
@@ -26,11 +27,13 @@ from lorica import cli
 from lorica.config import Recipe
 from lorica.errors import LoricaError, RecipeError, TrainingError
 from lorica.methods import method_names
+from lorica.progress import Reporter, Silent
 from lorica.report import figures
 from lorica.results import Result, read_result
 from lorica.sweep import page
 from lorica.sweep.board import Board, Claim
 from lorica.sweep.plan import Plan, Search, Settings, Space, Sweep, chosen_settings, read_plan
+from lorica.sweep.worker import work
 
 PROJECT = Path(__file__).parents[1]
 EXAMPLES = PROJECT / "examples"
@@ -295,6 +298,31 @@ def test_the_page_has_every_key_and_a_file_that_can_begin(written: Written) -> N
     assert [(each.name, len(each.points)) for each in plan.methods] == [
         ("linear_probe", 3), ("sd_lora", 3), ("prototypes", 0)
     ]  # fmt: skip
+
+
+class Stopped(Exception):
+    """A worker has been stopped."""
+
+
+def test_one_search_is_of_one_set_of_data(written: Written, small_recipe: dict[str, Any]) -> None:
+    with np.load(small_recipe["data"]["root"]) as held:
+        content = dict(held)
+    np.savez("own.npz", **content)
+    space = {"fit.learning_rate": {"values": [0.01, 0.02]}}
+    file = written(overrides={"data.root": "own.npz"}, seeds=[], search={"space": space, "tasks": 1})
+    asked: list[Claim | None] = []
+
+    def until_the_second(claim: Claim | None) -> Reporter:
+        asked.append(claim)
+        if len(asked) == 2:
+            raise Stopped
+        return Silent()
+
+    with pytest.raises(Stopped):
+        work(Board(read_plan(file)), until_the_second)
+    np.savez("own.npz", **content | {"x_train": 255 - content["x_train"]})
+    with pytest.raises(LoricaError, match=r"data of other contents than when .*=0.01 was tried"):
+        work(Board(read_plan(file)), lambda claim: Silent())
 
 
 # --- which trial is next ---
@@ -692,15 +720,31 @@ def test_a_mistake_of_the_users_stops_every_worker_with_its_message(
     assert board.claim() is not None  # they are left to whoever comes when it is mended
 
 
-def test_what_is_not_a_sweeps_stays(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:
-    Path("mine.md").write_text("# mine\n")
-    Path("mine-search.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("name", "content"), [("mine.md", "# mine\n"), ("mine-search.json", "{}"), ("mine.json", '[{"label": "my own"}]')]
+)
+def test_what_is_not_a_sweeps_stays(
+    name: str, content: str, written: Written, lorica: Callable[..., tuple[int, str, str]]
+) -> None:
+    Path(name).write_text(content)
     code, _, errors = lorica("sweep", written(out="mine"))
-    assert code == 2
-    assert "mine.md: is in the way and not of a sweep" in errors
-    assert "mine-search.json: is in the way" in errors
-    assert Path("mine.md").read_text() == "# mine\n"
+    assert (code, f"{name}: is in the way and not of a sweep" in errors) == (2, True)
+    assert Path(name).read_text() == content
     assert not Path("runs").exists()
+
+
+def test_a_page_that_somebody_went_on_with_stays(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:
+    file = written(methods=["prototypes"], seeds=[0], out="mine")
+    assert lorica("sweep", file)[0] == 0
+    assert lorica("sweep", file)[0] == 0  # its own page is no hindrance
+    noted = Path("mine.md").read_text() + "\nWhat I make of it.\n"
+    Path("mine.md").write_text(noted)
+    code, _, errors = lorica("sweep", file)
+    assert (code, "mine.md: is in the way and not of a sweep" in errors) == (2, True)
+    assert Path("mine.md").read_text() == noted
+
+
+def test_times_are_of_the_same_recipe(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:
     Path("time.json").write_text(json.dumps({"recipe": "other", "tasks": 3, "totals": {"sd_lora": 1}}))
     code, _, errors = lorica("sweep", written(times="time.json"))
     assert (code, "has the times of other, not of small" in errors) == (2, True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +102,26 @@ class Claim:
                 if task + 1 not in noted:
                     self.trial.report(fmean(cast(list[float], accuracy[task])), task + 1)
             return not self.trial.should_prune()
+
+    def require_same(self, identity: Mapping[str, str]) -> None:
+        """Notes what a trial of a search was measured on.
+
+        Args:
+            identity: digests of data and weights, as in metrics.json.
+
+        Raises:
+            LoricaError: it is not what an earlier trial was measured on, and their scores say nothing to each other.
+        """
+        with self.board.alone:
+            for each in (*self.board.trials(self.method, "search"), *self.board.trials(self.method, "final")):
+                before = each.user_attrs.get("identity", identity)
+                if changed := [key for key in identity if before.get(key) != identity[key]]:
+                    raise LoricaError(
+                        f"{self.title}: {' and '.join(changed)} of other contents than when "
+                        f"{said(dict(each.params), short=True)} was tried, and one search compares them; restore what "
+                        "was there, or give the sweep another folder"
+                    )
+            self.trial.set_user_attr("identity", dict(identity))
 
     def end(self, score: float | None, state: TrialState = TrialState.COMPLETE, why: str | None = None) -> None:
         """Notes how it ended, and gives it back.

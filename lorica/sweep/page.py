@@ -21,6 +21,7 @@ from rich.text import Text
 from lorica.errors import LoricaError
 from lorica.files import write_json, write_text
 from lorica.metrics import MEASURES
+from lorica.ownership import marked, wrote
 from lorica.report import tables
 from lorica.results import DEFAULT_VARIANTS, Result, read_result
 from lorica.sweep.plan import Method, Plan, said
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 
 _MADE = "Made by the following command; do not edit."
 _SEARCH = ("budget", "scores", "chosen")
+_KEPT = ("label", "seed", "accuracy", *MEASURES, "magnitudes", "cost")
 
 
 def require_place(plan: Plan) -> None:
     """LoricaError where a file is in the way that no sweep wrote, or where the file of times is of another recipe."""
     page, beside, search = _files(plan)
-    taken = [file for file in (page, beside) if file.exists() and not _is_page(page)]
-    if search.exists() and not _is_search(search):
-        taken.append(search)
+    known = {page: _is_page, beside: _is_table, search: _is_search}
+    taken = [file for file, is_ours in known.items() if file.exists() and not is_ours(file)]
     problems = [f"{file}: is in the way and not of a sweep; move it away, or give another out" for file in taken]
     if plan.sweep.times:
         _times(plan)
@@ -97,9 +98,8 @@ def write(board: Board) -> tuple[list[tables.Row], list[str]]:
                 f"Time: of learning {tasks}, relative to sd_lora, one process taking turns (training_time.py)."
             )
         page, beside, _ = _files(plan)
-        write_text(page, _page(plan, rows, tables.to_markdown(rows, remarks, columns), pictures))
-        kept = ("label", "seed", "accuracy", *MEASURES, "magnitudes", "cost")
-        write_json(beside, [{name: getattr(run, name) for name in kept} for run in runs])
+        write_text(page, marked(page, _page(plan, rows, tables.to_markdown(rows, remarks, columns), pictures)))
+        write_json(beside, [{name: getattr(run, name) for name in _KEPT} for run in runs])
     return rows, remarks
 
 
@@ -229,9 +229,19 @@ def _files(plan: Plan) -> tuple[Path, Path, Path]:
 
 
 def _is_page(file: Path) -> bool:
+    """Whether a sweep made it, and nobody has altered it since; pages of before say the first alone."""
     try:
-        return _MADE in file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
+        return False
+    return wrote(file) or (_MADE in text and "<!-- lorica report" not in text)
+
+
+def _is_table(file: Path) -> bool:
+    try:
+        runs = json.loads(file.read_text(encoding="utf-8"))
+        return all({"label", "seed", "accuracy"} <= run.keys() <= set(_KEPT) for run in runs)
+    except (OSError, ValueError, AttributeError, TypeError):
         return False
 
 

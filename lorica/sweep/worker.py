@@ -29,8 +29,8 @@ def work(board: Board, reporter: Callable[[Claim | None], Reporter]) -> None:
         reporter: what a trial's run reports to; asked with None while this worker waits for others.
 
     Raises:
-        LoricaError: what keeps a run from being learned, other than a loss that is not finite; its trial is left to
-            whoever comes next.
+        LoricaError: what keeps a run from being learned, other than a loss that is not finite, or from being compared
+            with earlier ones; its trial is left to whoever comes next.
     """
     while not board.is_done:
         claim = board.claim()
@@ -103,6 +103,8 @@ def _run(claim: Claim, reporter: Reporter) -> None:
     except TrainingError as error:  # what too high a rate does
         claim.end(0.0 if searching else None, TrialState.COMPLETE if searching else TrialState.FAIL, str(error))
         return
+    if searching:
+        claim.require_same(result.identity)
     learned = len(result.accuracy)
     if claim.tasks is not None and learned < claim.tasks and not result.complete:
         claim.end(None, TrialState.PRUNED, f"given up after task {learned}")
