@@ -136,7 +136,9 @@ def demo(
             metavar="[key.sub=value]…", help="with --images or --text: keys of the recipe, such as backbone.name"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; default runs/demo, or runs/demo-text")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="your own images in place of digits, a folder for each class")
     ] = None,
@@ -151,7 +153,8 @@ def demo(
     drawing()
     from lorica import demo as demonstration
 
-    demonstration.show(out, console, images, overrides or [], text=text)
+    folder = out or Path("runs/demo-text" if text else "runs/demo")
+    demonstration.show(folder, console, images, overrides or [], text=text)
 
 
 @app.command()

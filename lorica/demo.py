@@ -149,7 +149,7 @@ def _of_digits() -> Subject:
 def _of_texts(given: Sequence[str]) -> Subject:
     return Subject(
         recipe=read_recipe("requests", list(given)),
-        what="Twenty kinds of everyday requests (“where is my parcel”, “my radiator stays cold”)",
+        what="Twenty kinds of everyday requests (“where is my parcel”, “my neighbours are too loud”)",
         samples="texts",
         sample="a text",
         title="Requests, 20 classes",
