@@ -258,7 +258,7 @@ def counted_vectors(texts: list[list[int]], size: int, dim: int) -> np.ndarray:
     information = np.log(counts.data * of.sum() / (of[counts.row] * smoothed[counts.col]))
     kept = information > 0
     matrix = sparse.csr_matrix((information[kept], (counts.row[kept], counts.col[kept])), shape=(size, size))
-    left, values, _ = svds(matrix, k=dim, random_state=0)
+    left, values, _ = svds(matrix, k=dim, v0=np.ones(size))
     return left * np.sqrt(values)
 
 
