@@ -132,21 +132,29 @@ def _all_commands(
 def demo(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[key.sub=value]…", help="with --images: keys of the recipe, such as backbone.name"),
+        typer.Argument(
+            metavar="[key.sub=value]…", help="with --images or --text: keys of the recipe, such as backbone.name"
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for the results")] = Path("runs/demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; default runs/demo, or runs/demo-text")
+    ] = None,
     images: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="your own images in place of digits, a folder for each class")
     ] = None,
+    text: Annotated[bool, typer.Option("--text", help="everyday requests in place of digits")] = False,
 ) -> None:
     """Digits in 5 tasks: forgetting, and its cure, in two minutes and without a download."""
     launch.require_alone("a demonstration is made by one")
-    if overrides and images is None:
-        raise LoricaError(f"{overrides[0]}: the demonstration on digits takes no keys; they go with --images")
+    if images and text:
+        raise LoricaError("--images and --text: a demonstration is made on one of them; leave out the other")
+    if overrides and not (images or text):
+        raise LoricaError(f"{overrides[0]}: the demonstration on digits takes no keys; they go with --images or --text")
     drawing()
     from lorica import demo as demonstration
 
-    demonstration.show(out, console, images, overrides or [])
+    folder = out or Path("runs/demo-text" if text else "runs/demo")
+    demonstration.show(folder, console, images, overrides or [], text=text)
 
 
 @app.command()
@@ -195,14 +203,14 @@ def check(
     """Validate a recipe and its data; nothing is trained."""
     given = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
     from lorica import check as check_recipe
-    from lorica.backbones import TEXT
+    from lorica.backbones import reads_texts
     from lorica.data.sources import remarks
 
     resolved, stream = check_recipe(given, decode_all=not fast)
     for remark in remarks(stream.source.facts):
         console.print(remark, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
-    what = "texts" if resolved.backbone.name.startswith(TEXT) else "images"
+    what = "texts" if reads_texts(resolved.backbone.name) else "images"
     console.print(
         Text("valid", "green"),
         f": {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "

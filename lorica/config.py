@@ -35,6 +35,9 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 _LARGEST = 1 << 20  # bytes of a recipe
 
+_OF_TEXTS = ("requests", "table", "hf_dataset")
+"""Sources of texts, unless a column of images is named."""
+
 # what a run had that is older than the key
 _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.head_scale": 1.0}
 
@@ -70,7 +73,10 @@ class Section(BaseModel):
 class BackboneConfig(Section):
     """The pre-trained transformer."""
 
-    name: str = Field(default="lorica_tiny", description="`lorica_tiny`, any timm ViT, or `hf:NAME`, a text encoder")
+    name: str = Field(
+        default="lorica_tiny",
+        description="`lorica_tiny`, any timm ViT, or of texts `lorica_tiny_text`, their default, or `hf:NAME`",
+    )
     weights: LocalPath | None = Field(
         default=None, description="local safetensors file, of a text encoder its folder; absent = the hub or its cache"
     )
@@ -578,14 +584,22 @@ def _checked(values: dict[str, Any], origin: str, *, trusted: bool, completed: b
             problems += _problems(error, known, "method.")
     try:
         others = _plain({**values, "method": {"name": "unknown"}, "fit": fit}, Recipe, "")
+        if _are_texts(others.get("data")) and isinstance(backbone := others.setdefault("backbone", {}), dict):
+            backbone.setdefault("name", "lorica_tiny_text")
         recipe = _read(Recipe, others).model_copy(update={"method": config})
     except ValidationError as error:
         problems += _problems(error, known)
     if problems:
         raise RecipeError([f"{origin}: {problem}" for problem in problems])
-    # what the method chose for `fit` is not the user's choice: it goes when another method takes this one's place
+    # what the method chose for `fit`, and the data as a backbone, is not the user's choice: it goes when another takes
+    # this one's place
     recipe.fit.model_fields_set.intersection_update(values.get("fit", {}))
+    recipe.backbone.model_fields_set.intersection_update(values.get("backbone", {}))
     return recipe
+
+
+def _are_texts(data: Any) -> bool:
+    return isinstance(data, dict) and data.get("source") in _OF_TEXTS and not data.get("image_column")
 
 
 def _of_file(name: str, values: Mapping[str, Any], *, trusted: bool) -> dict[str, Any]:

@@ -23,13 +23,14 @@ from lorica.assembly import (
     require_device,
     saved_recipe,
 )
-from lorica.backbones import load_backbone
+from lorica.backbones import TINY_TEXT, load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, packaged_text, read_recipe, read_saved
 from lorica.data.contents import Contents, contents_of, differences, short_digest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
 from lorica.data.stream import Stream
+from lorica.data.texts import Texts
 from lorica.descent import Fit
 from lorica.environment import environment, noted_contents
 from lorica.errors import CheckpointError, LoricaError
@@ -92,7 +93,9 @@ def run(
     number = launched()
     resolved = read_recipe(recipe, overrides)
     if source is not None:
-        resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None})
+        unnamed = "name" not in resolved.backbone.model_fields_set and isinstance(source.train, Texts)
+        encoder = {"backbone.name": TINY_TEXT} if unnamed else {}
+        resolved = read_recipe(resolved, {"data.source": IN_MEMORY, "data.root": None} | encoder)
     folder = RunFolder(out or default_folder(recipe, resolved))
     if resume and wrote(folder.recipe):
         resolved = as_saved(resolved, saved_recipe(folder, method_file=_method_file(resolved)))

@@ -35,6 +35,17 @@ def test_a_method_and_nothing_else_is_a_recipe() -> None:
     assert (recipe.stream.tasks, recipe.data.source, recipe.backbone.name) == (5, "digits", "lorica_tiny")
 
 
+def test_texts_have_an_encoder_of_their_own_unless_another_is_named() -> None:
+    rows = {"method": "rolda", "data": {"source": "table", "root": "rows.csv"}}
+    recipe = read_recipe(rows)
+    assert recipe.backbone.name == "lorica_tiny_text"
+    assert read_recipe(rows, ["backbone.pooling=cls"]).backbone.name == "lorica_tiny_text"
+    assert read_recipe(rows, ["backbone.name=hf:mine"]).backbone.name == "hf:mine"
+    assert read_recipe(rows, ["data.image_column=picture"]).backbone.name == "lorica_tiny"
+    assert read_recipe(recipe, {"data.source": "digits"}).backbone.name == "lorica_tiny"  # nobody chose it
+    assert read_recipe(read_recipe("requests"), {"data.source": "digits"}).backbone.name == "lorica_tiny_text"
+
+
 def test_library_then_method_then_recipe_then_override(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("method: full_finetune\n")

@@ -74,6 +74,25 @@ def test_demo_on_images_of_ones_own(
     assert "birds, 5 classes in 2 groups" in printed
 
 
+def test_demo_on_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lorica: Lorica) -> None:
+    few = {"data": {"source": "requests", "max_tokens": 8}, "stream": {"tasks": 2}, "fit": {"batch_size": 64}}
+    given = {"method": {"name": "rolda"}, "backbone": {"name": "lorica_tiny_text"}, "device": "cpu"} | few
+    monkeypatch.chdir(tmp_path)
+    asked = small(given, monkeypatch)
+    code, out, error = lorica("demo", "--text", "fit.epochs=3")
+    assert code == 0, error
+    for recipe in asked:
+        assert (recipe.data.source, recipe.backbone.name) == ("requests", "lorica_tiny_text")
+        assert (recipe.stream.tasks, recipe.fit.epochs) == (5, 3)
+    assert [recipe.method.name for recipe in asked] == list(demo.METHODS)
+    printed = " ".join(out.split())
+    assert "arrive in 5 groups. A small text encoder, pre-trained on docstrings" in printed
+    assert "which group a text comes from" in printed
+    assert "Requests, 20 classes in 5 groups" in printed
+    assert "run requests method.name=lora_frozen" in printed
+    assert (tmp_path / "runs" / "demo-text" / "rolda" / "metrics.json").exists()
+
+
 def test_demo_says_what_it_cannot_do_before_anything_runs(lorica: Lorica, tmp_path: Path) -> None:
     (tmp_path / "one" / "wren").mkdir(parents=True)
     for image in range(3):
@@ -82,7 +101,9 @@ def test_demo_says_what_it_cannot_do_before_anything_runs(lorica: Lorica, tmp_pa
         (("--images", tmp_path / "none"), "is not a folder"),
         (("--images", tmp_path / "one"), "too few classes, 1; two groups of two"),
         (("--images", tmp_path / "one", "backbone.nam=x"), "backbone.nam: unknown key"),
-        (("fit.epochs=1",), "they go with --images"),
+        (("fit.epochs=1",), "they go with --images or --text"),
+        (("--text", "--images", tmp_path / "one"), "--images and --text: a demonstration is made on one of them"),
+        (("--text", "backbone.weights=x"), "backbone.weights: lorica_tiny_text ships with its weights"),
     ):
         code, _, error = lorica("demo", *arguments, "--out", tmp_path / "out")
         assert code == 2

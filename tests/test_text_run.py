@@ -94,6 +94,13 @@ def test_what_is_of_images_alone_is_refused_before_training(recipe: dict[str, An
     assert not (tmp_path / "run").exists()
 
 
+def test_texts_in_memory_are_read_by_the_embedded_encoder(six_topics: Source, tmp_path: Path) -> None:
+    given = {"method": "prototypes", "stream": {"tasks": 3}, "device": "cpu"}
+    result = run(given, source=six_topics, out=tmp_path / "run", progress=False)
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["backbone"]["name"] == "lorica_tiny_text"
+    assert result.recipe["backbone"]["name"] == "lorica_tiny_text"
+
+
 @pytest.mark.parametrize(("name", "tasks", "column"), [("clinc150", 15, "label"), ("banking77", 7, "category")])
 def test_the_packaged_recipes_of_texts(name: str, tasks: int, column: str) -> None:
     assert name in packaged_recipes()

@@ -13,18 +13,38 @@ from lorica.backbones.timm_vit import TimmViT, load_timm_vit
 from lorica.backbones.tiny import NAME as TINY
 from lorica.backbones.tiny import load_tiny
 from lorica.backbones.tiny import timm_arguments as _of_tiny
+from lorica.backbones.tiny_text import NAME as TINY_TEXT
+from lorica.backbones.tiny_text import load_tiny_text
 from lorica.errors import BackboneError
 
 TEXT = "hf:"
 """How a recipe's names of text encoders begin."""
 
-__all__ = ["TEXT", "TINY", "Encoder", "Site", "backbone_names", "load_backbone", "timm_arguments"]
+__all__ = [
+    "TEXT",
+    "TINY",
+    "TINY_TEXT",
+    "Encoder",
+    "Site",
+    "backbone_names",
+    "load_backbone",
+    "reads_texts",
+    "timm_arguments",
+]
+
+
+def reads_texts(name: str) -> bool:
+    """Whether the backbone of this name is a text encoder."""
+    return name == TINY_TEXT or name.startswith(TEXT)
 
 
 def backbone_names() -> dict[str, str]:
     """Every backbone a recipe can name, with a word about its weights."""
     vits = timm.list_models(module="vision_transformer") + timm.list_models(module="deit")
-    texts = {f"{TEXT}NAME": f"text encoders of transformers: {', '.join(FAMILIES)}"}
+    texts = {
+        TINY_TEXT: "embedded: pre-trained by this project for short English texts",
+        f"{TEXT}NAME": f"text encoders of transformers: {', '.join(FAMILIES)}",
+    }
     return (
         {TINY: "embedded: pre-trained by this project for 32x32 images"}
         | texts
@@ -41,16 +61,22 @@ def load_backbone(
     pooling: Pooling | None = None,
     pretrained: bool = True,
 ) -> Encoder:
-    """The backbone that a recipe names: `lorica_tiny`, any timm ViT, or a text encoder as `hf:NAME`; `pretrained=False`
-    skips its weights.
+    """The backbone that a recipe names: `lorica_tiny`, any timm ViT, `lorica_tiny_text`, or another text encoder as
+    `hf:NAME`; `pretrained=False` skips its weights.
 
     Raises:
-        BackboneError: see `load_timm_vit`, `load_tiny` and `load_hf_text`; keys of the other modality.
+        BackboneError: see `load_timm_vit`, `load_tiny` and `load_hf_text`; keys of the other modality; weights of what
+            ships with its own.
     """
-    if name.startswith(TEXT):
+    if weights is not None and name in (TINY, TINY_TEXT):
+        others = f"backbone.name={TEXT}NAME" if name == TINY_TEXT else "a ViT of timm's by backbone.name"
+        raise BackboneError(f"backbone.weights: {name} ships with its weights; leave the key out, or name {others}")
+    if reads_texts(name):
         given = {"image_size": image_size is not None, "normalisation": normalisation != "backbone"}
         if alien := [f"backbone.{key}" for key, is_given in given.items() if is_given]:
             raise BackboneError(f"{', '.join(alien)}: {name} reads texts, not images; leave out")
+        if name == TINY_TEXT:
+            return load_tiny_text(pooling=pooling, pretrained=pretrained)
         return load_hf_text(name.removeprefix(TEXT), weights=weights, pooling=pooling, pretrained=pretrained)
     if pooling is not None:
         raise BackboneError(f"backbone.pooling: {name} reads images, and pools as it was trained to; leave the key out")
@@ -58,8 +84,6 @@ def load_backbone(
         return load_timm_vit(
             name, weights=weights, image_size=image_size, normalisation=normalisation, pretrained=pretrained
         )
-    if weights is not None:
-        raise BackboneError(f"backbone.weights: {TINY} ships with its weights; leave the key out")
     return load_tiny(image_size=image_size, normalisation=normalisation, pretrained=pretrained)
 
 

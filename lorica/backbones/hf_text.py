@@ -464,7 +464,8 @@ def _folder_of(name: str, weights: Path | None) -> Path:
             "modules.json",
             "1_Pooling/config.json",
         ],
-        remedy="download its files elsewhere and name their folder as backbone.weights=FOLDER",
+        remedy="download its files elsewhere and name their folder as backbone.weights=FOLDER, or choose "
+        "backbone.name=lorica_tiny_text, which is embedded",
     )
 
 

@@ -279,4 +279,7 @@ def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
         load_backbone("hf:nobody/nothing")
     (line,) = caught.value.problems
     assert line.startswith("backbone.name: cannot get nobody/nothing (127.0.0.1:9 cannot be reached: ")
-    assert line.endswith("download its files elsewhere and name their folder as backbone.weights=FOLDER")
+    assert line.endswith(
+        "download its files elsewhere and name their folder as backbone.weights=FOLDER, or choose "
+        "backbone.name=lorica_tiny_text, which is embedded"
+    )

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100, utils
 
 from lorica.data.sources import (
+    Source,
     arrays,
     arrays_file,
     benchmark_names,
@@ -27,6 +28,7 @@ from lorica.data.sources import (
     source_names,
     split_per_class,
 )
+from lorica.data.texts import Texts
 from lorica.errors import DataError
 
 
@@ -455,11 +457,36 @@ def test_arrays_file_that_cannot_be_used(tmp_path: Path) -> None:
         arrays_file(path)
 
 
+def test_the_requests_are_split_by_their_places() -> None:
+    source = load_source("requests", root=None)
+    assert len(source.class_names) == 20
+    assert [np.bincount(half.labels).tolist() for half in (source.train, source.test)] == [[27] * 20, [13] * 20]
+    number = source.class_names.index("move_appointment")  # the first in the file
+    texts = {
+        half.name: [half.texts[place] for place in np.flatnonzero(half.labels == number)] for half in halves(source)
+    }
+    assert texts["train"][:3] == [
+        "could we do Thursday instead of Wednesday",
+        "push my three o'clock back by an hour",
+        "the dentist at nine is too early for me, find another time that day",
+    ]
+    assert texts["test"][0] == "something came up, is there a later slot with the accountant"
+    everything = [text.lower() for half in halves(source) for text in half.texts]
+    assert len(set(everything)) == 800
+    assert source.facts["train"] == 540
+
+
+def halves(source: Source) -> tuple[Texts, Texts]:
+    assert isinstance(source.train, Texts)
+    assert isinstance(source.test, Texts)
+    return source.train, source.test
+
+
 # ---------------------------------------------------------------------------------------------------- by name
 
 
 def test_load_source_by_name(tmp_path: Path) -> None:
-    own = ["arrays", "digits", "hf_dataset", "image_folder", "table"]
+    own = ["arrays", "digits", "hf_dataset", "image_folder", "requests", "table"]
     assert list(source_names()) == sorted([*own, *benchmark_names()])
     assert load_source("digits", root=None, test_fraction=0.5, split_seed=0).facts["test_fraction"] == 0.5
     write_images(tmp_path / "a", 4)
