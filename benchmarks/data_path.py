@@ -25,7 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -57,7 +57,8 @@ def main(
         model, both, ratios, waits = _with_model(parts, rounds, steps, reporter)
     split = _split(parts)
     images = len(split)
-    taken = sum(image.nbytes for image in split._opened._cache.images(split.indices[:1000])) / min(images, 1000)
+    opened: Any = split._opened
+    taken = sum(image.nbytes for image in opened._cache.images(split.indices[:1000])) / min(images, 1000)
     of_steps = steps * read.fit.batch_size
     table = Table(
         "images", "epoch 1", "epoch 2", "2 / 1", "model", "both", "both / model", "waits", "a thousand, MB",

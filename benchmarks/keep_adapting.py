@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import timm
@@ -108,7 +108,7 @@ class ViT:
     """DeiT-Ti with weights given at each call: those of qkv, proj, fc1 and fc2 of each block."""
 
     def __init__(self, side: int, weights: Path) -> None:
-        model = timm.create_model("deit_tiny_patch16_224", num_classes=0)
+        model: Any = timm.create_model("deit_tiny_patch16_224", num_classes=0)
         model.load_state_dict({key: value for key, value in load_file(weights).items() if not key.startswith("head")})
         model.set_input_size(img_size=side)
         self.model = model.to(DEVICE).eval().requires_grad_(False)
@@ -135,7 +135,8 @@ class ViT:
             inputs = block.norm1(x)
             number, tokens, width = inputs.shape
             qkv = linear(4 * index, block.attn.qkv, inputs).reshape(number, tokens, 3, block.attn.num_heads, -1)
-            mixed = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4)).transpose(1, 2)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
+            mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
             x = x + linear(4 * index + 1, block.attn.proj, mixed.reshape(number, tokens, width))
             hidden = F.gelu(linear(4 * index + 2, block.mlp.fc1, block.norm2(x)))
             x = x + linear(4 * index + 3, block.mlp.fc2, hidden)
@@ -261,13 +262,13 @@ def augmented(images: Tensor, kind: str) -> Tensor:
     if kind == "shift":
         maps[:, 0, 0] = maps[:, 1, 1] = 1
         maps[:, :, 2] = torch.randint(-side // 10, side // 10 + 1, (number, 2), device=DEVICE) * 2 / side
-        grid = F.affine_grid(maps, images.shape, align_corners=False)
+        grid = F.affine_grid(maps, list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, padding_mode="border", align_corners=False, mode="nearest")
     scale = (0.3 + 0.7 * torch.rand(number, device=DEVICE)).sqrt()
     maps[:, 0, 0] = scale * (1 - 2 * (torch.rand(number, device=DEVICE) < 0.5).float())
     maps[:, 1, 1] = scale
     maps[:, :, 2] = (2 * torch.rand(number, 2, device=DEVICE) - 1) * (1 - scale)[:, None]
-    return F.grid_sample(images, F.affine_grid(maps, images.shape, align_corners=False), align_corners=False)
+    return F.grid_sample(images, F.affine_grid(maps, list(images.shape), align_corners=False), align_corners=False)
 
 
 def train(

@@ -53,7 +53,7 @@ class Shown(Method):
     def __init__(self, method: Method) -> None:
         super().__init__(method.config, method.encoder)
         self.method, self.tasks = method, method.tasks
-        self.name, self.trains_encoder = method.name, method.trains_encoder
+        vars(self).update(name=method.name, trains_encoder=method.trains_encoder)
 
     def grow(self, task: Task) -> None:
         """Somebody else sees to that."""
@@ -76,8 +76,9 @@ class Watched(Method):
 
     def __init__(self, learner: Method) -> None:
         super().__init__(learner.config, learner.encoder)
-        self.learner, self.tasks, self.name = learner, learner.tasks, learner.name
-        self.readouts = nn.ModuleDict(
+        self.learner, self.tasks = learner, learner.tasks
+        vars(self).update(name=learner.name)
+        self.readouts: Any = nn.ModuleDict(
             {
                 name: Readout(Shown(learner), kind, layers=layers, drift=drift)
                 for name, (kind, layers, drift) in READOUTS.items()

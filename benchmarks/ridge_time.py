@@ -85,10 +85,10 @@ def measure(
             if task in tasks:
                 choosing = seconds(lambda: choose_ridge(h, labels, fit=int(FITTED * samples)), repeats)  # noqa: B023
                 solving = seconds(lambda: head.solve(1e4), repeats)  # noqa: B023
-                medians = [statistics.median(each) for each in (accumulating, choosing, solving)]
+                accumulate, choose, solve = (statistics.median(each) for each in (accumulating, choosing, solving))
                 results.append(
                     RidgeTime(
-                        width, task, samples, task * classes, *medians,
+                        width, task, samples, task * classes, accumulate, choose, solve,
                         _peak(), repeats, torch.get_num_threads(), str(torch.__version__),
                     )
                 )  # fmt: skip

@@ -53,7 +53,7 @@ def measured(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("recipe")
     parser.add_argument("--methods", default="prototypes,ran_pac")
     parser.add_argument("--tasks", default="10")

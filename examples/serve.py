@@ -12,7 +12,7 @@ from pathlib import Path
 
 import own_images
 
-import lorica
+from lorica import Learner
 from lorica.serving import server as serving
 
 
@@ -32,7 +32,7 @@ def ask(url: str, picture: Path) -> dict[str, object]:
 def main(folder: Path) -> None:
     """Make the model, serve it at a free port of this machine, ask, stop."""
     own_images.main(folder)
-    model = lorica.load(folder / "model")
+    model = Learner(folder / "model")
     with serving.opened("127.0.0.1", 0) as door:
         server = serving.make_server(model, door, title="shapes", max_bytes=10_000_000, max_images=8)
         thread = threading.Thread(target=serving.run, args=(server, door))

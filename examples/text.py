@@ -50,7 +50,7 @@ def main(encoder: Path, folder: Path) -> None:
     result = lorica.run(recipe, source=source, out=folder / "run", resume=True)
     print(f"of four intents, {100 * result.acc:.0f} % right")
     asked = ["i need to check my balance", "i need to fly to berlin"]
-    print(dict(zip(asked, lorica.load(result.path).predict(asked), strict=True)))
+    print(dict(zip(asked, lorica.load(folder / "run").predict(asked), strict=True)))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def run(
 
     Args:
         recipe: a packaged recipe's name, a YAML file, a mapping with the same keys, or a `Recipe` read already.
-        out: the run's folder; absent = runs/<recipe>/<method>, with variant and seed where they are not the default.
+        out: the run's folder; absent = `runs/RECIPE/METHOD`, with variant and seed where not the default.
         source: data as an object (`lorica.arrays`), in place of what the recipe's data section names. It is not saved:
             the recipe says `data.source: in_memory`, and to resume or to evaluate, it must be given again.
         resume: continue the run in that folder where it stopped: at its newest snapshot within a task, or after its

@@ -161,7 +161,7 @@ def test_more_than_one_forward(kind: type[Method], forwards: int, flops: int, ti
 
 
 def test_nothing_is_left_behind(tiny_encoder: MakeEncoder) -> None:
-    kind = find_method("sd_lora")
+    kind: Any = find_method("sd_lora")
 
     class Noisy(kind):
         predict = QueryPass.predict
@@ -275,7 +275,7 @@ def test_the_ledger_of_a_small_vit_takes_under_a_second(tiny_encoder: MakeEncode
 @pytest.mark.gpu
 def test_a_gpu_counts_as_the_cpu_does(tiny_encoder: MakeEncoder) -> None:
     encoder = tiny_encoder().to("cuda")
-    kind = find_method("sd_lora")
+    kind: Any = find_method("sd_lora")
 
     class Noisy(kind):
         def predict(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,34 @@ def test_scripts_are_there(page: Path) -> None:
             assert (ROOT / script).is_file(), line
 
 
+def prose(page: Path) -> list[str]:
+    """The lines that are neither code nor tables; what stands in backquotes is blank, and full stops that end nothing
+    are gone."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines, listed = [], False
+    for line in text.splitlines():
+        listed = bool(re.match(r" *([*-]|\d+\.) ", line)) or (listed and line.startswith("  "))
+        if not line.startswith("|") and (listed or not line.startswith("    ")):
+            lines.append(line)
+    return lines
+
+
+def ends_within(line: str) -> list[str]:
+    """The ends of sentences after which another one begins in the same line."""
+    plain = re.sub(r"`[^`]*`", lambda code: "x" * len(code[0]), line)
+    plain = re.sub(r"\b(al|e\.g|i\.e|cf|Figs?|Eq|St|vs)\.", lambda short: "x" * len(short[0]), plain)
+    plain = re.sub(r"^( *([*-]|\d+\.) )?(\*\*[^*]+[.?]\*\* )?", lambda head: "x" * len(head[0]), plain)
+    return re.findall(r"[.!?][)*\"”]* +(?=\S)", plain)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if OF_OLD not in page.parents], ids=name)
+def test_a_sentence_has_a_line_of_its_own(page: Path) -> None:
+    """So that a change of a sentence is a change of a line; one of more than 160 characters goes on in the next."""
+    lines = prose(page)
+    assert [line for line in lines if ends_within(line)] == []
+    assert [line for line in lines if len(line) > 160] == []
+
+
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     done = subprocess.run(
         [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--strict", "--site-dir", tmp_path],

@@ -33,7 +33,9 @@ MakeEncoder = Callable[..., TimmViT]
 @pytest.fixture(scope="module")
 def learner(finished_run: Result) -> Predictor:
     assert finished_run.path is not None
-    return load(finished_run.path)
+    predictor = load(finished_run.path)
+    assert isinstance(predictor, Predictor)
+    return predictor
 
 
 @pytest.fixture(scope="module")

@@ -175,6 +175,7 @@ def test_the_confusion_is_that_of_the_last_task(finished_run: Result, small_reci
     assert not (tmp_path / "confusion.json").exists()
     assert read_confusion(stopped) is None
     run(small_recipe, out=tmp_path, resume=True, progress=False)
+    assert finished_run.path is not None
     assert (tmp_path / "confusion.json").read_bytes() == (finished_run.path / "confusion.json").read_bytes()
 
 
@@ -689,7 +690,7 @@ def test_ease_learns_a_task_of_one_class(six_classes, tmp_path) -> None:
     fit = {"epochs": 8, "batch_size": 8, "learning_rate": 0.5}
     result = run({**recipe, "fit": fit}, source=six_classes, out=tmp_path / "run", progress=False)
     assert result.acc > 0.6  # of one in six
-    method = load(result.path).method
+    method: Any = load(result.path).method
     images = torch.rand(2, 3, method.encoder.image_size, method.encoder.image_size)
     assert [bool(adapters.up.any()) for adapters in method.adapters] == [True, True, False]
     with torch.no_grad():

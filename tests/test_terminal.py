@@ -58,7 +58,8 @@ def said(monkeypatch: pytest.MonkeyPatch) -> Run:
         monkeypatch.setenv("FORCE_COLOR", "1" if terminal else "")
         with pytest.raises(SystemExit) as leaving:
             cli.main()
-        return int(leaving.value.code or 0), *(each.getvalue().decode(encoding) for each in written)
+        out, err = (each.getvalue().decode(encoding) for each in written)
+        return int(leaving.value.code or 0), out, err
 
     return run
 

@@ -106,6 +106,7 @@ def test_a_run_that_is_tracked_is_the_same_run(
     assert result.accuracy == finished_run.accuracy
     assert result.recipe["track"] == "tensorboard"
     assert len(summarise([result, finished_run])) == 1
+    assert finished_run.path is not None
     assert (tmp_path / "history.jsonl").read_bytes() == (finished_run.path / "history.jsonl").read_bytes()
     assert sorted(drawn(tmp_path)) == ["accuracy/average", "accuracy/new_task", "learning_rate", "loss/cross_entropy"]
 

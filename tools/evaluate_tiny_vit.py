@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -41,7 +41,7 @@ class Split:
 
 
 def digits(seed: int, size: int = 32) -> Split:
-    data = load_digits()
+    data: Any = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16.0
     images = F.interpolate(images, size=(size, size), mode="bilinear").expand(-1, 3, -1, -1)
     labels = torch.tensor(data.target)

@@ -39,7 +39,7 @@ import platform
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 import typer
@@ -85,7 +85,7 @@ class Recipe:
     coarse: float = 0.25  # share of the images reduced to a few pixels and enlarged again
     severity: float = 1.0  # how far the instances of a stroke class lie apart
     seed: int = 0
-    architecture: dict[str, int | str | bool] = field(default_factory=lambda: dict(ARCHITECTURE))
+    architecture: dict[str, Any] = field(default_factory=lambda: dict(ARCHITECTURE))
 
     def class_counts(self) -> dict[str, int]:
         return {name: max(3, round(self.classes * share)) for name, share in CLASS_SHARES.items()}
@@ -467,12 +467,13 @@ def initialise(model: VisionTransformer) -> None:
     angles = [place.flatten()[:, None] * frequencies for place in (column, row)]
     waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
     with torch.no_grad():
+        assert model.pos_embed is not None
         model.pos_embed.copy_(0.5 * waves[None])
         for name, layer in model.named_modules():
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            if name.endswith("qkv"):
-                layer.weight[width : 2 * width] = layer.weight[:width]
+                if name.endswith("qkv"):
+                    layer.weight[width : 2 * width] = layer.weight[:width]
 
 
 class Trainer:
@@ -523,7 +524,8 @@ class Trainer:
         torch.manual_seed(seed)
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.rate_at(progress)
-        self.model.patch_drop.prob = recipe.patch_drop if progress < 1 - recipe.whole else 0.0
+        drop: Any = self.model.patch_drop
+        drop.prob = recipe.patch_drop if progress < 1 - recipe.whole else 0.0
         self.model.train()
         started = time.perf_counter()
         images, labels = self.images.batch(recipe.batch_size, Dice(seed, self.device))
@@ -649,7 +651,7 @@ def train(trainer: Trainer, steps: int | None, minutes: float, checkpoint: Path,
         return trainer.steps_done / steps if steps is not None else trainer.seconds / (60 * minutes)
 
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=1.0, completed=progress_now())
+        task = bar.add_task("", total=1.0)
         before, saved, reported = trainer.seconds, 0.0, 0.0
         done_before, started = trainer.steps_done, time.monotonic()
         while (progress := progress_now()) < 1.0:

@@ -82,7 +82,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]  # which mkdocs will not find either, and says so
         own = _OUTSIDE.get(place) or (place.removeprefix("docs/") if place.startswith("docs/") else None)
         if own is None or files.get_file_from_path(own) is None:
-            return text if text.strip("`") == place else f"{text} (`{place}`)"
+            told = place.startswith(text.strip("`").rstrip("/")) or place.endswith(f"/{text}")
+            return f"`{place}`" if told else f"{text} (`{place}`)"
         here = page.file.src_uri.count("/")
         return f"{picture}[{text}]({'../' * here}{own}{hash_}{anchor})"
 
@@ -130,7 +131,7 @@ def _is_section(kind: object) -> bool:
 
 
 def _table(model: type[BaseModel], section: str, names: list[str] | None = None) -> str:
-    lines = ["| key | default | |", "|---|---|---|"]
+    lines = ["| key | default | what it says |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         if names is None or name in names:
             default = "" if field.default is PydanticUndefined else f"`{_shown(field.default)}`"
@@ -157,7 +158,9 @@ def _commands() -> str:
     for name, command in sorted(_each(typer.main.get_command(app), "lorica")):
         options = [each for each in command.params if each.name != "help"]
         usage = " ".join(_called(each) if _is_argument(each) else f"[{each.opts[0]}]" for each in options)
-        parts.append(f"## {name}\n\n{_cell(command.help or '')}\n\n    {name} {usage}\n\n| | |\n|---|---|")
+        parts.append(
+            f"## {name}\n\n{_cell(command.help or '')}\n\n    {name} {usage}\n\n| argument | what it says |\n|---|---|"
+        )
         for each in options:
             called = _called(each) if _is_argument(each) else ", ".join([*each.opts, *each.secondary_opts])
             parts.append(f"| `{called}` | {_cell(getattr(each, 'help', None) or '')} |")
@@ -182,5 +185,5 @@ def _called(parameter: Any) -> str:
 
 
 def _recipes() -> str:
-    lines = ["# Packaged recipes\n", "`lorica recipe NAME` prints one.\n", "| name | |", "|---|---|"]
+    lines = ["# Packaged recipes\n", "`lorica recipe NAME` prints one.\n", "| name | what it is |", "|---|---|"]
     return "\n".join([*lines, *(f"| `{name}` | {_cell(text)} |" for name, text in packaged_recipes().items())]) + "\n"

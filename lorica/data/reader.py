@@ -30,8 +30,11 @@ class Opened(Protocol):
         facts: what reading them has shown, as counts, for the record of a run.
     """
 
-    lengths: Int[Tensor, " n"] | None
-    facts: Mapping[str, int]
+    @property
+    def lengths(self) -> Int[Tensor, " n"] | None: ...
+
+    @property
+    def facts(self) -> Mapping[str, int]: ...
 
     def fetch(self, indices: Int[Tensor, " n"], *, device: torch.device) -> Inputs:
         """Inputs from the samples of these numbers, as they are tested. DataError naming all that cannot be read."""

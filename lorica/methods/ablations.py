@@ -2,8 +2,7 @@
 
 With U_k D_k/||U_k D_k||_F written as the unit direction k, the weight of a projection while learning task t is
 
-    lora_fixed   row A   W0 + alpha * (direction 1)                direction 1 trains at the first task only, alpha
-                 always
+    lora_fixed   row A   W0 + alpha * (direction 1)                direction 1 trains at the first task, alpha always
     lora_single  row B   W0 + alpha * (direction)                  one direction and alpha, both trained on and on
     lora_frozen  row C   W0 + sum_{k<t} (direction k) + alpha_t * (direction t)      earlier coefficients do not train
 

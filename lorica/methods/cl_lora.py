@@ -3,8 +3,7 @@
 Blocks are numbered j = 1 … L and L_s = L // 2. With U "up" and D "down" (the paper writes B and A, its code lora_A and
 lora_B), the weight of an adapted projection p (q, v) while learning task t is
 
-    W_j = W0_j + U_j D_j                   j <= L_s: one update for all tasks, D fixed with orthonormal rows, U trained
-                                              (1)
+    W_j = W0_j + U_j D_j                   j <= L_s: one update for all tasks, D fixed (orthonormal), U trained      (1)
     W_j = W0_j + w_tjp U_tj D_tj           j > L_s:  an update and a block weight w for each task, all trained       (2)
 
     loss = CE + l1 KD + l2 ORTH,           l1 = 5, l2 = 1e-4; the first task has CE alone                            (3)

@@ -13,8 +13,7 @@ where D_i D_t' is [r, r]. The penalty's gradient reaches D_t alone: it pushes sp
 is free. All updates are summed for predictions and merge into W0: no task identity, no extra cost.
 
 `variant: paper` (default)  L = sum of squared entries, as the paper's penalty is quoted   s = 1
-`variant: released_code`    L = sum of absolute entries (cmnfriend/O-LoRA)                 s = 32 / r, its lora_alpha /
-                            r
+`variant: released_code`    L = sum of absolute entries (cmnfriend/O-LoRA)                 s = 32 / r, its lora_alpha/r
 
 Each can be had without the other (`penalty`, `scale`). lambda_1 = 0.5 in both, lambda_2 = 0; only the code has it (0
 for its short task orders, up to 0.3 for the long one). L grows with the rank, the number of tasks and the lengths of

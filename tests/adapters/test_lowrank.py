@@ -66,12 +66,16 @@ def test_a_norm_whose_square_rounds_below_zero_is_a_number() -> None:
 def test_gradient_of_the_norm_is_finite_at_zero_and_orthogonal_to_the_factors() -> None:
     up, down = torch.zeros(5, 2, requires_grad=True), torch.randn(2, 4, requires_grad=True)
     frobenius_norm(up, down).backward()
+    assert up.grad is not None
+    assert down.grad is not None
     assert torch.isfinite(up.grad).all()
     assert torch.isfinite(down.grad).all()
 
     up, down = torch.randn(5, 2, requires_grad=True), torch.randn(2, 4, requires_grad=True)
     weights = torch.randn(5, 4)
     (weights * (up @ down) / frobenius_norm(up, down)).sum().backward()
+    assert up.grad is not None
+    assert down.grad is not None
     # the value does not change with the length of U or D, so the gradient has no part along them
     assert (up.grad * up).sum().item() == pytest.approx(0, abs=1e-5)
     assert (down.grad * down).sum().item() == pytest.approx(0, abs=1e-5)

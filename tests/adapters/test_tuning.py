@@ -85,6 +85,7 @@ def test_scale_and_shift_is_a_backbone_of_other_weights(tiny_encoder) -> None:
                 key = name.removesuffix(".proj") if isinstance(module, nn.Conv2d) else name
                 gamma, beta = (part[key.replace(".", "_")] for part in (tuning.scales, tuning.shifts))
                 module.weight.mul_(gamma.view(-1, *[1] * (module.weight.dim() - 1)))
+                assert module.bias is not None
                 module.bias.mul_(gamma).add_(beta)
                 changed += 1
     assert changed == len(tuning.scales) == len(tuning.shifts) == 1 + 2 * 6 + 1  # patches; six a block; last norm

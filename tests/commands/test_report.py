@@ -22,7 +22,7 @@ def lorica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], 
         with pytest.raises(SystemExit) as leaving:
             cli.main()
         captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, captured.err
+        return int(leaving.value.code or 0), captured.out, captured.err
 
     return call
 
@@ -80,6 +80,7 @@ def test_what_is_asked_for_must_fit(lorica: Lorica, finished_run: Result) -> Non
 
 
 def test_a_run_whose_files_are_no_good_is_named(lorica: Lorica, finished_run: Result, tmp_path: Path) -> None:
+    assert finished_run.path is not None
     for name, text in (("good", (finished_run.path / "metrics.json").read_text()), ("bad", "{}")):
         (tmp_path / "runs" / name).mkdir(parents=True)
         (tmp_path / "runs" / name / "metrics.json").write_text(text)

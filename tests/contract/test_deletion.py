@@ -52,7 +52,9 @@ def names_of(stream: Stream) -> list[str]:
 
 
 def images(stream: Stream, number: int = 12) -> torch.Tensor:
-    return next(stream.train_all().batches(number, device=torch.device("cpu"))).inputs
+    inputs = next(stream.train_all().batches(number, device=torch.device("cpu"))).inputs
+    assert isinstance(inputs, torch.Tensor)
+    return inputs
 
 
 def tensors(method: Method) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ def test_a_method_is_read(name: str, kind: Kind, small, tiny_encoder, stream: St
     logits = method.predict(images.inputs)
     assert logits.shape == (6, 4)
     assert logits.isfinite().all()
-    alone = torch.cat([method.predict(image[None]) for image in images.inputs])
+    alone = torch.cat([method.predict(image) for image in images.inputs.split(1)])
     torch.testing.assert_close(alone, logits, atol=1e-4, rtol=1e-3)
     # merged, and on a plain backbone
     found, classifier = merged(method), method.classifier()

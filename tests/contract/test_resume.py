@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,9 @@ def test_a_read_out_goes_on_too(name, options, small, tiny_encoder, stream, tmp_
         folder = tmp_path / f"{task}"
         with suppress(StoppedHere):
             learn(session_in(folder, build(), (task, step)), stream)
-        held = {key: value.shape for key, value in snapshot.read(RunFolder(folder).snapshot).tensors.items()}
+        kept = snapshot.read(RunFolder(folder).snapshot)
+        assert kept is not None
+        held = {key: value.shape for key, value in kept.tensors.items()}
         assert ("method.before" in held) == ("drift" in options)
         assert held.get("method.before", (24,))[0] == 24
         resumed = session_in(folder, build())
@@ -174,10 +177,10 @@ def test_a_slow_trunk_goes_on_too(tiny_encoder, stream, tmp_path: Path) -> None:
 
 
 def test_begin_task_is_not_called_again(tiny_encoder, stream, tmp_path: Path) -> None:
-    cls = find_method("inf_lora")
+    cls: Any = find_method("inf_lora")
     calls: list[int] = []
 
-    class Counting(cls):  # type: ignore[misc, valid-type]
+    class Counting(cls):
         def begin_task(self, context) -> None:
             calls.append(context.task.index)
             super().begin_task(context)

@@ -84,7 +84,8 @@ def test_folder_of_classes_is_split_by_seed(tmp_path: Path) -> None:
     write_images(tmp_path / "b", 2)
 
     def names(source) -> tuple[set[str], set[str]]:
-        return tuple({half.describe(i) for i in range(len(half))} for half in (source.train, source.test))
+        train, test = ({half.describe(i) for i in range(len(half))} for half in (source.train, source.test))
+        return train, test
 
     source = image_folder(tmp_path, split_seed=1)
     train, test = names(source)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def stream(six_classes) -> Stream:
 
 @ALL
 def test_loss_by_hand(tiny_encoder, tuning) -> None:
-    method = learner(tiny_encoder(), tuning)
+    method: Any = learner(tiny_encoder(), tuning)
     g = method.tuning.features(method.encoder, IMAGES[:6])
     labels = torch.tensor([0, 1, 1, 0, 1, 0])
     [terms] = method.losses(Batch(IMAGES[:6], labels))
@@ -164,7 +165,7 @@ def test_the_first_task_tunes_and_later_ones_keep_every_bit(tiny_encoder, stream
 
 @ALL
 def test_scores_by_hand(tiny_encoder, tuning) -> None:
-    method = seen(learner(tiny_encoder(), tuning), 2, 3, 1)
+    method: Any = seen(learner(tiny_encoder(), tuning), 2, 3, 1)
     phi = torch.stack(
         [torch.cat([method.encoder.features(x[None])[0], method.tuning.features(method.encoder, x[None])[0]])
          for x in IMAGES]
@@ -217,7 +218,7 @@ def test_the_longer_half_counts_for_more(tiny_encoder) -> None:
     """The cosine is over both halves at once: g alone decides when it is long, f alone when it is short."""
     scores = {}
     for factor in (1e-4, 1.0, 3.0, 1e4):
-        method = learner(tiny_encoder(), "full")
+        method: Any = learner(tiny_encoder(), "full")
         tuned = method.tuning.features
         method.tuning.features = lambda *inputs, c=factor, own=tuned, **named: c * own(*inputs, **named)
         scores[factor] = seen(method, 2, 4).predict(IMAGES)
@@ -310,7 +311,7 @@ def test_defaults(tiny_encoder) -> None:
     config = APERConfig(name="aper")
     assert (config.tuning, config.rank, config.length) == ("adapter", 64, 5)
     torch.manual_seed(0)
-    method = APER(config, tiny_encoder())
+    method: Any = APER(config, tiny_encoder())
     method.grow(tasks(2)[0])
     assert (method.tuning.scale, method.tuning.dropout) == (0.1, 0.1)
     assert method.tuning.down.shape == (2, 64, 32)

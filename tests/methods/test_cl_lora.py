@@ -2,6 +2,7 @@
 prototypes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -107,7 +108,8 @@ def distillation(plain, method: CLLoRA, ups, teachers, head, inputs):
 def step_gradients(method: CLLoRA, terms) -> list[torch.Tensor]:
     method.zero_grad()
     torch.stack(list(terms.values())).sum().backward()
-    return [each.up.grad.clone() for each in method.lower.values()]
+    gradients: list[Any] = [each.up.grad for each in method.lower.values()]
+    return [gradient.clone() for gradient in gradients]
 
 
 def train(method: CLLoRA, stream: Stream, tasks: range) -> None:

@@ -70,8 +70,8 @@ def features_of(plain, method: EASE, task: int, inputs: Tensor) -> Tensor:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    a, b = a.double().numpy(), b.double().numpy()
-    return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    x, y = a.double().numpy(), b.double().numpy()
+    return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
 
 
 def train(method: EASE, stream: Stream, tasks: range) -> None:
@@ -208,7 +208,7 @@ def completed(measured: list[Tensor], old: int, space: int, known: list[int], te
     tau = TASK_OF[old]
     exponentials = [math.exp(cosine(measured[tau][old], measured[tau][n]) / temperature) for n in known]
     terms = [e / sum(exponentials) * measured[space][n].double() for e, n in zip(exponentials, known, strict=True)]
-    return sum(terms)
+    return torch.stack(terms).sum(dim=0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.2])

@@ -184,6 +184,8 @@ def test_every_trained_scalar_gets_a_gradient(tiny_encoder) -> None:
     method.begin_task(context(method))
     for terms in method.losses(Batch(IMAGES, torch.tensor([4, 5, 4, 5]))):
         sum(terms.values()).backward()
+    assert method.logits.grad is not None
+    assert method.magnitudes.grad is not None
     assert method.logits.grad.abs().min() > 0
     assert method.magnitudes.grad.abs().min() > 0
     assert float(method.logits.grad.sum()) == pytest.approx(0, abs=1e-6)  # only differences matter

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,8 @@ def test_only_the_pull_moves_keys_and_only_those_picked(tiny_encoder, variant) -
         assert 5 not in picked(method)
         [terms] = method.losses(batch())
         torch.stack(list(terms.values())).sum().backward()
+        assert method.keys.grad is not None
+        assert method.prompts.grad is not None
         reached = method.keys.grad.abs().sum(dim=1) > 0
         assert reached.tolist() == [bool(weight) and m in picked(method) for m in range(6)]
         moved = method.prompts.grad.flatten(1).abs().sum(dim=1) > 0
@@ -167,7 +171,8 @@ def test_small_cosines_are_in_full_precision_under_autocast(tiny_encoder) -> Non
 
 def test_prompts_enter_first_and_the_head_reads_them_alone(tiny_encoder) -> None:
     method = learner(tiny_encoder())
-    vit, (weight, bias) = method.encoder.vit, method.head.stacked()
+    vit: Any = method.encoder.vit
+    weight, bias = method.head.stacked()
     for image, chosen, logits in zip(IMAGES, picked(method), method.predict(IMAGES), strict=True):
         own = vit.patch_embed((image[None] - 0.5) / 0.5)
         own = torch.cat([vit.cls_token, own], dim=1) + vit.pos_embed

@@ -262,7 +262,7 @@ TOKENS_IN_FRONT = {"deep_prompts": 5, "shallow_prompts": 5}
 def test_features_of_several_blocks_are_those_on_the_way_to_the_single_one(name, options, tiny_encoder, stream) -> None:
     """What leaves the blocks while the method makes its own features, caught on its way."""
     method = learned(name, tiny_encoder(), stream, "head", 2, **options)
-    tuned = getattr(method, "tuning", None)
+    tuned: Any = getattr(method, "tuning", None)
     encoders = {method.encoder, getattr(tuned, "encoder", method.encoder)}
     left: list[torch.Tensor] = []
     hooks = [
@@ -282,6 +282,7 @@ def test_features_of_several_blocks_are_those_on_the_way_to_the_single_one(name,
         for tokens in passing:
             seen = encoder.vit.norm(tokens[:, first:])
             if options.get("tuning") == "scale_and_shift":  # which tunes this norm, too
+                assert tuned is not None
                 seen = seen * tuned.scales["vit_norm"] + tuned.shifts["vit_norm"]
             parts = [seen[:, 0], seen[:, 1:].mean(dim=1)]
             expected += [32**0.5 * each / each.norm(dim=1, keepdim=True) for each in parts]
@@ -329,7 +330,8 @@ def test_means_of_earlier_classes_move_as_the_new_images_do(layers, tiny_encoder
 @pytest.mark.parametrize("readout", ["discriminant", "ridge"])
 def test_sums_follow_and_new_images_are_added_as_they_are(readout, tiny_encoder, stream) -> None:
     method = learned("lora", tiny_encoder(), stream, readout, 1, drift="affine")
-    batch, expected = images_of(stream, 1), copy.deepcopy(method.statistics)
+    batch = images_of(stream, 1)
+    expected: Any = copy.deepcopy(method.statistics)
     before = method.features(batch.inputs)
     learn(method, stream, range(1, 2))
     expected.move(*affine_drift(before, method.features(batch.inputs)))
@@ -399,6 +401,7 @@ def test_classes_that_return_are_moved_and_then_added_to(readout, tiny_encoder, 
 
 def in_a_task(tiny_encoder, stream) -> tuple[Readout, Context]:
     method = learned("lora", tiny_encoder(), stream, "discriminant", 1, drift="affine")
+    assert isinstance(method, Readout)
     method.grow(stream.tasks[1])
     context = Context(stream.tasks[1], lambda: iter([images_of(stream, 1)]), 1, 1, lambda *_, **__: None)
     method.begin_task(context)
@@ -577,7 +580,7 @@ def test_refusals(name, options, message, six_classes) -> None:
 def test_a_read_out_of_other_features_is_not_refused(name, six_classes) -> None:
     method = find_method(name)
     options = {"readout": method.reads_by, "layers": 2}
-    assert check("digits", source=six_classes, method=name, stream={"tasks": 3}, evaluate=options)
+    check("digits", source=six_classes, method=name, stream={"tasks": 3}, evaluate=options)
 
 
 OF_ONES_OWN = """
@@ -598,7 +601,7 @@ def test_a_method_whose_features_take_no_layers_is_read_without_them(six_classes
     """Those of several blocks would be the backbone's, and not what it makes of them."""
     (tmp_path / "doubled.py").write_text(OF_ONES_OWN)
     own = {"method": {"name": str(tmp_path / "doubled.py")}, "stream": {"tasks": 3}}
-    assert check("digits", source=six_classes, **own, evaluate={"readout": "discriminant"})
+    check("digits", source=six_classes, **own, evaluate={"readout": "discriminant"})
     with pytest.raises(
         RecipeError, match=r"evaluate\.layers: doubled gives the features .* leave evaluate\.layers out"
     ):
@@ -644,9 +647,9 @@ def test_every_hook_is_forwarded_or_answered_on_purpose() -> None:
 
 def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
     called: list[str] = []
-    cls = find_method("linear_probe")
+    cls: Any = find_method("linear_probe")
 
-    class Noting(cls):  # type: ignore[misc, valid-type]
+    class Noting(cls):
         def __getattribute__(self, name: str):
             called.append(name)
             return super().__getattribute__(name)

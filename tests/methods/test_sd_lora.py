@@ -99,6 +99,7 @@ def test_what_trains_and_what_gets_a_gradient(tiny_encoder) -> None:
     # one vector of magnitudes for all projections, U and D of each projection, the new rows of the head
     assert len(trainable) == 1 + 2 * sites + 2
     assert method.magnitudes.shape == (3,)
+    assert method.magnitudes.grad is not None
     assert method.magnitudes.grad.abs().min() > 0
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in trainable)
     assert all(p.grad is None for p in method.encoder.parameters())
