@@ -18,7 +18,12 @@ from lorica.errors import BackboneError
 TEXT = "hf:"
 """How a recipe's names of text encoders begin."""
 
-__all__ = ["TEXT", "TINY", "Encoder", "Site", "backbone_names", "load_backbone", "timm_arguments"]
+__all__ = ["TEXT", "TINY", "Encoder", "Site", "backbone_names", "load_backbone", "modality_of", "timm_arguments"]
+
+
+def modality_of(name: str) -> str:
+    """What the backbone of a recipe reads, images or texts, told by its name alone."""
+    return "texts" if name.startswith(TEXT) else "images"
 
 
 def backbone_names() -> dict[str, str]:
@@ -47,7 +52,7 @@ def load_backbone(
     Raises:
         BackboneError: see `load_timm_vit`, `load_tiny` and `load_hf_text`; keys of the other modality.
     """
-    if name.startswith(TEXT):
+    if modality_of(name) == "texts":
         given = {"image_size": image_size is not None, "normalisation": normalisation != "backbone"}
         if alien := [f"backbone.{key}" for key, is_given in given.items() if is_given]:
             raise BackboneError(f"{', '.join(alien)}: {name} reads texts, not images; leave out")
