@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -350,6 +351,11 @@ class HFText(Encoder):
                     if linear is not None
                 ]
         return tuple(found)
+
+    def plain_name(self, linear: str) -> str:
+        """What a layer is called in the model as transformers builds it (`plain_model`)."""
+        layers = re.escape(self._family.layers)
+        return re.sub(rf"^model\.({layers}\.\d+)\.layer\.", r"\1.", linear)
 
     def plain_model(self) -> nn.Module:
         """A copy of the model as transformers builds it."""
