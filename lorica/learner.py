@@ -260,7 +260,8 @@ class Learner:
             return []
         inputs = inputs_of(kept)
         if isinstance(inputs, Tokens):
-            return self.reader.words(inputs)
+            reader: Any = self.reader  # of texts
+            return reader.words(inputs)
         return list(kept.permute(0, 2, 3, 1).numpy())
 
     # --- changes ---

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,16 @@ import pytest
 import torch
 
 import lorica
+from lorica.backbones.hf_text import HFText
 from lorica.config import packaged_recipes, read_recipe
 from lorica.data.sources import Source
-from lorica.data.texts import Texts
+from lorica.data.texts import TextReader, Texts
 from lorica.errors import LoricaError, RecipeError
 from lorica.export import export, own_images
+from lorica.methods import find_method
+from lorica.predictor import Predictor
 from lorica.run import run
+from lorica.types import Task
 from tests.conftest import CLASS_NAMES
 
 
@@ -135,3 +140,24 @@ def test_banking77_as_its_authors_publish_it(tiny_text_folder: Path, tmp_path: P
     assert sorted(name for task in result.tasks for name in task["classes"]) == sorted(intents)
     facts = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert facts["data"]["passed_over"] == {"beside train and test": 1}
+
+
+@pytest.mark.parametrize("family", ["modernbert", "t5"])
+def test_an_adapter_of_other_families(family: str, tiny_text_encoder: Callable[..., HFText], tmp_path: Path) -> None:
+    """Of ModernBERT, whose q and v are rows of one layer, and of T5, whose layers are nested otherwise."""
+    encoder = tiny_text_encoder(family=family)
+    method = find_method("o_lora")(find_method("o_lora").Config(name="o_lora", rank=2), encoder)
+    for index in range(2):
+        method.grow(Task.of_new_classes(index, 2 * index, ("wren", "lark") if index else ("kite", "rook")))
+    with torch.no_grad():
+        for factor in method.trainable():
+            factor.add_(0.3 * torch.randn(factor.shape, generator=torch.Generator().manual_seed(0)))
+    plain = encoder.plain_model()
+    predictor = Predictor(method.eval(), reader=TextReader(**encoder.reading()))
+    exported = export(predictor, tmp_path / "exported", "peft")
+    assert exported.share < 1e-5
+    assert not exported.real
+    layers = dict(plain.named_modules())
+    adapted = json.loads((exported.folder / "adapter_config.json").read_text())
+    assert set(adapted["target_modules"]) <= layers.keys()
+    assert adapted["base_model_name_or_path"] == encoder.name

@@ -14,6 +14,8 @@ from lorica.data.sources.cl_benchmark import ORDERS
 from lorica.data.stream import Stream
 from lorica.data.texts import TextReader, Texts
 from lorica.errors import DataError
+from lorica.run import run
+from tests.conftest import CLASS_NAMES
 
 
 def rows(name: str, number: int, text: str = "text", label: str = "label") -> list[dict[str, Any]]:
@@ -106,3 +108,22 @@ def test_the_orders_and_their_recipes() -> None:
         assert f"o_lora_{name}" in packaged_recipes()
         assert (recipe.data.source, recipe.data.dataset, recipe.stream.tasks) == ("cl_benchmark", name, tasks)
         assert recipe.stream.by == "domain"
+
+
+def test_a_run_over_tiny_copies(tiny_text_folder: Path, tmp_path: Path) -> None:
+    order = ("dbpedia", "amazon", "yahoo", "ag")
+    for place, name in enumerate(order):
+        (tmp_path / name).mkdir()
+        for half, number in (("train", 6), ("test", 4)):
+            lines = [f"the {CLASS_NAMES[place]}{n % 2} is,{n % 2}" for n in range(number)]
+            (tmp_path / name / f"{half}.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    result = run(
+        "o_lora_order_1",
+        out=tmp_path / "run",
+        progress=False,
+        **{"data.root": tmp_path, "backbone.weights": tiny_text_folder, "method.rank": 2, "device": "cpu"},
+    )
+    assert [set(task["classes"]) for task in result.tasks] == [{f"{name}: 0", f"{name}: 1"} for name in order]
+    assert [(task["train"], task["test"]) for task in result.tasks] == [(6, 4)] * 4
+    assert [len(row) for row in result.accuracy] == [1, 2, 3, 4]
+    assert result.recipe["data"]["dataset"] == "order_1"
