@@ -244,9 +244,9 @@ def test_texts_are_written_and_answered(browser: Tab) -> None:
         browser.open(url)
         browser.until("!document.getElementById('write').hidden && document.getElementById('drop').hidden")
         browser.until("document.querySelector('.version')?.innerText.includes('2 texts')")
-        browser.evaluate("document.getElementById('texts').value = 'HELP <b>\\n\\nthank you'")
+        browser.evaluate("document.getElementById('texts').value = 'HELP <B>\\n\\nthank you'")
         browser.evaluate("document.querySelector('#write button').click()")
         until_answered(browser, 2)
-        assert rows(browser) == ["loud HELP <b> 75.0%", "quiet thank you 75.0%"]
+        assert rows(browser) == ["loud HELP <B> 75.0%", "quiet thank you 75.0%"]
         assert browser.evaluate("document.getElementById('tally').innerText") == "2 texts"
         assert browser.complaints == []

@@ -92,7 +92,8 @@ def load(
     kept = [_some_of_each(each.train.labels, split_seed) for each in sources]
     train = _together([each.train for each in sources], kept, sources, "train")
     test = _together([each.test for each in sources], [np.arange(len(each.test)) for each in sources], sources, "test")
-    facts = {"data_sets": names, "most_of_a_class": MOST} | ({} if root is None else {"root": str(root)})
+    facts: dict[str, object] = {"data_sets": names, "most_of_a_class": MOST}
+    facts |= {} if root is None else {"root": str(root)}
     domains = Domains(
         tuple(names),
         np.repeat(np.arange(len(names)), [len(rows) for rows in kept]),
