@@ -1,12 +1,14 @@
 """What a training step of SD-LoRA costs, and whether that grows with the number of tasks learned before.
 
     python benchmarks/step_time.py --backbone vit_base_patch16_224 --tasks 1,10,50,100
+    python benchmarks/step_time.py --backbone hf:minilm --weights FOLDER --methods sd_lora,o_lora,lora --tasks 1,10
 
-Timed, on the CPU, on one fixed batch of random images with labels of the current task:
+Timed, on the CPU, on one fixed batch of random images, or texts, with labels of the current task:
 
   SD-LoRA  one step of the library's own method (paper variant, q and v of every block), really grown through T tasks of
            ten classes, taken by the library's own loop (`lorica.descent.Descent.take`): forward, cross-entropy over the
            current task's classes, backward, one step of Adam, and the loop's checks. One configuration for each T.
+           --methods asks for others, grown alike.
   floor    the same backbone with frozen weights and no adapters, and a linear head that trains: forward,
            cross-entropy, and backward down to the input images. There is no optimiser step.
   token floor  the same, but backward only down to the tokens that enter the first block. This is the stricter
@@ -17,15 +19,20 @@ Timed, on the CPU, on one fixed batch of random images with labels of the curren
            one, so its copy of the backbone gets the three as separate layers (`SplitAttention`), which are slices of
            the same weights. No concatenation is added, and the logits are verified to be those of the fused model.
 
+Of texts, whose tokens are ids, both floors are the second one. It is that of transformers' own model, and PEFT adapts
+that, too: so what lorica's blocks add (padding that is marked in the tokens) is in the ratios. Texts have up to
+--tokens tokens, the shortest three quarters of that.
+
 How to read the ratios. Every round times each configuration once, in an order shuffled anew, so that slow phases of the
-machine fall on all of them alike. `ratio_to_floor` is SD-LoRA's time over the floor's time in the same round,
+machine fall on all of them alike. With --threads 1 seconds are the processor's, of which others that use the core take
+none. `ratio_to_floor` is SD-LoRA's time over the floor's time in the same round,
 `ratio_to_token_floor` and `ratio_to_peft` its time over those two; reported are the medians over the rounds, with
 quartiles. A ratio to the floor of 1.10 means that everything learning adds to the bare backbone takes a tenth of its
 time. A column of equal ratios means that a step costs the same at the hundredth task as at the first. PEFT's LoRA is a
 single update that knows nothing of tasks: it is a yardstick for adapting once, not for remembering.
 
 Weights are random (time does not depend on their values) except those of lorica_tiny, and all configurations share
-the frozen ones in memory.
+the frozen ones in memory; of texts, those of lorica do.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import numpy as np
@@ -50,14 +58,16 @@ from rich.table import Table
 from timm.layers.attention import Attention
 from torch import Tensor, nn
 
-from lorica.backbones import TINY, Encoder
+from lorica.backbones import TEXT, TINY, Encoder
+from lorica.backbones.hf_text import FAMILIES, HFText, TextClassifier, load_hf_text
 from lorica.backbones.timm_vit import TimmViT, load_timm_vit
 from lorica.backbones.tiny import load_tiny
 from lorica.descent import Descent, Fit
-from lorica.methods.sd_lora import SDLoRA, SDLoRAConfig
+from lorica.methods import Method, find_method
+from lorica.methods.sd_lora import SDLoRA
 from lorica.progress import Reporter, Silent, progress_bar
 from lorica.randomness import Draws
-from lorica.types import Batch, Task
+from lorica.types import Batch, Task, Tokens
 
 CLASSES = 10  # in each task
 FIT = Fit(
@@ -79,10 +89,12 @@ Quartiles = tuple[float, float]
 
 @dataclass(frozen=True)
 class StepTime:
-    """The step of SD-LoRA while it learns task number `tasks`; times and ratios are medians over the rounds."""
+    """The step of a method while it learns task number `tasks`; times and ratios are medians over the rounds. A size is
+    a side in pixels, or a length in tokens."""
 
+    method: str
     backbone: str
-    image_size: int
+    size: int
     batch: int
     rank: int
     tasks: int
@@ -111,49 +123,61 @@ def measure(
     repeats: int = 20,
     image_size: int | None = None,
     rank: int = 10,
+    methods: Sequence[str] = (SDLoRA.name,),
+    weights: Path | None = None,
+    length: int = 64,
     reporter: Reporter | None = None,
 ) -> list[StepTime]:
-    """Times all configurations, interleaved, with the number of threads that torch is set to; one result for each T."""
+    """Times all configurations, interleaved, with the number of threads that torch is set to; one result for each
+    method and T."""
     reporter = reporter or Silent()
-    encoder = _encoder(backbone, image_size)
-    images = torch.rand(batch, 3, encoder.image_size, encoder.image_size)
+    encoder = _encoder(backbone, image_size, weights)
     labels = torch.randint(CLASSES, (batch,))
     accelerator = Accelerator(cpu=True)
-    steps = {
-        FLOOR: floor_step(encoder, images, labels),
-        TOKEN_FLOOR: token_floor_step(encoder, images, labels),
-        PEFT: peft_step(encoder, images, labels, rank, accelerator),
-    }
-    reporter.stage("growing", len(tasks))
-    for number in tasks:
-        steps[str(number)] = sd_lora_step(grown(encoder, number, rank), images, labels, accelerator)
+    inputs: Any
+    if isinstance(encoder, HFText):
+        inputs, size = texts(encoder, batch, length), length
+        floor = text_floor_step(encoder, inputs, labels)
+        steps = {FLOOR: floor, PEFT: peft_text_step(encoder, inputs, labels, rank, accelerator)}
+    else:
+        size = encoder.image_size
+        inputs = torch.rand(batch, 3, size, size)
+        steps = {
+            FLOOR: floor_step(encoder, inputs, labels),
+            TOKEN_FLOOR: token_floor_step(encoder, inputs, labels),
+            PEFT: peft_step(encoder, inputs, labels, rank, accelerator),
+        }
+    wanted = [(name, number) for name in methods for number in tasks]
+    reporter.stage("growing", len(wanted))
+    for name, number in wanted:
+        steps[f"{name} {number}"] = own_step(grown(encoder, number, rank, name), inputs, labels, accelerator)
         reporter.step()
     seconds = {name: np.array(times) for name, times in interleaved(steps, repeats, reporter).items()}
+    seconds.setdefault(TOKEN_FLOOR, seconds[FLOOR])
     return [
         StepTime(
-            backbone, encoder.image_size, batch, rank, number,
-            *_summary(seconds[str(number)] / seconds[FLOOR]),
-            *_summary(seconds[str(number)] / seconds[TOKEN_FLOOR]),
-            *_summary(seconds[str(number)] / seconds[PEFT]),
-            *_summary(seconds[str(number)]), *_summary(seconds[FLOOR]), *_summary(seconds[PEFT]),
+            name, backbone, size, batch, rank, number,
+            *_summary(own / seconds[FLOOR]), *_summary(own / seconds[TOKEN_FLOOR]), *_summary(own / seconds[PEFT]),
+            *_summary(own), *_summary(seconds[FLOOR]), *_summary(seconds[PEFT]),
             repeats, torch.get_num_threads(), str(torch.__version__),
         )
-        for number in tasks
+        for name, number in wanted for own in [seconds[f"{name} {number}"]]
     ]  # fmt: skip
 
 
 def interleaved(steps: Mapping[str, Step], repeats: int, reporter: Reporter) -> dict[str, list[float]]:
     """Seconds that each step took in each round: a round runs every step once, in an order of its own."""
     shuffler, order = random.Random(0), list(steps)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     reporter.stage("timing", repeats + WARM_UP_ROUNDS)
     for completed in range(repeats + WARM_UP_ROUNDS):
         shuffler.shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             steps[name]()
             if completed >= WARM_UP_ROUNDS:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         reporter.step()
     return seconds
 
@@ -184,9 +208,49 @@ def token_floor_step(encoder: Encoder, images: Tensor, labels: Tensor) -> Step:
     return step
 
 
-def sd_lora_step(method: SDLoRA, images: Tensor, labels: Tensor, accelerator: Accelerator) -> Step:
+def texts(encoder: HFText, number: int, length: int) -> Tokens:
+    """Of random tokens, the longest of that length and the shortest of three quarters of it."""
+    ids = torch.randint(encoder.model.get_input_embeddings().num_embeddings, (number, length))
+    lengths = length - torch.arange(number)[:, None] % max(1, length // 4)
+    return Tokens(ids, torch.arange(length) < lengths)
+
+
+def text_floor_step(encoder: HFText, inputs: Tokens, labels: Tensor) -> Step:
+    """Forward of transformers' own model, and backward down to the tokens that enter its first layer."""
+    classifier = text_classifier(encoder)
+    start: list[Tensor] = []
+    embeddings = classifier.model.get_submodule(FAMILIES[classifier.model.config.model_type].embeddings)
+    embeddings.register_forward_hook(lambda module, given, found: start.append(found.requires_grad_()))
+
+    def step() -> None:
+        loss = F.cross_entropy(classifier(inputs), labels)
+        torch.autograd.grad(loss, [start.pop(), *classifier.head.parameters()])
+
+    return step
+
+
+def peft_text_step(encoder: HFText, inputs: Tokens, labels: Tensor, rank: int, accelerator: Accelerator) -> Step:
+    """PEFT's LoRA on transformers' own model, and a head of its own.
+
+    Raises:
+        ValueError: q and v are parts of one layer, which PEFT would adapt as a whole.
+    """
+    sites = encoder.select(("q", "v"))
+    if any(encoder.get_submodule(site.linear).out_features != site.rows[1] - site.rows[0] for site in sites):
+        raise ValueError(f"{encoder.name}: q and v are parts of one layer; time an encoder in which they are layers")
+    targets = [f"model.{encoder.plain_name(site.linear)}" for site in sites]
+    config = LoraConfig(r=rank, target_modules=targets, modules_to_save=["head"])
+    return _trained(get_peft_model(cast(Any, text_classifier(encoder)), config).train(), inputs, labels, accelerator)
+
+
+def text_classifier(encoder: HFText) -> Any:
+    """Transformers' own model, with an ordinary linear head for one task."""
+    return TextClassifier(encoder.plain_model(), encoder.pooling, nn.Linear(encoder.width, CLASSES))
+
+
+def own_step(method: Method, inputs: Any, labels: Tensor, accelerator: Accelerator) -> Step:
     """One step of the library's own loop."""
-    batch = Batch(images, labels + method.task.classes[0])
+    batch = Batch(inputs, labels + method.task.classes[0])
     descent = Descent(
         method.train(),
         method.trainable(),
@@ -208,12 +272,17 @@ def peft_step(encoder: TimmViT, images: Tensor, labels: Tensor, rank: int, accel
     """The same for PEFT's LoRA and a head of its own."""
     config = LoraConfig(r=rank, target_modules=["q", "v"], modules_to_save=["head"])
     model = get_peft_model(cast(Any, Classifier(split_qkv(encoder))), config).train()
+    return _trained(model, images, labels, accelerator)
+
+
+def _trained(model: nn.Module, inputs: Any, labels: Tensor, accelerator: Accelerator) -> Step:
+    """One step of an ordinary loop."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = accelerator.prepare_optimizer(torch.optim.Adam(parameters, lr=FIT.learning_rate))
 
     def step() -> None:
         with accelerator.autocast():
-            loss = F.cross_entropy(model(images), labels)
+            loss = F.cross_entropy(model(inputs), labels)
         _require_finite(loss)
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -222,9 +291,11 @@ def peft_step(encoder: TimmViT, images: Tensor, labels: Tensor, rank: int, accel
     return step
 
 
-def grown(encoder: TimmViT, tasks: int, rank: int) -> SDLoRA:
-    """SD-LoRA as it stands when it is about to learn its last task."""
-    method = SDLoRA(SDLoRAConfig(name=SDLoRA.name, rank=rank), _copy(encoder))
+def grown(encoder: Encoder, tasks: int, rank: int, name: str = SDLoRA.name) -> Any:
+    """A method as it stands when it is about to learn its last task."""
+    kind = find_method(name)
+    ranks = {"rank": rank} if "rank" in kind.Config.model_fields else {}
+    method = kind(kind.Config(name=name, **ranks), _copy(encoder))
     for index in range(tasks):
         first = index * CLASSES
         method.grow(Task.of_new_classes(index, first, tuple(f"class {first + n}" for n in range(CLASSES))))
@@ -297,15 +368,17 @@ def _thirds(qkv: nn.Linear) -> list[nn.Linear]:
     return layers
 
 
-def _encoder(name: str, image_size: int | None) -> TimmViT:
-    if name == TINY:
+def _encoder(name: str, image_size: int | None, weights: Path | None = None) -> Any:
+    if name.startswith(TEXT):
+        encoder: Encoder = load_hf_text(name.removeprefix(TEXT), weights=weights, pretrained=False)
+    elif name == TINY:
         encoder = load_tiny(image_size=image_size)
     else:
         encoder = load_timm_vit(name, image_size=image_size, pretrained=False)
     return encoder.requires_grad_(False)
 
 
-def _copy(encoder: TimmViT) -> TimmViT:
+def _copy(encoder: Any) -> Any:
     """A copy with modules of its own, around the same weights in memory."""
     return copy.deepcopy(encoder, {id(parameter): parameter for parameter in encoder.parameters()})
 
@@ -323,12 +396,14 @@ def _summary(values: np.ndarray) -> tuple[float, Quartiles]:
 
 def _table(results: Sequence[StepTime]) -> Table:
     first = results[0]
+    of_texts = first.backbone.startswith(TEXT)
     table = Table(
-        title=f"Training step, {first.backbone} at {first.image_size} pixels, batch {first.batch}",
+        title=f"Training step, {first.backbone} at {first.size} {'tokens' if of_texts else 'pixels'}, batch "
+        f"{first.batch}",
         caption=f"medians of {first.repeats} rounds (quartiles), {first.threads} threads, torch {first.torch}; "
         f"floor {first.floor_seconds:.4f} s, PEFT {first.peft_seconds:.4f} s",
     )
-    for heading in ("tasks", "seconds", "x floor", "x token floor", "x PEFT"):
+    for heading in ("method", "tasks", "seconds", "x floor", "x token floor", "x PEFT"):
         table.add_column(heading, justify="right")
     for result in results:
         ratios = [
@@ -337,7 +412,7 @@ def _table(results: Sequence[StepTime]) -> Table:
             (result.ratio_to_peft, *result.ratio_to_peft_quartiles),
         ]
         cells = [f"{median:.3f} ({lower:.3f}-{upper:.3f})" for median, lower, upper in ratios]
-        table.add_row(str(result.tasks), f"{result.seconds:.4f}", *cells)
+        table.add_row(result.method, str(result.tasks), f"{result.seconds:.4f}", *cells)
     return table
 
 
@@ -352,22 +427,36 @@ def _numbers(text: str) -> list[int]:
 
 
 def main(
-    backbone: Annotated[str, typer.Option(help="lorica_tiny, or any timm ViT")] = "vit_base_patch16_224",
+    backbone: Annotated[str, typer.Option(help="lorica_tiny, any timm ViT, or hf:NAME")] = "vit_base_patch16_224",
     tasks: Annotated[str, typer.Option(help="numbers of tasks, separated by commas")] = "1,10,50,100",
-    batch: Annotated[int, typer.Option(min=1, help="images in a step")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="images or texts in a step")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="rounds that count")] = 20,
     image_size: Annotated[int | None, typer.Option(help="side in pixels; absent: the backbone's own")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="absent: torch's choice")] = None,
     rank: Annotated[int, typer.Option(min=1, help="of each update")] = 10,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per task count, one per line")] = False,
+    methods: Annotated[str, typer.Option(help="names, separated by commas")] = SDLoRA.name,
+    weights: Annotated[Path | None, typer.Option(help="of hf:NAME: its folder; absent: the hub's")] = None,
+    length: Annotated[int, typer.Option("--tokens", min=4, help="of the longest text")] = 64,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="one JSON object per method and task count, one per line")
+    ] = False,
 ) -> None:
-    """Times SD-LoRA's training step against the frozen backbone and PEFT's LoRA."""
+    """Times a method's training step against the frozen backbone and PEFT's LoRA."""
     numbers = _numbers(tasks)
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_bar() as reporter:
         results = measure(
-            backbone, numbers, batch=batch, repeats=repeats, image_size=image_size, rank=rank, reporter=reporter
+            backbone,
+            numbers,
+            batch=batch,
+            repeats=repeats,
+            image_size=image_size,
+            rank=rank,
+            methods=methods.split(","),
+            weights=weights,
+            length=length,
+            reporter=reporter,
         )
     if as_json:
         for result in results:

@@ -203,20 +203,19 @@ def check(
     """Validate a recipe and its data; nothing is trained."""
     given = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
     from lorica import check as check_recipe
-    from lorica.backbones import reads_texts
+    from lorica.backbones import modality_of
     from lorica.data.sources import remarks
 
     resolved, stream = check_recipe(given, decode_all=not fast)
     for remark in remarks(stream.source.facts):
         console.print(remark, soft_wrap=True)
     sizes = sorted({len(task.class_names) for task in stream.tasks})
-    what = "texts" if reads_texts(resolved.backbone.name) else "images"
     console.print(
         Text("valid", "green"),
         f": {resolved.method.name} on {resolved.backbone.name}, {stream.source.name}: "
         f"{len(stream.class_names)} classes in {len(stream.tasks)} tasks of "
         f"{' to '.join(map(str, sizes[:1] + sizes[1:][-1:]))}, {len(stream.source.train)} training and "
-        f"{len(stream.source.test)} test {what}",
+        f"{len(stream.source.test)} test {modality_of(resolved.backbone.name)}",
         sep="",
     )
 
@@ -315,13 +314,16 @@ def evaluate(
     method_file: MethodFile = None,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="images to test on, a folder for each class; a model needs them"),
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="images to test on, a folder for each class, or texts in a file of rows; a model needs them",
+        ),
     ] = None,
     figures_in: Annotated[
         Path | None, typer.Option("--figures", help="with --data: draw what is mistaken for what into this folder")
     ] = None,
 ) -> None:
-    """Test a run's checkpoint again, task by task; or a run or a model on a folder of images."""
+    """Test a run's checkpoint again, task by task; or a run or a model on images or texts of your own."""
     if data:
         _examine(folder, data, tasks, method_file, read_overrides(moved or []), figures_in)
         return
@@ -349,7 +351,8 @@ def export(
     images: Annotated[
         list[Path] | None,
         typer.Option(
-            help="images to compare on, or folders of them; default: the model's own test data, if it is there"
+            help="images to compare on, or folders of them, or files of texts; default: the model's own test data, if "
+            "it is there"
         ),
     ] = None,
     tasks: Annotated[int | None, typer.Option(min=1, help="go back to the checkpoint after this many tasks")] = None,
@@ -364,8 +367,12 @@ def export(
     learner = load(
         model, tasks=tasks, method_file=method_file, **{key: given[key] for key in given if key == "backbone.weights"}
     )
+    things = learner.method.encoder.modality
     if images:
-        compared_on = _image_files(images)
+        as_texts = things == "texts"
+        compared_on = (
+            models.given_texts(list(map(str, images)), model, method_file) if as_texts else _image_files(images)
+        )
     elif isinstance(learner, Learner):
         compared_on = learner.set_aside()
     else:
@@ -375,9 +382,9 @@ def export(
     if done.remark:
         console.print(f"It is {done.remark}.")
     what = (
-        f"{done.images} images"
+        f"{done.images} {things}"
         if done.real
-        else f"{done.images} random images (the model's data is not there; --images)"
+        else f"{done.images} random {things} (the model's data is not there; --images)"
     )
     console.print(
         f"Loaded back and compared on {what}: the largest difference of a logit is {done.difference:.2g}, "
@@ -491,7 +498,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 = one that is free")] = 8000,
     max_megabytes: Annotated[
-        float, typer.Option(min=0.1, max=10_000, help="of one request, all its images together")
+        float, typer.Option(min=0.1, max=10_000, help="of one request, all its images or texts together")
     ] = 64.0,
     max_images: Annotated[int, typer.Option(min=1, help="in one request")] = 32,
     device: Annotated[
@@ -499,7 +506,7 @@ def serve(
     ] = None,
     method_file: MethodFile = None,
 ) -> None:
-    """Answer images over HTTP, and show a page for them."""
+    """Answer images or texts over HTTP, and show a page for them."""
     from lorica.serving import server as serving
     from lorica.serving.model import Model
 
@@ -511,18 +518,24 @@ def serve(
         raise LoricaError(
             f"{folder}: not a model that can be served; expected the folder of one that `lorica learn` made"
         )
+    things = getattr(model, "things", "images")
     with serving.opened(host, port) as door:
         server = serving.make_server(
-            model, door, title=folder.resolve().name, max_bytes=round(max_megabytes * 1e6), max_images=max_images
+            model,
+            door,
+            title=folder.resolve().name,
+            max_bytes=round(max_megabytes * 1e6),
+            max_images=max_images,
+            reads=things,
         )
         if door.is_public:
             Screen(stderr=True).print(
                 f"warning: other machines reach {host}, and nobody is asked for a password: whoever finds this port "
-                "can have images classified, and read the names of the classes and the history",
+                f"can have {things} classified, and read the names of the classes and the history",
                 style="yellow",
                 soft_wrap=True,
             )
-        console.print("Open", console.strong(door.url), "in a browser, or POST images to /predict; Ctrl-C stops it.")
+        console.print("Open", console.strong(door.url), f"in a browser, or POST {things} to /predict; Ctrl-C stops it.")
         serving.run(server, door)
 
 
@@ -562,13 +575,17 @@ def _examine(
     figures_in: Path | None,
 ) -> None:
     from lorica import Learner, load
+    from lorica.assembly import saved_recipe
+    from lorica.data.rows import Columns
     from lorica.examination import examine, names_of
+    from lorica.files import RunFolder
 
     found = load(folder, tasks=tasks, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found
+    columns = Columns.of(saved_recipe(RunFolder(folder), given, method_file=method_file).data)
     with progress_bar() as reporter:
-        done = examine(predictor, data, reporter=reporter)
-    console.print(models.examined(folder, done))
+        done = examine(predictor, data, columns=columns, reporter=reporter)
+    console.print(models.examined(folder, done, predictor.method.encoder.modality))
     if figures_in:
         figures = drawing()
         drawn = figures.confusion(done.shares(), names_of(done), done.class_names)

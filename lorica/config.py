@@ -105,7 +105,8 @@ class DataConfig(Section):
         default=None,
         exclude_if=lambda value: value is None,
         description=(
-            "of the source hf_dataset: its name on Hugging Face's hub, with a configuration as NAME:CONFIGURATION"
+            "of the source hf_dataset: its name on Hugging Face's hub, with a configuration as NAME:CONFIGURATION; of "
+            "cl_benchmark: which data sets, in which order"
         ),
     )
     text_column: str | list[str] = Field(

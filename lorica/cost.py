@@ -17,6 +17,7 @@ from lorica.backbones.encoder import Encoder
 from lorica.heads import GrowingLinear
 from lorica.methods.base import Method, shapes_of
 from lorica.statistics import ClassMeans, Discriminant
+from lorica.types import Tokens
 
 KINDS: dict[type[nn.Module], str] = {
     Encoder: "backbone",
@@ -51,11 +52,13 @@ def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> 
         `flops_per_prediction`: FLOPs of matrix products and convolutions, attention included, for one input with the
         updates merged; a multiply-add counts as 2. Norms, activations and softmax do not count.
         `forwards_per_prediction`: passes through the backbone for one input; half of the blocks make half a pass.
+        `tokens_per_prediction`: of a text, how many tokens that one input has; there is none of an image.
     """
     trainable = _by_kind(method, shapes_of(method, method.trainable()) if trained is None else trained)
     state = method.own_state()
     stored = _by_kind(method, {name: value.shape for name, value in state.items() if value.is_floating_point()})
     flops, forwards = _prediction(method)
+    example = method.encoder.example(1)
     return {
         "backbone": sum(parameter.numel() for parameter in method.encoder.parameters()),
         "trainable": sum(trainable.values()),
@@ -69,6 +72,7 @@ def measure(method: Method, trained: Mapping[str, torch.Size] | None = None) -> 
         ),
         "flops_per_prediction": flops,
         "forwards_per_prediction": forwards,
+        **({"tokens_per_prediction": int(example.mask.sum())} if isinstance(example, Tokens) else {}),
     }
 
 

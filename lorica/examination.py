@@ -1,4 +1,4 @@
-"""A model examined on labelled images: how many are right, which classes are taken for which, and whether its
+"""A model examined on labelled images or texts: how many are right, which classes are taken for which, and whether its
 probabilities hold."""
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 
 from lorica.calibration import expected_calibration_error
 from lorica.data.decoding import DEFAULT
-from lorica.data.sources import labelled_images
+from lorica.data.rows import BY_DEFAULT, Columns
+from lorica.data.sources import labelled_images, labelled_texts
 from lorica.data.sources.base import likeness, some
 from lorica.errors import DataError
 from lorica.predictor import Predictor
@@ -66,27 +67,37 @@ class Examination:
         return self.class_names[int(others.argmax())] if others.any() else None
 
 
-def examine(predictor: Predictor, folder: str | Path, *, reporter: Reporter | None = None) -> Examination:
-    """Examines a model on a folder of class folders; of one with `train` and `test`, on the second.
+def examine(
+    predictor: Predictor, folder: str | Path, *, columns: Columns = BY_DEFAULT, reporter: Reporter | None = None
+) -> Examination:
+    """Examines a model on a folder of class folders, or on texts in files as the source `table` reads them; of what has
+    `train` and `test`, on the second.
+
+    Args:
+        columns: of rows.
 
     Raises:
         DataError: everything wrong with the folder, or classes that the model does not know.
     """
     shown = reporter or Silent()
-    decoding = getattr(predictor.reader, "decoding", DEFAULT)
-    names, halves, _ = labelled_images(folder, decoding=decoding, reporter=shown)
-    files = halves[-1]
+    if predictor.method.encoder.modality == "texts":
+        names, texts, _ = labelled_texts(folder, columns)
+        labelled, given = texts[-1], texts[-1].texts
+    else:
+        decoding = getattr(predictor.reader, "decoding", DEFAULT)
+        names, files, _ = labelled_images(folder, decoding=decoding, reporter=shown)
+        labelled, given = files[-1], files[-1].paths
     place = {likeness(name): number for number, name in enumerate(predictor.class_names)}
-    present = [names[number] for number in np.unique(files.labels)]
+    present = [names[number] for number in np.unique(labelled.labels)]
     if foreign := [name for name in present if likeness(name) not in place]:
         raise DataError(
             f"{folder}: classes that the model does not know: {some(foreign)}; it knows {some(predictor.class_names)}"
         )
-    labels = torch.tensor([place[likeness(names[label])] for label in files.labels.tolist()])
+    labels = torch.tensor([place[likeness(names[label])] for label in labelled.labels.tolist()])
     shown.stage("examining", -(-len(labels) // _BATCH))
     logits = []
     for part in torch.arange(len(labels)).split(_BATCH):
-        logits.append(predictor.logits([files.paths[index] for index in part.tolist()]))
+        logits.append(predictor.logits([given[index] for index in part.tolist()]))
         shown.step()
     found = torch.cat(logits)
     best = predictor.probabilities_of(found).max(dim=1)

@@ -1,4 +1,4 @@
-"""What a model knows of images it no longer has, and whether a change made it worse.
+"""What a model knows of images, or texts, it no longer has, and whether a change made it worse.
 
 Album     digests of all images that were learned, so that none is learned twice; and the few that were set aside
 Jury      images with their classes, by which a method is judged
@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from lorica.checkpoint import Checkpoints
@@ -27,12 +29,37 @@ from lorica.journal import line_of_descent
 from lorica.methods.base import Method
 from lorica.parts import additions_in, packed, without
 from lorica.progress import Reporter, Silent
-from lorica.types import Inputs, Task
+from lorica.types import Inputs, Task, Tokens
 
 DIGEST = 16
 """Bytes by which an image is known."""
 
 _BATCH = 256
+
+Kept: TypeAlias = UInt8[Tensor, "n 3 s s"] | Int32[Tensor, "n length"]
+"""Inputs as they are set aside: images of bytes, or the ids of tokens and -1 after a text's last."""
+
+
+def kept_form(inputs: Inputs) -> Kept:
+    """Inputs as they are set aside."""
+    if isinstance(inputs, Tokens):
+        return inputs.ids.masked_fill(~inputs.mask, -1).int()
+    return cast(Tensor, inputs).mul(255).round().to(torch.uint8)
+
+
+def inputs_of(kept: Kept) -> Inputs:
+    """What was set aside, as an encoder reads it."""
+    if kept.dtype == torch.int32:
+        return Tokens(kept.clamp_min(0).long(), kept >= 0)
+    return kept.float() / 255
+
+
+def _together(several: Sequence[Tensor]) -> Tensor:
+    """What was set aside at several times, in one tensor, as wide as the longest text needs."""
+    width = max(each.shape[1] for each in several)
+    return torch.cat(
+        [F.pad(each, (0, width - each.shape[1]), value=-1) if each.ndim == 2 else each for each in several]
+    )
 
 
 class Album:
@@ -147,7 +174,7 @@ class Album:
                     stay = ~torch.isin(found[labels], gone)
                     pieces.setdefault(name, []).append(found[name][stay])
                     pieces.setdefault(labels, []).append(torch.tensor(places)[found[labels][stay]])
-        return {name: torch.cat(several) for name, several in pieces.items()}
+        return {name: (_together if name == "kept" else torch.cat)(several) for name, several in pieces.items()}
 
     def known_already(self, known: Mapping[str, Tensor]) -> int:
         """How many images of another album (`since`) are known here as of the same class."""
@@ -167,12 +194,12 @@ class Album:
         ordered = sorted(numbered)
         return Task(index, tuple(ordered), tuple(new), tuple(numbered[number] for number in ordered))
 
-    def kept(self) -> tuple[UInt8[Tensor, "n 3 s s"] | None, Int[Tensor, " n"]]:
+    def kept(self) -> tuple[Kept | None, Int[Tensor, " n"]]:
         """The images that were set aside, in the order in which they came, and the numbers of their classes."""
         if not self._kept:
             return None, torch.zeros(0, dtype=torch.long)
         images, labels = zip(*self._kept, strict=True)
-        return torch.cat(images), torch.cat(labels)
+        return _together(images), torch.cat(labels)
 
     def to_set_aside(self, labels: Int[Tensor, " n"], keep: int, seed: int) -> Bool[Tensor, " n"]:
         """Which of these images to set aside: of each class what `keep` still lacks, and a fifth of them at most."""
@@ -185,19 +212,25 @@ class Album:
         return aside
 
     def unseen(
-        self, samples: Samples, numbers: Sequence[int | None], reporter: Reporter | None = None
+        self,
+        samples: Samples,
+        numbers: Sequence[int | None],
+        reporter: Reporter | None = None,
+        *,
+        things: str = "images",
     ) -> tuple[Int[Tensor, " m"], UInt8[Tensor, "m 16"], int]:
         """Which samples have not been learned yet, by name and contents; their digests; and how many of them were
         learned as another class.
 
         Args:
             numbers: of the classes that the samples' labels stand for, None where it is not known.
+            things: what the samples are called.
 
         Raises:
             DataError: samples that cannot be read; or one that is there twice under unlike classes.
         """
         shown, problems, found = reporter or Silent(), list[str](), list[bytes]()
-        shown.stage("looking which images are new", len(samples))
+        shown.stage(f"looking which {things} are new", len(samples))
 
         def digest(index: int) -> bytes | str:
             try:
@@ -218,8 +251,8 @@ class Album:
             twin = first.setdefault(each, index)
             if twin != index and samples.labels[twin] != label:
                 problems.append(
-                    f"{samples.describe(index)}: the same image is there as another class, {samples.describe(twin)}; "
-                    "remove one"
+                    f"{samples.describe(index)}: the same {things[:-1]} is there as another class, "
+                    f"{samples.describe(twin)}; remove one"
                 )
             known = self._known.get(each, ())
             if twin == index and numbers[label] not in known:
@@ -255,12 +288,12 @@ class Jury:
     fetch: Callable[[Int[Tensor, " m"]], Inputs]
 
     @classmethod
-    def of_kept(cls, images: UInt8[Tensor, "n 3 s s"] | None, labels: Int[Tensor, " n"]) -> Jury:
+    def of_kept(cls, images: Kept | None, labels: Int[Tensor, " n"]) -> Jury:
         """A jury of the images that were set aside."""
 
-        def fetch(places: Int[Tensor, " m"]) -> Float[Tensor, "m 3 s s"]:
+        def fetch(places: Int[Tensor, " m"]) -> Inputs:
             assert images is not None
-            return images[places].float() / 255
+            return inputs_of(images[places])
 
         return cls(labels, fetch)
 
@@ -332,14 +365,14 @@ class Allowed:
         """Whether there is any bound."""
         return self.drop is not None or self.flips is not None
 
-    def require(self, moved: Moved, names: Sequence[str]) -> None:
-        """RegressionError: more was lost, with the classes that fell."""
+    def require(self, moved: Moved, names: Sequence[str], things: str = "images") -> None:
+        """RegressionError: more was lost, with the classes that fell; `things` is what was judged."""
         problems = []
         if self.drop is not None and moved.drop > self.drop:
             problems.append(f"max_drop: {self.drop:g} points are allowed, and old classes would lose {moved.drop:.1f}")
         if self.flips is not None and moved.lost > self.flips:
             problems.append(
-                f"max_flips: {self.flips} images are allowed, and {moved.lost} of {moved.images} would be told wrong "
+                f"max_flips: {self.flips} {things} are allowed, and {moved.lost} of {moved.images} would be told wrong "
                 "that are told right now"
             )
         if problems:

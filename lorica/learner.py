@@ -1,5 +1,5 @@
-"""A model that goes on learning: classes and images come whenever they come, and any earlier version can be gone back
-to.
+"""A model that goes on learning: classes and images, or texts, come whenever they come, and any earlier version can be
+gone back to.
 
     learner = Learner("birds", backbone="vit_base_patch16_224.augreg_in21k")
     learner.learn("photos/may")          # a folder for each class: new ones, more images of old ones, or both
@@ -28,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from lorica.arrivals import Arrival, arrivals_of
 from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe
-from lorica.backbones import load_backbone
+from lorica.backbones import load_backbone, modality_of
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
@@ -55,7 +55,17 @@ from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
 from lorica.journal import Change, line_of_descent
-from lorica.judging import Album, Allowed, Jury, Moved, forgotten_after, require_bounds, right
+from lorica.judging import (
+    Album,
+    Allowed,
+    Jury,
+    Moved,
+    forgotten_after,
+    inputs_of,
+    kept_form,
+    require_bounds,
+    right,
+)
 from lorica.launch import require_alone
 from lorica.methods import Method, build_method
 from lorica.nested import flatten
@@ -66,7 +76,7 @@ from lorica.progress import Reporter, Silent, progress_bar
 from lorica.reading import WIDER, misfits, read_json
 from lorica.recipe_text import parse
 from lorica.session import Session
-from lorica.types import Task
+from lorica.types import Task, Tokens
 from lorica.versions import Version, history_of, note_of
 
 UNDOABLE = 2
@@ -144,7 +154,7 @@ class Learner:
             weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         self.folder = RunFolder(self._temporary or folder or "")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            raise LoricaError(f"keep: expected a number of images from 0 on, got {keep!r}")
+            raise LoricaError(f"keep: expected a number of {self.things} from 0 on, got {keep!r}")
         self._keep = keep
         self._forgettable = bool(forgettable)
         self._predictor: Predictor | None = None
@@ -165,7 +175,7 @@ class Learner:
             if self._predictor is None:
                 if not self.checkpoints.tasks:
                     raise LoricaError(
-                        f"{self._where()}: has learned nothing yet; give it images with their classes: learn"
+                        f"{self._where()}: has learned nothing yet; give it {self.things} with their classes: learn"
                     )
                 self._predictor = self._load(None)
             return self._predictor
@@ -221,6 +231,11 @@ class Learner:
     # --- what it is ---
 
     @property
+    def things(self) -> str:
+        """What it learns: images or texts."""
+        return modality_of(self._recipe.backbone.name)
+
+    @property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints in the folder, read anew."""
         return Checkpoints(self.folder.checkpoints, undoable=UNDOABLE)
@@ -237,10 +252,17 @@ class Learner:
         """What predicts as the model did after that version. LoricaError: there is none."""
         return self._load(version)
 
-    def set_aside(self) -> list[UInt8[np.ndarray, "s s 3"]]:
-        """The images that it has set aside, as small as its backbone reads them."""
-        images, _ = Album(self.checkpoints).kept()
-        return [] if images is None else list(images.permute(0, 2, 3, 1).numpy())
+    def set_aside(self) -> list[UInt8[np.ndarray, "s s 3"]] | list[str]:
+        """The images that it has set aside, as small as its backbone reads them; or the texts, in the words of its
+        tokens."""
+        kept, _ = Album(self.checkpoints).kept()
+        if kept is None:
+            return []
+        inputs = inputs_of(kept)
+        if isinstance(inputs, Tokens):
+            reader: Any = self.reader  # of texts
+            return reader.words(inputs)
+        return list(kept.permute(0, 2, 3, 1).numpy())
 
     # --- changes ---
 
@@ -260,8 +282,9 @@ class Learner:
         Images that this model has learned already, by name and contents, are passed over.
 
         Args:
-            source: a folder of class folders (of one with `train` and `test`, the first is learned, and the second
-                judged by), a pair of images and labels in memory, or a `Source`.
+            source: a folder of class folders, or texts in files as the source `table` reads them (where there are
+                `train` and `test`, the first is learned, and the second judged by), a pair of images or texts and
+                labels in memory, or a `Source`.
             test: the same, to judge old and new classes by, beside the images set aside.
             frozen: the scores of the classes there are must stay to the bit; LoricaError where the method cannot
                 promise it.
@@ -281,10 +304,11 @@ class Learner:
         allowed = require_bounds(max_drop, max_flips)
         with self._changing(progress) as (reporter, interruptions):
             data = self._recipe.data
-            arrivals = arrivals_of(source, "what is to be learned", data, reporter)
+            things = self.things
+            arrivals = arrivals_of(source, "what is to be learned", data, reporter, things)
             judges = [
                 *arrivals[1:],
-                *(arrivals_of(test, "the test images", data, reporter) if test is not None else []),
+                *(arrivals_of(test, f"the test {things}", data, reporter, things) if test is not None else []),
             ]
             for remark in arrivals[0].remarks:
                 reporter.say(remark)
@@ -490,8 +514,8 @@ class Learner:
             known = its_album.since(common, places)
             if known and (twice := album.known_already(known)):
                 raise LoricaError(
-                    f"{its._where()}: {twice} of the images that it has learned are known here, too, and would count "
-                    "twice; let this model learn from images, of which it passes over those that it knows"
+                    f"{its._where()}: {twice} of the {self.things} that it has learned are known here, too, and would "
+                    f"count twice; let this model learn from {self.things}, of which it passes over those that it knows"
                 )
             if self._forgettable and list(theirs.method.cannot_forget(range(len(places)), Parts(its_album.parts()))):
                 raise LoricaError(
@@ -565,12 +589,12 @@ class Learner:
     def __sklearn_tags__(self) -> Any:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags  # slow to import
 
-        images = InputTags(two_d_array=False, three_d_array=True, string=True)
+        inputs = InputTags(two_d_array=False, three_d_array=self.things == "images", string=True)
         return Tags(
             estimator_type="classifier",
             target_tags=TargetTags(required=True),
             classifier_tags=ClassifierTags(),
-            input_tags=images,
+            input_tags=inputs,
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -724,20 +748,20 @@ class Learner:
         allowed: Allowed,
         reporter: Reporter,
     ) -> Version | None:
-        method, checkpoints = session.method, session.checkpoints
+        method, checkpoints, things = session.method, session.checkpoints, self.things
         _ = checkpoints.entries  # the journal is whole
         album = Album(checkpoints)
         arriving = {likeness(arrival.names[each]) for each in np.unique(arrival.samples.labels)}
         for judge in judges:
             there = [judge.names[each] for each in np.unique(judge.samples.labels)]
             if unknown := [name for name in there if likeness(name) not in arriving and album.number_of(name) is None]:
-                raise DataError(f"test images: of classes that nobody has learned: {some(unknown)}")
+                raise DataError(f"test {things}: of classes that nobody has learned: {some(unknown)}")
         numbers = [album.number_of(name) for name in arrival.names]
-        fresh, digests, elsewhere = album.unseen(arrival.samples, numbers, reporter)
+        fresh, digests, elsewhere = album.unseen(arrival.samples, numbers, reporter, things=things)
         if elsewhere:
-            reporter.say(f"{elsewhere} of the images were learned as another class before")
+            reporter.say(f"{elsewhere} of the {things} were learned as another class before")
         if passed_over := len(arrival.samples) - len(fresh):
-            reporter.say(f"{passed_over} images have been learned already, and are passed over")
+            reporter.say(f"{passed_over} {things} have been learned already, and are passed over")
         if not len(fresh):
             return None
         own = torch.from_numpy(arrival.samples.labels)[fresh]
@@ -751,15 +775,14 @@ class Learner:
 
         reader = build_reader(self._recipe, method.encoder)
         opened = reader.open(arrival.samples, int(self._recipe.data.cache_gib * 2**30))
-        images = method.encoder.modality == "images"
-        aside = album.to_set_aside(labels, self._keep if images else 0, self._recipe.data.split_seed)
+        aside = album.to_set_aside(labels, self._keep, self._recipe.data.split_seed)
         juries = [Jury.of_kept(*album.kept()), *(judge.jury(by_likeness, reader) for judge in judges)]
         judged = torch.cat([jury.labels for jury in juries])
         of_old = torch.isin(judged, torch.tensor(old, dtype=torch.long))
         if allowed.asks and old and not of_old.any():
             raise LoricaError(
-                "max_drop, max_flips: no image of the classes so far is there to judge by; give test images, or keep "
-                "some of each class"
+                f"max_drop, max_flips: no {things[:-1]} of the classes so far is there to judge by; give test "
+                f"{things}, or keep some of each class"
             )
 
         self._describe(session, arrival)
@@ -772,11 +795,8 @@ class Learner:
         split = Split(opened, fresh[~aside], labels[~aside])
         session.learn(task, split, frozen=frozen, notes_parts=self._forgettable)
 
-        squares = None
-        if aside.any():
-            inputs = cast(Tensor, opened.fetch(fresh[aside], device=torch.device("cpu")))
-            squares = inputs.mul(255).round().to(torch.uint8)
-        added = Jury.of_kept(squares, labels[aside])
+        kept = kept_form(opened.fetch(fresh[aside], device=torch.device("cpu"))) if aside.any() else None
+        added = Jury.of_kept(kept, labels[aside])
         plain = plain_form(method)
         after = [jury.logits(plain) for jury in juries]
         moved = Moved(0, 0, 0, ())
@@ -784,7 +804,7 @@ class Learner:
             was = torch.cat([right(each, jury.labels, old) for each, jury in zip(before, juries, strict=True)])
             now = torch.cat([right(each, jury.labels, live) for each, jury in zip(after, juries, strict=True)])
             moved = Moved.between(judged[of_old], was[of_old], now[of_old])
-            allowed.require(moved, album_names)
+            allowed.require(moved, album_names, things)
             if frozen:
                 _require_same_scores(before, after, old)
         kept_logits = [each for each in (after[0], added.logits(plain)) if len(each)]
@@ -799,8 +819,8 @@ class Learner:
             **self._fitted(kept_logits, kept_labels, live, len(album_names)),
         }
         known = {"digests": digests, "digest_labels": labels}
-        if squares is not None:
-            known |= {"kept": squares, "kept_labels": added.labels}
+        if kept is not None:
+            known |= {"kept": kept, "kept_labels": added.labels}
         change = Change(kind="learned", date=_now(), note=note)
         session.close([], change=change, images=known, parts=method.taken_parts())
         self._stands(self._predictor_of(method, checkpoints, checkpoints.tasks))

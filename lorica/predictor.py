@@ -1,5 +1,5 @@
-"""A method that predicts: merged once, by the names of its classes, for images however they are given, from several
-threads."""
+"""A method that predicts: merged once, by the names of its classes, for images or texts however they are given,
+from several threads."""
 
 from __future__ import annotations
 
@@ -83,15 +83,18 @@ class Predictor:
         """Logits of images, none of which may be given, too.
 
         Args:
-            images: files, images of Pillow, arrays or tensors (see `lorica.data.ImageReader.of`) in a list, a generator
-                or any other iterable; or a batch of arrays or tensors: [n, h, w], [n, h, w, 1 or 3], tensors also [n, 1
-                or 3, h, w].
+            images: texts, of what reads texts; else files, images of Pillow, arrays or tensors (see
+                `lorica.data.ImageReader.of`). They come in a list, a generator or any other iterable; or as a batch of
+                arrays or tensors: [n, h, w], [n, h, w, 1 or 3], tensors also [n, 1 or 3, h, w].
 
         Raises:
             DataError: images that cannot be read, or a single one instead of several.
             LoricaError: logits that are not a number, of which none is the largest.
         """
-        found = [self.of_inputs(self.reader.of(batch)) for batch in _batches(images, batch_size)]
+        found = [
+            self.of_inputs(self.reader.of(batch))
+            for batch in _batches(images, batch_size, self.method.encoder.modality)
+        ]
         return torch.cat(found) if found else torch.empty(0, len(self.class_names))
 
     @torch.inference_mode()
@@ -209,9 +212,9 @@ def called(method: Method) -> str:
     return f"{method.name}, read by {method.kind}," if isinstance(method, Readout) else method.name
 
 
-def _batches(images: Any, size: int) -> Iterator[Sequence[Any]]:
+def _batches(images: Any, size: int, things: str) -> Iterator[Sequence[Any]]:
     """DataError where there is one input, and not several."""
-    if isinstance(images, str | Path) and Path(images).is_dir():
+    if things == "images" and isinstance(images, str | Path) and Path(images).is_dir():
         raise DataError(f"expected several images, got the folder {images}; give its files: Path(folder).glob('*.jpg')")
     given = f"a single {type(images).__name__}"
     single = isinstance(images, str | bytes | Path | Image) or not isinstance(images, Iterable)
@@ -221,7 +224,7 @@ def _batches(images: Any, size: int) -> Iterator[Sequence[Any]]:
         given = f"one of shape {shape}"
         single = len(shape) < 3 or (len(shape) == 3 and (shape[0] == 3 or shape[-1] in (1, 3)))
     if single:
-        raise DataError(f"expected several images, got {given}; put it into a list")
+        raise DataError(f"expected several {things}, got {given}; put it into a list")
     if size < 1:
         raise DataError(f"batch_size: expected at least 1, got {size}")
     remaining = iter(cast(Iterable[Any], images))

@@ -93,6 +93,7 @@ class _Ledger(BaseModel):
     end_to_end: bool | None = None
     flops_per_prediction: Count = 0
     forwards_per_prediction: Annotated[float, Field(ge=0)] = 0.0
+    tokens_per_prediction: Count | None = None
 
 
 def _must_be(model: type[BaseModel]) -> AfterValidator:

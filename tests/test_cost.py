@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from lorica.backbones import load_backbone
+from lorica.backbones.encoder import Encoder
+from lorica.backbones.hf_text import HFText
 from lorica.backbones.timm_vit import TimmViT
 from lorica.cost import measure
 from lorica.linalg import COLUMNS
@@ -37,7 +39,7 @@ ATTENTION = 2 * (2 * 17 * 17 * 32)  # of a block: queries by keys, weights by va
 FORWARD = PATCHES + 2 * (LINEARS + ATTENTION)
 
 
-def learned(name: str, encoder: TimmViT, tasks: tuple[Task, ...] = TASKS, **options: Any) -> Method:
+def learned(name: str, encoder: Encoder, tasks: tuple[Task, ...] = TASKS, **options: Any) -> Method:
     kind = find_method(name)
     return grown(kind(kind.Config(name=name, **options), encoder), tasks)
 
@@ -319,8 +321,12 @@ def test_what_is_stored_of_features_and_what_the_logits_train(
     assert all(parameter.grad is None for parameter in method.parameters())
 
 
-def test_all_that_is_measured_is_checked_when_it_is_read(tiny_encoder: MakeEncoder) -> None:
-    assert measure(learned("sd_lora", tiny_encoder())).keys() == _Ledger.model_fields.keys()
+def test_all_that_is_measured_is_checked_when_it_is_read(
+    tiny_encoder: MakeEncoder, tiny_text_encoder: Callable[..., HFText]
+) -> None:
+    of_image, of_text = (measure(learned("sd_lora", make())).keys() for make in (tiny_encoder, tiny_text_encoder))
+    assert of_text == _Ledger.model_fields.keys()
+    assert of_text - of_image == {"tokens_per_prediction"}
 
 
 def test_bases_and_gaussians_are_features(tiny_encoder: MakeEncoder) -> None:
@@ -337,3 +343,12 @@ def test_bases_and_gaussians_are_features(tiny_encoder: MakeEncoder) -> None:
     cost = measure(bases)
     assert cost["stored_features"] == 2 * 32 * 3  # k and v of a block share their inputs
     assert cost["end_to_end"]  # the bases shape what trains, and no prediction reads them
+
+
+def test_a_text_is_measured_in_tokens(tiny_text_encoder: Callable[..., HFText]) -> None:
+    """By hand: the tiny BERT has width 32, two blocks, 64 hidden units, and reads 32 tokens at most."""
+    cost, tokens = measure(learned("lora", tiny_text_encoder())), 32
+    linears, attention = 2 * tokens * 32 * (4 * 32 + 2 * 64), 2 * (2 * tokens * tokens * 32)
+    assert cost["tokens_per_prediction"] == tokens
+    assert cost["flops_per_prediction"] == 2 * (linears + attention) + 2 * 32 * 5
+    assert cost["forwards_per_prediction"] == 1

@@ -92,14 +92,14 @@ class Bottlenecks(Tuning):
         for number, block in enumerate(encoder.blocks):
             entering: list[Tensor] = []
             changes[encoder.second_half(number)] = computing(partial(_keep, entering))
-            changes[block] = computing(partial(self._add, number, entering))
+            changes[block] = computing(partial(self._add, number, entering, encoder.addend))
         return view(encoder, changes).features(inputs, layers=layers)
 
-    def _add(self, number: int, entering: list[Tensor], own: Forward, tokens: Tensor) -> Tensor:
+    def _add(self, number: int, entering: list[Tensor], addend: Forward, own: Forward, tokens: Tensor) -> Tensor:
         output = own(tokens)
         hidden = F.relu(F.linear(entering.pop(), self.down[number], self.down_bias[number]))
         hidden = dropout(hidden, self.dropout, training=self.training)
-        return output + self.scale * F.linear(hidden, self.up[number], self.up_bias[number])
+        return output + addend(self.scale * F.linear(hidden, self.up[number], self.up_bias[number]))
 
 
 class ScaleAndShift(Tuning):

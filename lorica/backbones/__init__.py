@@ -28,14 +28,14 @@ __all__ = [
     "Site",
     "backbone_names",
     "load_backbone",
-    "reads_texts",
+    "modality_of",
     "timm_arguments",
 ]
 
 
-def reads_texts(name: str) -> bool:
-    """Whether the backbone of this name is a text encoder."""
-    return name == TINY_TEXT or name.startswith(TEXT)
+def modality_of(name: str) -> str:
+    """What the backbone of a recipe reads, images or texts, told by its name alone."""
+    return "texts" if name == TINY_TEXT or name.startswith(TEXT) else "images"
 
 
 def backbone_names() -> dict[str, str]:
@@ -71,7 +71,7 @@ def load_backbone(
     if weights is not None and name in (TINY, TINY_TEXT):
         others = f"backbone.name={TEXT}NAME" if name == TINY_TEXT else "a ViT of timm's by backbone.name"
         raise BackboneError(f"backbone.weights: {name} ships with its weights; leave the key out, or name {others}")
-    if reads_texts(name):
+    if modality_of(name) == "texts":
         given = {"image_size": image_size is not None, "normalisation": normalisation != "backbone"}
         if alien := [f"backbone.{key}" for key, is_given in given.items() if is_given]:
             raise BackboneError(f"{', '.join(alien)}: {name} reads texts, not images; leave out")

@@ -107,6 +107,10 @@ class Encoder(nn.Module, ABC):
         is pooled.
         """
 
+    def addend(self, term: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n tokens dim"]:
+        """What is to be added to the tokens that leave a block, made so that no sum is taken for padding."""
+        return term
+
     @property
     @abstractmethod
     def inputs_per_token(self) -> int:

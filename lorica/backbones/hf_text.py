@@ -5,7 +5,9 @@ T5's encoder.
 tokens themselves say what is padding, to whoever calls a block, from whatever thread, and stay so when something is
 added to them or prompts are put before them. A block computes with zeros there, lets nobody attend to them, and gives
 them back as they were; `pool`, `average` and `parts` leave them out. Nothing that a text gets depends on how far its
-batch was padded, but for rounding.
+batch was padded, but for rounding. A token that is not padding is never without a number: where its features overflow,
+what is no number in them is infinite from then on (`of_tokens`), so that it is not taken for padding, and whoever uses
+the features finds out.
 
 Dropout is off, as in the ViTs: what a run draws at random is drawn by lorica.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,7 +39,7 @@ from lorica.errors import BackboneError
 from lorica.types import Inputs, Tokens
 
 Pooling = Literal["cls", "mean"]
-NAN = float("nan")
+NAN, INFINITE = float("nan"), float("inf")
 
 _EXAMPLE = 64
 """Tokens of the text that costs are measured with."""
@@ -48,6 +51,11 @@ _UNBOUNDED = 512
 def present(tokens: Float[Tensor, "n tokens dim"]) -> Bool[Tensor, "n tokens"]:
     """Where there is a token and not padding."""
     return ~tokens[..., 0].isnan()
+
+
+def of_tokens(tokens: Float[Tensor, "*n dim"]) -> Float[Tensor, "*n dim"]:
+    """Tokens none of which is padding: the same, but infinite where they are not a number."""
+    return tokens.nan_to_num(nan=INFINITE, posinf=INFINITE, neginf=-INFINITE)
 
 
 class TextBlock(nn.Module, ABC):
@@ -66,7 +74,7 @@ class TextBlock(nn.Module, ABC):
     def forward(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n tokens dim"]:
         there = present(tokens)
         left = self.passed(tokens.masked_fill(~there[..., None], 0.0), there)
-        return left.masked_fill(~there[..., None], NAN)
+        return of_tokens(left).masked_fill(~there[..., None], NAN)
 
     @abstractmethod
     def passed(
@@ -283,7 +291,10 @@ class HFText(Encoder):
     def embed(self, inputs: Inputs) -> Float[Tensor, "n tokens dim"]:
         tokens = cast(Tokens, inputs)
         embedded = self._part(self._family.embeddings)(tokens.ids.masked_fill(~tokens.mask, self._padding))
-        return embedded.masked_fill(~tokens.mask[..., None], NAN)
+        return of_tokens(embedded).masked_fill(~tokens.mask[..., None], NAN)
+
+    def addend(self, term: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n tokens dim"]:
+        return of_tokens(term)
 
     @property
     def inputs_per_token(self) -> int:
@@ -350,6 +361,11 @@ class HFText(Encoder):
                     if linear is not None
                 ]
         return tuple(found)
+
+    def plain_name(self, linear: str) -> str:
+        """What a layer is called in the model as transformers builds it (`plain_model`)."""
+        layers = re.escape(self._family.layers)
+        return re.sub(rf"^model\.({layers}\.\d+)\.layer\.", r"\1.", linear)
 
     def plain_model(self) -> nn.Module:
         """A copy of the model as transformers builds it."""

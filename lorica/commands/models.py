@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from lorica.commands import MethodFile, naming
 from lorica.config import KEEP, read_overrides, read_recipe
+from lorica.data.folders import holds_texts
 from lorica.errors import DataError, LoricaError
 from lorica.progress import progress_bar
 from lorica.terminal import Screen, visible
@@ -55,18 +56,25 @@ def learn(
     settings: Settings = None,
     data: Annotated[
         Path,
-        typer.Option(metavar="FOLDER", help="a folder for each class: new ones, more images of known ones, or both"),
+        typer.Option(
+            metavar="FOLDER|FILE",
+            help="a folder for each class, or texts in a file of rows: new classes, more of known ones, or both",
+        ),
     ] = ...,  # type: ignore[assignment]
-    recipe: Annotated[str, typer.Option(help="what a new model is made by")] = "own_images",
+    recipe: Annotated[
+        str | None, typer.Option(help="what a new model is made by; default: own_images, or own_texts")
+    ] = None,
     keep: Annotated[
         int,
         typer.Option(
             min=0,
-            help="images of each class set aside, never trained on and a fifth of them at most: to judge by when more "
-            "is learned, and for probabilities; 0 keeps none, and nothing is known of either",
+            help="images or texts of each class set aside, never trained on and a fifth of them at most: to judge by "
+            "when more is learned, and for probabilities; 0 keeps none, and nothing is known of either",
         ),
     ] = KEEP,
-    test: Annotated[Path | None, typer.Option(metavar="FOLDER", help="images to judge the change by, too")] = None,
+    test: Annotated[
+        Path | None, typer.Option(metavar="FOLDER|FILE", help="images or texts to judge the change by, too")
+    ] = None,
     frozen: Annotated[
         bool, typer.Option("--frozen", help="promise that the scores of older classes stay to the bit")
     ] = False,
@@ -74,7 +82,7 @@ def learn(
         float | None, typer.Option(min=0, help="refuse the change if older classes lose more accuracy, in points")
     ] = None,
     max_flips: Annotated[
-        int | None, typer.Option(min=0, help="refuse the change if more images of theirs that are right become wrong")
+        int | None, typer.Option(min=0, help="refuse the change if more of theirs that are right become wrong")
     ] = None,
     forgettable: Annotated[
         bool,
@@ -84,8 +92,9 @@ def learn(
     ] = False,
     method_file: MethodFile = None,
 ) -> None:
-    """Learn what a folder holds: makes the model the first time, and adds to it from then on."""
+    """Learn what a folder or a file holds: makes the model the first time, and adds to it from then on."""
     given = read_overrides(settings or [])
+    recipe = recipe or ("own_texts" if holds_texts(data) else "own_images")
     if not os.path.exists(model):  # its recipe is read before torch is
         read_recipe(recipe, [*(settings or []), *naming(method_file)])
     from lorica import Learner
@@ -100,51 +109,57 @@ def learn(
     )
     version = learner.learn(data, test=test, frozen=frozen, max_drop=max_drop, max_flips=max_flips, progress=True)
     if version is None:
-        console.print("Nothing new: every image there has been learned already, and the model is as it was")
+        thing = learner.things[:-1]
+        console.print(f"Nothing new: every {thing} there has been learned already, and the model is as it was")
         return
-    console.print(_sentence(version), soft_wrap=True)
-    for line in _judgement(version):
+    console.print(_sentence(version, learner.things), soft_wrap=True)
+    for line in _judgement(version, learner.things):
         console.print(line, soft_wrap=True)
     if not learner.predictor.calibration:
-        console.print("No images are set aside: probabilities are not calibrated, and nothing is called unknown")
+        console.print(
+            f"No {learner.things} are set aside: probabilities are not calibrated, and nothing is called unknown"
+        )
     console.print("The model is in", console.strong(model))
 
 
 @models.command()
 def predict(
     model: Model,
-    images: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER…", help="images, or folders of them")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE|FOLDER|TEXT…",
+            help="images, or folders of them; of a model of texts, files of them, or texts themselves",
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="comma-separated, with a line of headings")] = False,
     version: Annotated[int | None, typer.Option(min=1, help="as the model was after that version")] = None,
     method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
-    """Say of which class images are, how probably, and which are of none that the model knows."""
+    """Say of which class images or texts are, how probably, and which are of none that the model knows."""
     if as_json and as_csv:
         raise LoricaError("--json, --csv: give one of them")
     given = read_overrides(moved or [])
     from lorica import Answer, Learner, load
-    from lorica.data.folders import Walk
 
     found = load(model, version=version, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found
-    walk, files = Walk(), list[Path]()
-    for path in images:
-        files += walk.images(path) if path.is_dir() else [path]
-    problems = list(walk.problems)
-    if not files and not problems:
-        raise DataError(f"{', '.join(map(str, images))}: no images")
-    width = max(map(len, (*predictor.class_names, "unknown")))
+    things, problems = predictor.method.encoder.modality, list[str]()
+    asked: Sequence[Any] = given_texts(images, model, method_file) if things == "texts" else _files(images, problems)
+    if not asked and not problems:
+        raise DataError(f"{', '.join(images)}: no {things}")
+    width, kind = max(map(len, (*predictor.class_names, "unknown"))), "text" if things == "texts" else "file"
     if as_csv:
-        console.out("file,class,probability,unknown")
+        console.out(f"{kind},class,probability,unknown")
     elif not as_json:
-        console.out(f"{'class':<{width}}  probability  file")
+        console.out(f"{'class':<{width}}  probability  {kind}")
     with progress_bar(Screen(stderr=True, quiet=sys.stdout.isatty())) as reporter:
-        reporter.stage("predicting", len(files))
-        for path, answer in _answers(predictor, files):
+        reporter.stage("predicting", len(asked))
+        for each, answer in _answers(predictor, asked):
             if isinstance(answer, Answer):
-                console.out(visible(_row(path, answer, width, as_json, as_csv)), highlight=False)
+                console.out(visible(_row(kind, str(each), answer, width, as_json, as_csv)), highlight=False)
             else:
                 problems += answer.problems
             reporter.step()
@@ -155,9 +170,10 @@ def predict(
 @models.command()
 def history(model: Model, method_file: MethodFile = None, moved: Moved = None) -> None:
     """List every change of a model: when, what, and how well its classes are told apart, then and now."""
-    versions = _learner(model, method_file, moved).history()
+    learner = _learner(model, method_file, moved)
+    versions, things = learner.history(), learner.things
     shown = Table(
-        "", "date", "change", "images", "accuracy % then", "now", "lost/won", title=str(model), title_justify="left"
+        "", "date", "change", things, "accuracy % then", "now", "lost/won", title=str(model), title_justify="left"
     )
     for version in versions:
         shown.add_row(
@@ -171,8 +187,8 @@ def history(model: Model, method_file: MethodFile = None, moved: Moved = None) -
         )
     console.print(shown)
     console.print(
-        "* the model now; purged: it cannot be gone back to. Images: learned + set aside; accuracy is on those set "
-        "aside; lost/won: of those of older classes, how many became wrong, and right."
+        f"* the model now; purged: it cannot be gone back to. {things.capitalize()}: learned + set aside; accuracy is "
+        "on those set aside; lost/won: of those of older classes, how many became wrong, and right."
     )
 
 
@@ -202,11 +218,12 @@ def forget(
     moved: Moved = None,
 ) -> None:
     """Take classes out of a model, and say what stays of them; earlier versions have them until they are purged."""
-    version = _learner(model, method_file, moved).forget(classes, hide=hide)
+    learner = _learner(model, method_file, moved)
+    version = learner.forget(classes, hide=hide)
     console.print(f"Version {version.number}: forgot {_names(version.classes)}", soft_wrap=True)
-    for line in version.remarks or ("it is the model that never had an image of theirs",):
+    for line in version.remarks or (f"it is the model that never had one of their {learner.things}",):
         console.print(line, soft_wrap=True)
-    for line in _judgement(version):
+    for line in _judgement(version, learner.things):
         console.print(line, soft_wrap=True)
 
 
@@ -227,19 +244,19 @@ def join(
     method_file: MethodFile = None,
     moved: Moved = None,
 ) -> None:
-    """Take up what another model has learned, where sums can say it: exactly, and without an image."""
+    """Take up what another model has learned, where sums can say it: exactly, and without an image or a text."""
     version = _learner(model, method_file, moved).join(_learner(other, method_file, moved))
     console.print(f"Version {version.number}: took up {_names(version.classes)} from {other}", soft_wrap=True)
 
 
-def examined(model: Path, done: Examination) -> Table:
+def examined(model: Path, done: Examination, things: str) -> Table:
     """An examination as a table."""
     unsure = f", {done.unknown} called unknown" if done.unknown else ""
     title = (
-        f"{model}: {100 * done.accuracy:.1f} % of {done.images.sum()} images right{unsure}; "
+        f"{model}: {100 * done.accuracy:.1f} % of {done.images.sum()} {things} right{unsure}; "
         f"expected calibration error {100 * done.calibration_error:.1f} %"
     )
-    shown = Table("class", "images", "right %", "most often mistaken for", title=title, title_justify="left")
+    shown = Table("class", things, "right %", "most often mistaken for", title=title, title_justify="left")
     for row, place in enumerate(done.rows):
         shown.add_row(
             done.class_names[place],
@@ -264,24 +281,57 @@ def _learner(model: Path, method_file: Path | None, moved: list[str] | None) -> 
     return Learner(model, method_file=method_file, **given)
 
 
-def _answers(predictor: Predictor, files: Sequence[Path]) -> Iterator[tuple[Path, Answer | DataError]]:
-    """The answer for each file, or what is wrong with it."""
-    remaining = iter(files)
+def _files(given: Sequence[str], problems: list[str]) -> list[Path]:
+    """Files that were named, and all images in folders that were."""
+    from lorica.data.folders import Walk
+
+    walk, found = Walk(), list[Path]()
+    for path in map(Path, given):
+        found += walk.images(path) if path.is_dir() else [path]
+    problems += walk.problems
+    return found
+
+
+def given_texts(given: Sequence[str], model: Path, method_file: Path | None) -> list[Any]:
+    """Those in files and folders of them that were named, and what was given itself. DataError for a file that is not
+    there."""
+    from lorica.assembly import saved_recipe
+    from lorica.data.rows import Columns
+    from lorica.data.sources import texts_alone
+    from lorica.files import RunFolder
+
+    columns, found = Columns.of(saved_recipe(RunFolder(model), method_file=method_file).data), list[Any]()
+    for each in given:
+        path, is_there = Path(each), os.path.exists(each)  # which a long text is not, without an error
+        is_named = is_there or (each.isprintable() and " " not in each)
+        if not (is_named and holds_texts(path)):
+            found.append(each)
+            continue
+        if not is_there:
+            raise DataError(f"{each}: is not there; name a file of texts, or give a text of several words")
+        files = [file for file in sorted(path.iterdir()) if holds_texts(file)] if path.is_dir() else [path]
+        found += [text for file in files for text in texts_alone(file, columns)]
+    return found
+
+
+def _answers(predictor: Predictor, asked: Sequence[Any]) -> Iterator[tuple[Any, Answer | DataError]]:
+    """The answer for each file or text, or what is wrong with it."""
+    remaining = iter(asked)
     while batch := list(islice(remaining, _BATCH)):
         try:
             yield from zip(batch, predictor.classify(batch), strict=True)
         except DataError:  # of some of them
-            for path in batch:
+            for each in batch:
                 try:
-                    yield path, predictor.classify([path])[0]
+                    yield each, predictor.classify([each])[0]
                 except DataError as error:
-                    yield path, error
+                    yield each, error
 
 
-def _row(path: Path, answer: Answer, width: int, as_json: bool, as_csv: bool) -> str:
+def _row(kind: str, given: str, answer: Answer, width: int, as_json: bool, as_csv: bool) -> str:
     if as_json:
         values = {
-            "file": str(path),
+            kind: given,
             "class": answer.class_name,
             "probability": answer.probability,
             "unknown": answer.unknown,
@@ -290,12 +340,12 @@ def _row(path: Path, answer: Answer, width: int, as_json: bool, as_csv: bool) ->
     if as_csv:
         text = io.StringIO()
         csv.writer(text, lineterminator="").writerow(
-            [path, answer.class_name, f"{answer.probability:.6f}", str(answer.unknown).lower()]
+            [given, answer.class_name, f"{answer.probability:.6f}", str(answer.unknown).lower()]
         )
         return text.getvalue()
     name = "unknown" if answer.unknown else answer.class_name
     hint = f"  (nearest: {answer.class_name})" if answer.unknown else ""
-    return f"{name:<{width}}  {answer.probability:>11.1%}  {path}{hint}"
+    return f"{name:<{width}}  {answer.probability:>11.1%}  {given}{hint}"
 
 
 def _what(version: Version) -> str:
@@ -306,17 +356,18 @@ def _what(version: Version) -> str:
     return f"{version.kind} {_names(version.classes)}"
 
 
-def _sentence(version: Version) -> str:
+def _sentence(version: Version, things: str) -> str:
     aside = f" and set {version.set_aside} aside" if version.set_aside else ""
-    return f"Version {version.number}: learned {_names(version.classes)} from {version.images} images{aside}"
+    return f"Version {version.number}: learned {_names(version.classes)} from {version.images} {things}{aside}"
 
 
-def _judgement(version: Version) -> Iterator[str]:
+def _judgement(version: Version, things: str) -> Iterator[str]:
     if version.accuracy is not None:
-        yield f"Of the images set aside of these classes {100 * version.accuracy:.0f} % are right"
+        yield f"Of the {things} set aside of these classes {100 * version.accuracy:.0f} % are right"
     if version.lost or version.won:
         fell = f"; fewer are right of {_names(version.fell)}" if version.fell else ""
-        yield f"Of older classes {version.lost} images that were right are wrong now, {version.won} the other way{fell}"
+        lost = f"{version.lost} {things} that were right are wrong now"
+        yield f"Of older classes {lost}, {version.won} the other way{fell}"
 
 
 def _names(names: Sequence[str]) -> str:

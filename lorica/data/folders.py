@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,6 +10,11 @@ from pathlib import Path
 
 from lorica.data.decoding import image_suffixes
 from lorica.terminal import shown
+
+TABLES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+"""How the names of files of rows end."""
+LINES = ".txt"
+"""How those of files of lines do, of texts of one class."""
 
 _SYSTEM = {"@eadir", "@tmp", "#recycle", "#snapshot", "$recycle.bin", "__macosx", "__pycache__", "lost+found"} | {
     "system volume information"
@@ -98,6 +104,16 @@ def use_of(name: str) -> str | None:
     name."""
     letters = re.sub("[^a-z]", "", name.casefold())
     return next((use for use, pattern in _USES.items() if re.fullmatch(f"(?:{pattern}){_AND}", letters)), None)
+
+
+def holds_texts(path: Path) -> bool:
+    """Whether this is a file of texts, or a folder of such files without folders in it."""
+    if os.path.isdir(path):
+        try:
+            return not has_folders(path) and any(holds_texts(each) for each in path.iterdir() if each.is_file())
+        except OSError:  # said when it is read
+            return False
+    return path.suffix.lower() in (*TABLES, LINES)
 
 
 def has_folders(folder: Path) -> bool:

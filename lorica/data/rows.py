@@ -32,6 +32,11 @@ class Columns:
     label: str = "label"
     image: str | None = None
 
+    @classmethod
+    def of(cls, section: Any) -> Columns:
+        """Those that the data section of a recipe names."""
+        return cls(section.text_column, section.label_column, section.image_column)
+
     @property
     def texts(self) -> list[str]:
         """The columns of texts."""
@@ -55,6 +60,10 @@ class Half:
     columns: Sequence[str]
     read: Callable[[str], Sequence[Any]]
 
+    def texts(self, columns: Columns) -> list[Any]:
+        """What is in the columns of texts, of which some may be no text."""
+        return [_joined(parts) for parts in zip(*map(self.read, columns.texts), strict=True)]
+
 
 def source_of_rows(
     name: str,
@@ -76,6 +85,43 @@ def source_of_rows(
     Raises:
         DataError: all that is wrong with them.
     """
+    names, read, numbers, left_out = _read(halves, columns, class_order, unreadable)
+    told = dict(facts or {}) | ({"left_out": left_out} if left_out else {})
+    if len(read) == 1:
+        parts = held_out(numbers[0], test_fraction, split_seed)
+        if lone := [each for each, count in zip(names, np.bincount(numbers[0]), strict=True) if count < 2]:
+            raise DataError(
+                f"data.root: classes with a single row: {some(lone)}; a split needs two, one of them for testing"
+            )
+        read, numbers = [read[0].some(part) for part in parts], [numbers[0][part] for part in parts]
+        told |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
+
+    def samples(place: int, half: str) -> Samples:
+        if columns.image:
+            return Pictures(read[place].values, numbers[place], decoding)
+        return Texts(read[place].values, numbers[place], half)
+
+    return make_source(name, names, samples(0, "train"), samples(1, "test"), told)
+
+
+def labelled_rows(
+    halves: Sequence[Half],
+    columns: Columns = BY_DEFAULT,
+    *,
+    class_order: ClassOrder = "natural",
+    unreadable: Literal["refuse", "skip"] = "refuse",
+) -> tuple[list[str], list[Texts], dict[str, object]]:
+    """The names of the classes of the first half, the texts of each, none of which is set aside, and what there is to
+    say of them. DataError as `source_of_rows`."""
+    names, read, numbers, left_out = _read(halves, columns, class_order, unreadable)
+    found = [Texts(rows.values, own, half.name) for rows, own, half in zip(read, numbers, halves, strict=True)]
+    return names, found, {"left_out": left_out} if left_out else {}
+
+
+def _read(
+    halves: Sequence[Half], columns: Columns, class_order: ClassOrder, unreadable: Literal["refuse", "skip"]
+) -> tuple[list[str], list[_Rows], list[Int[np.ndarray, " n"]], int]:
+    """The names of the classes, the rows of each half, the numbers of their classes, and how many were left out."""
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
     keys = {columns.label: "data.label_column"} | dict.fromkeys(
         wanted[:-1], "data.image_column" if columns.image else "data.text_column"
@@ -104,23 +150,8 @@ def source_of_rows(
     if problems:
         raise DataError([f"data.root: {problem}" for problem in problems])
     number_of = {each: number for number, each in enumerate(names)}
-    told = dict(facts or {}) | ({"left_out": len(faults)} if faults else {})
     numbers = [np.array([number_of[label] for label in rows.labels], np.int64) for rows in read]
-    if len(read) == 1:
-        parts = held_out(numbers[0], test_fraction, split_seed)
-        if lone := [each for each, count in zip(names, np.bincount(numbers[0]), strict=True) if count < 2]:
-            raise DataError(
-                f"data.root: classes with a single row: {some(lone)}; a split needs two, one of them for testing"
-            )
-        read, numbers = [read[0].some(part) for part in parts], [numbers[0][part] for part in parts]
-        told |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
-
-    def samples(place: int, half: str) -> Samples:
-        if columns.image:
-            return Pictures(read[place].values, numbers[place], decoding)
-        return Texts(read[place].values, numbers[place], half)
-
-    return make_source(name, names, samples(0, "train"), samples(1, "test"), told)
+    return names, read, numbers, len(faults)
 
 
 @dataclass(frozen=True)
@@ -137,7 +168,7 @@ class _Rows:
             values: Sequence[Any] = half.read(columns.image)
             wrong = [None if label else "it has no label" for label in labels]
         else:
-            values = [_joined(parts) for parts in zip(*map(half.read, columns.texts), strict=True)]
+            values = half.texts(columns)
             wrong = [
                 text_fault(value) if label else "it has no label" for value, label in zip(values, labels, strict=True)
             ]

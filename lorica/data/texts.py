@@ -63,6 +63,10 @@ class Tokeniser:
             raise DataError(f"a text without a token: {empty[0][:60]!a}; leave it out")
         return [each.ids for each in encoded], sum(bool(each.overflowing) for each in encoded)
 
+    def words(self, ids: Sequence[int]) -> str:
+        """The text of some ids, without the tokens that it adds itself."""
+        return self._tokenizer.decode(list(ids))
+
 
 class OpenedTexts:
     """See `lorica.data.reader.Opened`: tokens, padded to the longest text that is asked for."""
@@ -131,6 +135,12 @@ class TextReader:
             raise DataError(problems)
         opened = OpenedTexts(given, self.tokeniser, self.padding)
         return opened.fetch(torch.arange(len(given)), device=torch.device("cpu"))
+
+    def words(self, tokens: Tokens) -> list[str]:
+        """Texts of tokens, as far as these tell; not of those that tell nothing."""
+        pairs = zip(tokens.ids, tokens.mask, strict=True)
+        found = [self.tokeniser.words(ids[there].tolist()) for ids, there in pairs]
+        return [text for text in found if text.strip()]
 
 
 def text_fault(given: Any) -> str | None:

@@ -5,7 +5,7 @@
     peft    a LoRA adapter of PEFT over the plain timm backbone
     onnx    the method as a whole, for onnxruntime
 
-What reads texts goes to `hf` alone: an encoder of transformers with a classifier beside it.
+What reads texts goes to `hf` and `peft`: an encoder of transformers, or an adapter for one, and a classifier beside it.
 
 Each is one module here (`lorica.export.target.Target`). How others load them: docs/export.md.
 """
@@ -48,7 +48,7 @@ __all__ = ["AGREE", "MOST", "TARGETS", "Exported", "export", "own_images"]
 TARGETS = {"timm": "timm", "hf": "huggingface", "peft": "peft", "onnx": "onnx"}
 """What can be exported to, and the module that does it."""
 
-_OF_TEXTS = {"hf": "hf_text"}
+_OF_TEXTS = {"hf": "hf_text", "peft": "peft_text"}
 """The same for what reads texts."""
 
 AGREE = 1e-4

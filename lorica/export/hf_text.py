@@ -38,6 +38,11 @@ def write(subject: Subject, folder: Path) -> None:
     found = cast(TextClassifier, subject.plain_model(NAME))
     with quietly():
         cast(Any, found.model).save_pretrained(folder)
+    write_around(subject, found.head, folder)
+
+
+def write_around(subject: Subject, head: nn.Linear, folder: Path) -> None:
+    """Writes the tokeniser and the classifier."""
     written, longest = subject.reader.tokeniser.made_of
     tokenizer = Tokenizer.from_str(written)
     tokenizer.enable_truncation(longest)
@@ -47,30 +52,44 @@ def write(subject: Subject, folder: Path) -> None:
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": longest, "pad_token": padding},
     )
-    save_file(
-        {name: each.detach().clone().contiguous() for name, each in found.head.state_dict().items()}, folder / _HEAD
-    )
-    write_json(folder / _SETTINGS, {"pooling": found.pooling, "class_names": list(subject.class_names)})
+    save_file({name: each.detach().clone().contiguous() for name, each in head.state_dict().items()}, folder / _HEAD)
+    write_json(folder / _SETTINGS, {"pooling": subject.encoder.pooling, "class_names": list(subject.class_names)})
 
 
 def load(subject: Subject, folder: Path) -> Loaded:
     """What transformers make of the folder."""
+    pooling = read_json(folder / _SETTINGS)["pooling"]
+    model = load_hf_text("exported", weights=folder, pooling=pooling).plain_model()
+    return classifying(model, folder, f"a {type(model).__name__} with a linear classifier of its {pooling}")
+
+
+def classifying(encoder: nn.Module, folder: Path, remark: str) -> Loaded:
+    """A model of transformers with the classifier of the folder."""
     settings, head = read_json(folder / _SETTINGS), load_file(folder / _HEAD)
-    encoder = load_hf_text("exported", weights=folder, pooling=settings["pooling"])
     linear = nn.Linear(head["weight"].shape[1], head["weight"].shape[0], bias="bias" in head)
     linear.load_state_dict(head)
-    model = TextClassifier(encoder.plain_model(), settings["pooling"], linear).eval()
+    model = TextClassifier(encoder, settings["pooling"], linear).eval()
 
     @torch.no_grad()
     def predict(tokens: Tokens) -> Float[Tensor, "n classes"]:
         return model(tokens)
 
-    remark = f"a {type(model.model).__name__} with a linear classifier of its {settings['pooling']}"
     return Loaded(predict, None, settings["class_names"], remark)
 
 
 def readme(subject: Subject) -> str:
     """How to load it."""
+    return lines(subject, "", "FOLDER", "")
+
+
+def lines(subject: Subject, imports: str, weights: str, wrapped: str) -> str:
+    """The lines that load an encoder from its weights and classify a text by it.
+
+    Args:
+        imports: further lines before them.
+        weights: where the encoder's are.
+        wrapped: further lines after it.
+    """
     family = FAMILIES[subject.encoder.model.config.model_type]
     kind, options = family.model, "".join(f", {name}={value}" for name, value in family.options.items())
     pooled = (
@@ -82,10 +101,12 @@ def readme(subject: Subject) -> str:
         "```python\n"
         "import json\n"
         "from pathlib import Path\n\n"
+        f"{imports}"
         f"from transformers import AutoTokenizer, {kind}\n"
         "from safetensors.torch import load_file\n\n"
-        'tokenizer, model = AutoTokenizer.from_pretrained("FOLDER"), '
-        f'{kind}.from_pretrained("FOLDER"{options}).eval()\n'
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")\n'
+        f'model = {kind}.from_pretrained("{weights}"{options}).eval()\n'
+        f"{wrapped}"
         f'head = load_file("FOLDER/{_HEAD}")\n'
         f'names = json.loads(Path("FOLDER/{_SETTINGS}").read_text())["class_names"]\n'
         'inputs = tokenizer(["what is my balance"], return_tensors="pt", padding=True, truncation=True)\n'

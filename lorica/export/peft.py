@@ -9,7 +9,7 @@ with the adapter.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,12 @@ Factors = tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]
 
 def require(subject: Subject) -> None:
     """LoricaError: PEFT is missing; or a method without low-rank updates of linear layers or without a linear head."""
+    require_adapter(subject)
+    subject.architecture(NAME)
+
+
+def require_adapter(subject: Subject) -> None:
+    """The same, of images and of texts."""
     method = subject.method
     if method.trains_encoder or not attached(subject.encoder):
         what = (
@@ -45,16 +51,15 @@ def require(subject: Subject) -> None:
             if method.trains_encoder
             else "adds no low-rank updates to linear layers"
         )
-        raise LoricaError(f"{subject.called} {what}, so that there is no adapter to write; export to timm, hf or onnx")
+        raise LoricaError(f"{subject.called} {what}, so that there is no adapter to write; export to {subject.others}")
     subject.classifier(NAME)
-    subject.architecture(NAME)
     adapters(subject)
     extra("peft", "export-peft")
 
 
 @torch.no_grad()
 def adapters(subject: Subject) -> dict[str, Factors]:
-    """B and A of every linear layer that has updates, by its name in timm's model.
+    """B and A of every linear layer that has updates, by its name in the library's own model.
 
     Raises:
         LoricaError: an update that is not a sum of products which the method has factors of.
@@ -73,9 +78,11 @@ def adapters(subject: Subject) -> dict[str, Factors]:
             up[slice(*site.rows), first : first + len(down)] = own.cpu()
             first += len(down)
         if first:
-            stacked[name.removeprefix("vit.")] = up, torch.cat([down.cpu() for _, (_, down) in sites])
+            stacked[subject.plain_name(name)] = up, torch.cat([down.cpu() for _, (_, down) in sites])
     if not stacked:
-        raise LoricaError(f"{subject.called} has no update yet, so that there is no adapter to write; export to timm")
+        raise LoricaError(
+            f"{subject.called} has no update yet, so that there is no adapter to write; export to {subject.others}"
+        )
     return stacked
 
 
@@ -98,47 +105,59 @@ def _factors(subject: Subject, modules: list[Any], site: Site, increment: Callab
     if not apart(up @ down, expected) <= EXACT:
         raise LoricaError(
             f"{subject.called} computes the update of {site.name} otherwise than as a sum of products of low rank, so "
-            "that there is no exact adapter; export to timm, hf or onnx"
+            f"that there is no exact adapter; export to {subject.others}"
         )
     return up, down
 
 
 def write(subject: Subject, folder: Path) -> None:
     """Writes adapter_config.json and adapter_model.safetensors."""
+    base = _base(subject)
+    heads = [name for name in ("head", "head_dist") if isinstance(getattr(base, name, None), nn.Linear)]
+    model = adapted(subject, base, subject.architecture(NAME)[0], heads)
+    weight, bias, _ = subject.classifier(NAME)
+    with torch.no_grad():
+        for name in heads:
+            head = model.base_model.model.get_submodule(name).modules_to_save["default"]
+            head.weight.copy_(weight)
+            head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
+    with quiet():
+        model.save_pretrained(folder)
+
+
+def adapted(subject: Subject, base: nn.Module, called: str, heads: Sequence[str] = ()) -> Any:
+    """PEFT's model of a plain one and the method's updates.
+
+    Args:
+        called: what PEFT notes as the name of the plain one.
+        heads: layers of it that are saved beside the updates.
+    """
     peft = extra("peft", "export-peft")
     updates = adapters(subject)
     ranks = {name: down.shape[0] for name, (_, down) in updates.items()}
-    most, architecture = max(ranks.values()), subject.architecture(NAME)[0]
+    most = max(ranks.values())
     mixed = ranks if len(set(ranks.values())) > 1 else {}
-    base = _base(subject)
-    heads = [name for name in ("head", "head_dist") if isinstance(getattr(base, name, None), nn.Linear)]
     config = peft.LoraConfig(
         r=most,
         lora_alpha=most,  # so that the scale is 1
         rank_pattern=mixed,
         alpha_pattern=mixed,
         target_modules=list(updates),
-        modules_to_save=heads,
+        modules_to_save=list(heads),
         inference_mode=True,
     )
-    vars(base)["name_or_path"] = architecture  # PEFT notes it
-    with _quiet():
+    vars(base)["name_or_path"] = called
+    with quiet():
         model = peft.get_peft_model(base, config)
-    weight, bias, _ = subject.classifier(NAME)
     with torch.no_grad():
         for name, (up, down) in updates.items():
             layer = model.base_model.model.get_submodule(name)
             layer.lora_B["default"].weight.copy_(up)
             layer.lora_A["default"].weight.copy_(down)
-        for name in heads:
-            head = model.base_model.model.get_submodule(name).modules_to_save["default"]
-            head.weight.copy_(weight)
-            head.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
-    with _quiet():
-        model.save_pretrained(folder)
+    return model
 
 
-def _quiet() -> warnings.catch_warnings[None]:
+def quiet() -> warnings.catch_warnings[None]:
     """PEFT looks for the base on the hub, and warns that timm's models are not there as its own are."""
     return warnings.catch_warnings(action="ignore")
 
@@ -157,7 +176,7 @@ def _base(subject: Subject) -> nn.Module:
 def load(subject: Subject, folder: Path) -> Loaded:
     """What PEFT makes of the folder and the plain backbone."""
     peft = extra("peft", "export-peft")
-    with _quiet():
+    with quiet():
         model = peft.PeftModel.from_pretrained(_base(subject), folder).eval()
     mean, std = subject.normalisation
 
@@ -165,9 +184,14 @@ def load(subject: Subject, folder: Path) -> Loaded:
     def predict(squares: Float[Tensor, "n 3 s s"]) -> Float[Tensor, "n classes"]:
         return model(normalised(squares, mean, std))
 
-    ranks = sorted({down.shape[0] for _, down in adapters(subject).values()})
-    remark = f"an adapter of {len(adapters(subject))} layers, rank {' to '.join(map(str, ranks[:1] + ranks[1:][-1:]))}"
-    return Loaded(predict, None, subject.class_names, remark)
+    return Loaded(predict, None, subject.class_names, remark(subject))
+
+
+def remark(subject: Subject) -> str:
+    """What there is to say of the adapter."""
+    updates = adapters(subject)
+    ranks = sorted({down.shape[0] for _, down in updates.values()})
+    return f"an adapter of {len(updates)} layers, rank {' to '.join(map(str, ranks[:1] + ranks[1:][-1:]))}"
 
 
 def readme(subject: Subject) -> str:

@@ -68,6 +68,15 @@ class Subject:
         return "use predict" if self.reads_texts else "export to onnx, which takes the whole of it"
 
     @property
+    def others(self) -> str:
+        """The targets that need no low-rank updates."""
+        return "hf" if self.reads_texts else "timm, hf or onnx"
+
+    def plain_name(self, linear: str) -> str:
+        """What a layer of the encoder is called in the library's own model."""
+        return self.encoder.plain_name(linear) if self.reads_texts else linear.removeprefix("vit.")
+
+    @property
     def called(self) -> str:
         """The method's name, and how it is read if not by its own predictions."""
         return (

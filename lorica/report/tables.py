@@ -200,6 +200,11 @@ def notes(
             same = [_name(run) for run, own in zip(row.runs, chance, strict=True) if own == each]
             if len(same) > 1:
                 lines.append(f"Seed {each[0]} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
+    lengths = [row.cost("tokens_per_prediction") for row in rows]
+    for length in dict.fromkeys(each for each in lengths if each):
+        of_it = [row.label for row, each in zip(rows, lengths, strict=True) if each == length]
+        whose = "" if len(of_it) == len(rows) else f" of {', '.join(of_it)}"
+        lines.append(f"GFLOPs{whose}: of a text of {length} tokens.")
     return lines + published.remarks([row.runs for row in rows])
 
 

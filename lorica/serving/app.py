@@ -1,7 +1,7 @@
 """The endpoints of a served model.
 
 GET /          a page for people
-POST /predict  images of a form; the class of each, or why it has none
+POST /predict  images of a form, or texts in JSON; the class of each, or why it has none
 GET /classes   what the model knows
 GET /history   what has become of it
 GET /health    that it is there, and its limits
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
 from importlib.resources import files
+from typing import Any, Literal
 
 import anyio
 from fastapi import FastAPI, Request, Response
@@ -23,7 +24,7 @@ from lorica.environment import package_version
 from lorica.errors import DataError, LoricaError
 from lorica.serving.guard import LOOPBACK, Guard
 from lorica.serving.model import Model
-from lorica.serving.uploads import Limits, Refused, Upload, read_uploads
+from lorica.serving.uploads import Limits, Refused, Upload, read_texts, read_uploads
 
 AT_ONCE = 4
 """Requests whose images are in memory, read and classified at a time; others wait."""
@@ -53,6 +54,18 @@ _FORM = {
 }
 
 
+_JSON = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "object", "properties": {"texts": {"type": "array", "items": {"type": "string"}}}}
+            }
+        },
+    }
+}
+
+
 class Predicted(BaseModel):
     """The answer for an image."""
 
@@ -73,6 +86,26 @@ class Predictions(BaseModel):
     """In the order in which the images were sent."""
 
     images: list[Predicted | Unreadable]
+
+
+class PredictedText(BaseModel):
+    """The answer for a text."""
+
+    class_name: str = Field(serialization_alias="class")
+    probability: float
+    unknown: bool
+
+
+class Unread(BaseModel):
+    """Why a text has no answer."""
+
+    error: str
+
+
+class PredictionsOfTexts(BaseModel):
+    """In the order in which the texts were sent."""
+
+    texts: list[PredictedText | Unread]
 
 
 class Classes(BaseModel):
@@ -104,6 +137,7 @@ class Health(BaseModel):
 
     status: str
     title: str
+    reads: Literal["images", "texts"]
     lorica: str
     classes: int
     max_bytes: int
@@ -111,7 +145,13 @@ class Health(BaseModel):
 
 
 def create_app(
-    model: Model, *, title: str, max_bytes: int, max_images: int, hosts: Collection[str] | None = LOOPBACK
+    model: Model,
+    *,
+    title: str,
+    max_bytes: int,
+    max_images: int,
+    hosts: Collection[str] | None = LOOPBACK,
+    reads: Literal["images", "texts"] = "images",
 ) -> FastAPI:
     """The application of one model, for any ASGI server. It writes nothing.
 
@@ -120,6 +160,7 @@ def create_app(
         max_bytes: of the body of one request, all images together.
         max_images: in one request.
         hosts: names in the Host header that are answered, without ports; None = any, for a server that others reach.
+        reads: what the model is given.
     """
     limits = Limits(max_bytes, max_images)
     places = anyio.Semaphore(AT_ONCE)
@@ -130,14 +171,20 @@ def create_app(
     def tell(request: Request, error: LoricaError) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, 500)
 
-    @app.post("/predict", openapi_extra=_FORM, response_model=Predictions)
-    async def predict(request: Request) -> Response | Predictions:
-        """The class of each image, its probability, and whether the image is of none of the classes."""
+    read, classify = (read_texts, _classify_texts) if reads == "texts" else (read_uploads, _classify)
+
+    @app.post(
+        "/predict",
+        openapi_extra=_JSON if reads == "texts" else _FORM,
+        response_model=PredictionsOfTexts if reads == "texts" else Predictions,
+    )
+    async def predict(request: Request) -> Any:
+        """The class of each image or text, its probability, and whether it is of none of the classes."""
         async with places:
             body = request.stream()
             try:
                 with anyio.fail_after(_PATIENCE):
-                    uploads = await read_uploads(
+                    given: Any = await read(
                         request.headers.get("content-type"), request.headers.get("content-length"), body, limits
                     )
             except Refused as refusal:
@@ -145,10 +192,10 @@ def create_app(
                     await _pass_over(body, max_bytes)
                 return JSONResponse({"detail": refusal.reason}, refusal.status, {"Connection": "close"})
             except TimeoutError:
-                return JSONResponse({"detail": f"the images did not arrive within {_PATIENCE:g} s"}, 408)
+                return JSONResponse({"detail": f"the {reads} did not arrive within {_PATIENCE:g} s"}, 408)
             except ClientDisconnect:
                 return Response(status_code=400)  # to nobody
-            return Predictions(images=await anyio.to_thread.run_sync(_classify, model, uploads))
+            return {reads: await anyio.to_thread.run_sync(classify, model, given)}
 
     @app.get("/classes")
     def classes() -> Classes:
@@ -166,6 +213,7 @@ def create_app(
         return Health(
             status="ok",
             title=title,
+            reads=reads,
             lorica=app.version,
             classes=len(model.class_names),
             max_bytes=max_bytes,
@@ -202,6 +250,20 @@ def _classify(model: Model, uploads: Sequence[Upload]) -> list[Predicted | Unrea
             name=upload.name, class_name=answer.class_name, probability=answer.probability, unknown=answer.unknown
         )
         for upload, answer in zip(uploads, answers, strict=True)
+    ]
+
+
+def _classify_texts(model: Model, texts: Sequence[Any]) -> list[PredictedText | Unread]:
+    """The same for texts."""
+    try:
+        answers = model.classify(texts, batch_size=_BATCH)
+    except DataError as error:
+        if len(texts) > 1:
+            return [one for text in texts for one in _classify_texts(model, [text])]
+        return [Unread(error="; ".join(error.problems))]
+    return [
+        PredictedText(class_name=each.class_name, probability=each.probability, unknown=each.unknown)
+        for each in answers
     ]
 
 

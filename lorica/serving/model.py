@@ -9,12 +9,12 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Answer(Protocol):
-    """What a model says of one image.
+    """What a model says of one image or text.
 
     Attributes:
         class_name: of the most probable class.
         probability: of it, between 0 and 1.
-        unknown: the image is more likely of none of the model's classes.
+        unknown: it is more likely of none of the model's classes.
     """
 
     @property
@@ -34,7 +34,7 @@ class Version(Protocol):
         date: when, ISO 8601.
         kind: learned, rolled back, forgot, joined or purged.
         classes: what it was about.
-        images: how many were learned.
+        images: how many were learned, or texts.
         accuracy: on these classes when it was made, a fraction; None where it was not measured.
         accuracy_now: the same by the model as it is.
     """
@@ -64,8 +64,8 @@ class Model(Protocol):
         """The classes that it can answer."""
         ...
 
-    def classify(self, images: Sequence[BytesIO], *, batch_size: int = ...) -> Sequence[Answer]:
-        """An answer for each image file. DataError when one of them cannot be read."""
+    def classify(self, images: Sequence[BytesIO] | Sequence[str], *, batch_size: int = ...) -> Sequence[Answer]:
+        """An answer for each image file, or each text. DataError when one of them cannot be read."""
         ...
 
     def history(self) -> Sequence[Version]:

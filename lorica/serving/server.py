@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorica.errors import LoricaError
 from lorica.serving.model import Model
@@ -64,13 +64,13 @@ def require_extra() -> None:
         )
 
 
-def make_server(model: Model, door: Door, *, title: str, max_bytes: int, max_images: int) -> uvicorn.Server:
-    """A server that is not yet running; arguments as those of `lorica.serving.app.create_app`."""
+def make_server(model: Model, door: Door, **settings: Any) -> uvicorn.Server:
+    """A server that is not yet running; settings as those of `lorica.serving.app.create_app`."""
     import uvicorn
 
     from lorica.serving.app import create_app
 
-    app = create_app(model, title=title, max_bytes=max_bytes, max_images=max_images, hosts=door.hosts)
+    app = create_app(model, hosts=door.hosts, **settings)
     return uvicorn.Server(
         uvicorn.Config(
             app,

@@ -1,10 +1,11 @@
-"""Images out of a request: read as they arrive, kept in memory, and no further than the limits.
+"""Images or texts out of a request: read as they arrive, kept in memory, and no further than the limits.
 
 Starlette's own reading of forms is not used: it moves a large file to the disk, and it knows no limit on a file's size.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -20,6 +21,9 @@ MEGABYTE = 10**6
 
 _LONGEST_NAME = 255  # characters of a file's name that are kept, as many as file systems allow
 _HELP = "send images as files of a form (multipart/form-data): curl -F images=@one.jpg -F images=@two.jpg …/predict"
+_HELP_WITH_TEXTS = (
+    """send texts as JSON: curl --json '{"texts": ["what is my balance"]}' …/predict, which is application/json"""
+)
 
 
 class Refused(Exception):
@@ -41,7 +45,7 @@ class Limits:
 
     Attributes:
         max_bytes: of its body, all images together.
-        max_images: files in it.
+        max_images: files or texts in it.
     """
 
     max_bytes: int
@@ -52,16 +56,16 @@ class Limits:
         if size > self.max_bytes:
             raise Refused(
                 413,
-                f"too large: a request may hold {self.max_bytes / MEGABYTE:g} MB in all; send fewer images at a time, "
-                "or smaller ones, or start the server with a larger --max-megabytes",
+                f"too large: a request may hold {self.max_bytes / MEGABYTE:g} MB in all; send fewer at a time, or "
+                "smaller ones, or start the server with a larger --max-megabytes",
             )
 
-    def require_images(self, number: int) -> None:
+    def require_images(self, number: int, things: str = "images") -> None:
         """Refused, 413, where there are more."""
         if number > self.max_images:
             raise Refused(
                 413,
-                f"too many: a request may hold {self.max_images} images; send them in several, or start the server "
+                f"too many: a request may hold {self.max_images} {things}; send them in several, or start the server "
                 "with a larger --max-images",
             )
 
@@ -110,6 +114,34 @@ async def read_uploads(
     if not form.uploads:
         raise Refused(400, f"no images in the form; {_HELP}")
     return form.uploads
+
+
+async def read_texts(kind: str | None, length: str | None, body: AsyncIterable[bytes], limits: Limits) -> list[Any]:
+    """The texts of a request whose body is JSON; which of them are none is for the model to say.
+
+    Args:
+        kind, length: as of `read_uploads`.
+
+    Raises:
+        Refused: something else, or more than the limits allow.
+    """
+    if parse_options_header(kind)[0] != b"application/json":
+        raise Refused(415, f"expected JSON, got {shown(kind or 'no Content-Type')[:100]}; {_HELP_WITH_TEXTS}")
+    if length and length.isdecimal():
+        limits.require_bytes(int(length))
+    read = bytearray()
+    async for chunk in body:
+        limits.require_bytes(len(read) + len(chunk))
+        read += chunk
+    try:
+        held = json.loads(read)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"this is no JSON ({shown(str(error))[:100]}); {_HELP_WITH_TEXTS}") from error
+    texts = held.get("texts") if isinstance(held, dict) else None
+    if not isinstance(texts, list) or not texts:
+        raise Refused(400, f"no texts in the request; {_HELP_WITH_TEXTS}")
+    limits.require_images(len(texts), "texts")
+    return texts
 
 
 class _Form:

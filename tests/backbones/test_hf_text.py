@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
+from torch import nn
 
 from lorica import network
 from lorica.adapters.attach import attach, merged
-from lorica.adapters.tuning import start_tuning
+from lorica.adapters.tuning import Bottlenecks, start_tuning
 from lorica.backbones import load_backbone
 from lorica.backbones.encoder import Classifier, Prefix
 from lorica.backbones.hf_text import FAMILIES, HFText, TextBlock, present
@@ -80,6 +81,38 @@ def test_padding_changes_nothing_and_stays_padding(family: str, tiny_text_encode
     # whatever the ids of padding are
     other = Tokens(inputs.ids.masked_fill(~inputs.mask, 7), inputs.mask)
     assert torch.equal(encoder.features(other), encoder.features(inputs))
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_token_that_overflows_is_not_taken_for_padding(family: str, tiny_text_encoder: Make) -> None:
+    encoder = tiny_text_encoder(family=family)
+    ids = torch.tensor([[2, 9, 7, 3], [2, 9, 8, 3]])
+    inputs = Tokens(ids, torch.ones(2, 4, dtype=torch.bool))
+    expected = encoder.features(inputs)
+    overflowing = next(each for each in encoder.blocks[0].modules() if isinstance(each, nn.Linear))
+    before = overflowing.weight.data.clone()
+    with torch.no_grad():
+        encoder._vocabulary.weight[7] = float("inf")
+    found = encoder.features(inputs)
+    assert not found[0].isfinite().any()
+    torch.testing.assert_close(found[1], expected[1])
+    with torch.no_grad():  # within a block, in the values of every text
+        encoder._vocabulary.weight[7] = encoder._vocabulary.weight[8]
+        overflowing.weight.copy_(before.sign() * torch.finfo(torch.float32).max)
+    tokens = encoder.blocks[0](encoder.embed(inputs))
+    assert not tokens.isnan().any()
+    assert tokens.isinf().any(dim=2).all()
+    assert not encoder.features(inputs).isfinite().any()
+
+
+def test_what_an_adapter_adds_is_not_taken_for_padding(tiny_text_encoder: Make) -> None:
+    encoder, inputs = tiny_text_encoder(), some_texts()
+    tuning = Bottlenecks(encoder, 4)
+    with torch.no_grad():
+        tuning.up.fill_(torch.finfo(torch.float32).max)
+        tuning.up[:, :, ::2].neg_()  # of which one overflows, and the other, the other way
+        tuning.down_bias.fill_(1e3)
+    assert not tuning.features(encoder, inputs).isfinite().any()
 
 
 @pytest.mark.parametrize("family", TINY)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lorica.backbones import TINY_TEXT, backbone_names, load_backbone, reads_texts, tiny_text
+from lorica.backbones import TINY_TEXT, backbone_names, load_backbone, modality_of, tiny_text
 from lorica.data.sources.requests import requests
 from lorica.data.texts import TextReader, Texts
 from lorica.errors import BackboneError
@@ -47,7 +47,7 @@ def test_it_is_an_ordinary_encoder_of_at_most_eight_megabytes() -> None:
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     assert load_backbone(TINY_TEXT, pretrained=False).tag == "lorica_tiny_text.random"
     assert TINY_TEXT in backbone_names()
-    assert reads_texts(TINY_TEXT)
+    assert modality_of(TINY_TEXT) == "texts"
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_an_attention_that_does_not_split_is_refused(step_time, encoder) -> None
 
 def test_what_trains_is_what_the_loop_trains(step_time, encoder) -> None:
     method = step_time.grown(encoder, 3, 4)
-    step_time.sd_lora_step(method, torch.rand(2, 3, 32, 32), torch.tensor([0, 9]), step_time.Accelerator(cpu=True))()
+    step_time.own_step(method, torch.rand(2, 3, 32, 32), torch.tensor([0, 9]), step_time.Accelerator(cpu=True))()
     trained = {id(parameter) for parameter in method.parameters() if parameter.grad is not None}
     assert trained == {id(parameter) for parameter in method.trainable()}
     assert method.magnitudes.shape == (3,)
@@ -112,3 +112,16 @@ def test_peft_adapts_q_and_v_of_every_block_and_nothing_else(step_time, encoder,
     shapes = sorted(tuple(p.shape) for p in models[0].parameters() if p.requires_grad)
     width, adapted = encoder.width, 2 * len(encoder.blocks)
     assert shapes == sorted([(4, width), (width, 4)] * adapted + [(10, width), (10,)])
+
+
+def test_methods_over_texts_are_compared_with_transformers_own_model(step_time, tiny_text_folder: Path) -> None:
+    results = step_time.measure(
+        "hf:tiny", [2], batch=3, repeats=1, rank=2, methods=["sd_lora", "lora"], weights=tiny_text_folder, length=8
+    )
+    assert [(result.method, result.tasks, result.size) for result in results] == [("sd_lora", 2, 8), ("lora", 2, 8)]
+    assert all(result.ratio_to_floor == result.ratio_to_token_floor > 0 for result in results)
+    encoder = step_time._encoder("hf:tiny", None, tiny_text_folder)
+    tokens = step_time.texts(encoder, 3, 8)
+    assert tokens.mask.sum(dim=1).tolist() == [8, 7, 8]
+    classifier = step_time.text_classifier(encoder.eval())
+    torch.testing.assert_close(classifier(tokens), classifier.head(encoder.features(tokens)), atol=1e-5, rtol=1e-4)

@@ -13,7 +13,7 @@ from test_resume import assert_it_goes_on
 
 from lorica.data.stream import Stream
 from lorica.data.texts import TextReader
-from lorica.methods import method_names
+from lorica.methods import find_method, method_names
 from lorica.types import Tokens
 from tests.contract.conftest import kind_of
 
@@ -35,6 +35,20 @@ globals().update({test.__name__: test for test in AGAIN})  # with the fixtures o
 @pytest.fixture(params=[*((name, None) for name in method_names()), ("l2p", "prefix"), ("rolda", "always")], ids=str)
 def kind(request: pytest.FixtureRequest):
     """Every method, in the variant that it has by default."""
+    return kind_of(*request.param)
+
+
+OTHERS = [
+    (name, variant)
+    for name in method_names()
+    for variant in find_method(name).variants()
+    if variant != getattr(find_method(name).Config(name=name), "variant", None)
+]
+
+
+@pytest.fixture(params=OTHERS, ids="-".join)
+def other(request: pytest.FixtureRequest):
+    """Every other variant."""
     return kind_of(*request.param)
 
 
@@ -64,3 +78,9 @@ def test_a_prediction_does_not_depend_on_padding(kind, tiny_encoder, stream) -> 
 
 def test_a_task_goes_on_from_the_middle_of_it(kind, tiny_encoder, stream, tmp_path: Path) -> None:
     assert_it_goes_on(lambda: kind(tiny_encoder()), stream, tmp_path, (1, 4))
+
+
+def test_the_other_variants(other, tiny_encoder, stream) -> None:
+    """Two of the tests, which train them on all tasks: the rest is the same code as over images."""
+    test_a_prediction_does_not_depend_on_padding(other, tiny_encoder, stream)
+    test_methods.test_state_round_trip(other, tiny_encoder, stream)

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorica.data.folders import holds_texts
 from lorica.data.images import Images
 from lorica.data.rows import Columns
-from lorica.data.sources import Source, hf_dataset, load_source, table, texts
+from lorica.data.sources import Source, hf_dataset, labelled_texts, load_source, table, texts, texts_alone
 from lorica.data.sources.base import remarks
 from lorica.data.texts import Texts
 from lorica.errors import DataError
@@ -137,7 +138,7 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         ("a.csv", "text,label\nx,y,z\n", "row 1 has more or fewer fields"),
         ("a.csv", "text,label\n", "data.text_column: a.csv has no column text"),
         ("a.parquet", "no", "cannot be read"),
-        ("a.txt", "x", "is none of .json, .jsonl, .csv, .tsv, .parquet"),
+        ("a.md", "x", "is none of .json, .jsonl, .csv, .tsv, .parquet"),
         ("a.csv", "words,label\nx,y\n", "data.text_column: a.csv has no column text; it has words, label"),
         ("a.csv", "text,label\nx,y\n", "classes with a single row: y"),
     ],
@@ -159,7 +160,7 @@ def test_a_class_that_only_the_test_rows_have() -> None:
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not there"):
         table(tmp_path / "nothing.csv")
-    with pytest.raises(DataError, match=r"has no \.json"):
+    with pytest.raises(DataError, match="has no texts; give a file of rows"):
         table(tmp_path)
     with pytest.raises(DataError, match=r"needs a name, or a folder as data\.root, and not both"):
         load_source("hf_dataset", root=None)
@@ -212,3 +213,40 @@ def test_a_dataset_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         hf_dataset(tmp_path)
+
+
+def test_a_file_of_lines_has_texts_of_one_class(tmp_path: Path) -> None:
+    (tmp_path / "wren.txt").write_text("a wren\n\nanother wren\n", encoding="utf-8")
+    (tmp_path / "kite.txt").write_text("a kite\r\nred kite", encoding="utf-8")
+    (tmp_path / "README.md").write_text("birds")
+    assert holds_texts(tmp_path)
+    names, (samples,), facts = labelled_texts(tmp_path)
+    assert names == ["kite", "wren"]
+    assert list(samples.texts) == ["a kite", "red kite", "a wren", "another wren"]
+    assert samples.labels.tolist() == [0, 0, 1, 1]
+    assert facts == {"root": str(tmp_path)}
+    assert labelled_texts(tmp_path / "wren.txt")[0] == ["wren"]
+    (tmp_path / "photos").mkdir()
+    assert not holds_texts(tmp_path)
+    assert not holds_texts(tmp_path / "README.md")
+
+
+def test_what_is_learned_is_not_split(tmp_path: Path) -> None:
+    (tmp_path / "birds.json").write_text(json.dumps({"train": ROWS, "test": TEST, "oos": ["what"]}))
+    names, (train, test), _ = labelled_texts(tmp_path / "birds.json")
+    assert names == ["kite", "lark", "wren"]
+    assert (len(train), len(test)) == (12, 3)
+    as_csv(tmp_path / "birds.csv", ROWS)
+    _, (everything,), _ = labelled_texts(tmp_path / "birds.csv")
+    assert len(everything) == 12
+    as_csv(tmp_path / "birds.csv", [*ROWS, {"text": "", "label": "kite"}])
+    assert labelled_texts(tmp_path / "birds.csv", unreadable="skip")[2]["left_out"] == 1
+
+
+def test_texts_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(["a wren", {"text": "a kite", "label": "kite"}, {"text": None}]))
+    assert texts_alone(tmp_path / "a.json") == ["a wren", "a kite", None]
+    as_csv(tmp_path / "a.csv", [{"says": "a wren", "more": "a kite"}])
+    assert texts_alone(tmp_path / "a.csv", Columns(["says", "more"])) == ["a wren a kite"]
+    with pytest.raises(DataError, match=r"data\.text_column: .*a\.csv has no column text; it has says, more"):
+        texts_alone(tmp_path / "a.csv")

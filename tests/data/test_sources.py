@@ -487,7 +487,7 @@ def halves(source: Source) -> tuple[Texts, Texts]:
 
 
 def test_load_source_by_name(tmp_path: Path) -> None:
-    own = ["arrays", "digits", "hf_dataset", "image_folder", "requests", "table"]
+    own = ["arrays", "cl_benchmark", "digits", "hf_dataset", "image_folder", "requests", "table"]
     assert list(source_names()) == sorted([*own, *benchmark_names()])
     assert load_source("digits", root=None, test_fraction=0.5, split_seed=0).facts["test_fraction"] == 0.5
     write_images(tmp_path / "a", 4)
@@ -498,7 +498,7 @@ def test_load_source_by_name(tmp_path: Path) -> None:
 def test_load_source_with_an_unknown_name() -> None:
     with pytest.raises(DataError, match=r"^data\.source: unknown source 'cifar10'; did you mean cifar100\?"):
         load_source("cifar10", root=None, test_fraction=0.25, split_seed=0)
-    with pytest.raises(DataError, match=r"unknown source 'xyz'; expected one of arrays, cifar100, cub200, digits, "):
+    with pytest.raises(DataError, match=r"'xyz'; expected one of arrays, cifar100, cl_benchmark, cub200, "):
         load_source("xyz", root=None, test_fraction=0.25, split_seed=0)
 
 

@@ -299,3 +299,11 @@ def test_the_three_properties_are_those_measured(make_run: MakeRun) -> None:
         ("sd_lora", "yes", "yes", "yes", "0"),
         ("hide_prompt", "no", "no", "no", "5.00k"),
     ]
+
+
+def test_costs_of_texts_say_of_how_many_tokens(two_seeds: list[Result]) -> None:
+    texts = [with_cost(run, tokens_per_prediction=64) for run in two_seeds]
+    assert notes(texts) == ["GFLOPs: of a text of 64 tokens."]
+    mixed = [with_cost(run, **({"tokens_per_prediction": 64} if run.method == "sd_lora" else {})) for run in two_seeds]
+    assert notes(mixed) == ["GFLOPs of sd_lora: of a text of 64 tokens."]
+    assert notes(two_seeds) == []

@@ -12,10 +12,10 @@ from lorica.serving.server import make_server, opened
 
 
 @contextmanager
-def listening(model: Any, *, max_bytes: int, max_images: int, title: str = "colours") -> Iterator[str]:
-    """The address of a server in a thread of its own."""
+def listening(model: Any, *, title: str = "colours", **settings: Any) -> Iterator[str]:
+    """The address of a server in a thread of its own; settings of `lorica.serving.app.create_app`."""
     with opened("127.0.0.1", 0) as door:
-        server = make_server(model, door, title=title, max_bytes=max_bytes, max_images=max_images)
+        server = make_server(model, door, title=title, **settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [door.socket]})
         thread.start()
         try:

@@ -21,7 +21,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import lorica
-from lorica.errors import LoricaError
+from lorica.errors import DataError, LoricaError
+from lorica.predictor import Answer
 from lorica.results import Result
 from lorica.serving.app import AT_ONCE, create_app
 from lorica.serving.model import Model
@@ -319,3 +320,55 @@ def test_a_run_of_lorica_reads_what_is_sent(finished_run: Result, six_classes) -
     assert [image.get("class") for image in images] == [*learner.predict(arrays), None]
     assert images[3]["error"] == "not an image"
     json.dumps(images, allow_nan=False)
+
+
+# ---- texts
+
+
+class WordModel:
+    """It knows texts by their first letter, and none that begins with z."""
+
+    class_names = ("a", "b")
+
+    def classify(self, images: list[Any], *, batch_size: int = 256) -> list[Any]:
+        if wrong := [each for each in images if not isinstance(each, str)]:
+            raise DataError(f"expected a text, got {wrong[0]}")
+        return [Answer(text[0], 0.75, text[0] == "z") for text in images]
+
+    def history(self) -> list[Any]:
+        return []
+
+
+@pytest.fixture
+def of_texts() -> TestClient:
+    app = create_app(WordModel(), title="words", max_bytes=2000, max_images=3, reads="texts")
+    return TestClient(app, base_url="http://localhost")
+
+
+def test_each_text_has_its_class_or_an_error_of_its_own(of_texts: TestClient) -> None:
+    said = of_texts.post("/predict", json={"texts": ["alpha", 3, "zeta"]})
+    assert said.json() == {
+        "texts": [
+            {"class": "a", "probability": 0.75, "unknown": False},
+            {"error": "expected a text, got 3"},
+            {"class": "z", "probability": 0.75, "unknown": True},
+        ]
+    }
+    assert of_texts.get("/health").json()["reads"] == "texts"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        ({"files": {"images": ("a.png", b"x")}}, 415, "expected JSON, got multipart/form-data"),
+        ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "this is no JSON"),
+        ({"json": ["alpha"]}, 400, "no texts in the request"),
+        ({"json": {"texts": []}}, 400, "no texts in the request"),
+        ({"json": {"texts": ["a"] * 4}}, 413, "a request may hold 3 texts"),
+        ({"json": {"texts": ["a" * 2000]}}, 413, "a request may hold 0.002 MB"),
+    ],
+)
+def test_what_is_no_request_of_texts(of_texts: TestClient, sent: dict[str, Any], status: int, reason: str) -> None:
+    said = of_texts.post("/predict", **sent)
+    assert said.status_code == status
+    assert reason in said.json()["detail"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import NAMES, Tab, browsing, find_browser
-from colour_model import ColourModel, picture
+from colour_model import ColourModel, FakeAnswer, FakeVersion, picture
 from listening import listening
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason=f"no browser is installed (any of {', '.join(NAMES)})")
@@ -225,3 +225,28 @@ def test_a_server_that_has_gone_is_said(browser: Tab, files: dict[str, Path]) ->
     browser.choose([files["red"]], "#choose")
     until_answered(browser, 1)
     assert rows(browser) == ["The server does not answer. Is lorica serve still running? red.png"]
+
+
+class Shouting:
+    """A model of texts that knows capitals."""
+
+    class_names = ("loud", "quiet")
+
+    def classify(self, images: list[str], *, batch_size: int = 256) -> list[FakeAnswer]:
+        return [FakeAnswer("loud" if each.isupper() else "quiet", 0.75, False) for each in images]
+
+    def history(self) -> list[FakeVersion]:
+        return [FakeVersion(1, "2026-03-02T09:30:00+01:00", "learned", ("loud", "quiet"), 2, None, None)]
+
+
+def test_texts_are_written_and_answered(browser: Tab) -> None:
+    with listening(Shouting(), max_bytes=10**6, max_images=5, title="shouting", reads="texts") as url:
+        browser.open(url)
+        browser.until("!document.getElementById('write').hidden && document.getElementById('drop').hidden")
+        browser.until("document.querySelector('.version')?.innerText.includes('2 texts')")
+        browser.evaluate("document.getElementById('texts').value = 'HELP <B>\\n\\nthank you'")
+        browser.evaluate("document.querySelector('#write button').click()")
+        until_answered(browser, 2)
+        assert rows(browser) == ["loud HELP <B> 75.0%", "quiet thank you 75.0%"]
+        assert browser.evaluate("document.getElementById('tally').innerText") == "2 texts"
+        assert browser.complaints == []

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lorica.data.sources.digits import digits
     from lorica.data.sources.hf_dataset import hf_dataset
     from lorica.data.sources.image_folder import image_folder, labelled_images
-    from lorica.data.sources.table import table, texts
+    from lorica.data.sources.table import labelled_texts, table, texts, texts_alone, texts_with_labels
 
 __all__ = [
     "OF_ROWS",
@@ -45,12 +45,15 @@ __all__ = [
     "image_folder",
     "labelled_images",
     "labelled_pictures",
+    "labelled_texts",
     "load_source",
     "remarks",
     "source_names",
     "split_per_class",
     "table",
     "texts",
+    "texts_alone",
+    "texts_with_labels",
 ]
 
 lazily(
@@ -62,7 +65,7 @@ lazily(
         "lorica.data.sources.digits": ["digits"],
         "lorica.data.sources.hf_dataset": ["hf_dataset"],
         "lorica.data.sources.image_folder": ["image_folder", "labelled_images"],
-        "lorica.data.sources.table": ["table", "texts"],
+        "lorica.data.sources.table": ["labelled_texts", "table", "texts", "texts_alone", "texts_with_labels"],
     },
 )
 

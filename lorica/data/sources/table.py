@@ -1,4 +1,5 @@
-"""Texts, or images, and their labels in files of rows: JSON, JSON lines, CSV, TSV and Parquet."""
+"""Texts, or images, and their labels in files of rows: JSON, JSON lines, CSV, TSV and Parquet; or texts in a file for
+each class, one a line."""
 
 from __future__ import annotations
 
@@ -8,14 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lorica.data.folders import use_of
-from lorica.data.rows import BY_DEFAULT, Columns, Half, source_of_rows
+import numpy as np
+
+from lorica.data.folders import LINES, TABLES, use_of
+from lorica.data.rows import BY_DEFAULT, Columns, Half, labelled_rows, source_of_rows
 from lorica.data.sources.base import Source, required, some
+from lorica.data.texts import Texts
 from lorica.errors import DataError
 
 DESCRIPTION = (
     "rows of a .json, .jsonl, .csv, .tsv or .parquet file with data.text_column and data.label_column, or train.* and "
-    "test.* in a folder"
+    "test.* in a folder; or a folder with a .txt file for each class, a text a line"
 )
 
 _LARGEST_FIELD = 2**24
@@ -44,7 +48,7 @@ def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> So
 
     A file of JSON has a list of rows, or an object of such lists by what they are for ("train", "test"; others are
     passed over). A row is an object, or a pair of text and label. Images are named by paths, from the folder of the
-    file.
+    file. A .txt file has texts of one class, whose name it bears, one a line; so has each in a folder of them.
 
     Args:
         options: those of `lorica.data.rows.source_of_rows`.
@@ -52,24 +56,69 @@ def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> So
     Raises:
         DataError: all that is wrong with the files.
     """
-    root = Path(root).expanduser()
+    halves, facts = _halves_in(Path(root).expanduser(), columns)
+    return source_of_rows("table", halves, columns, facts=facts, **options)
+
+
+def labelled_texts(
+    root: str | Path, columns: Columns = BY_DEFAULT, **options: Any
+) -> tuple[list[str], list[Texts], dict[str, object]]:
+    """The names of the classes in files as `table` reads them, the texts of each half, training first, and what there
+    is to say of them; what is one half is not split.
+
+    Args:
+        options: those of `lorica.data.rows.labelled_rows`.
+
+    Raises:
+        DataError: all that is wrong with the files.
+    """
+    halves, facts = _halves_in(Path(root).expanduser(), columns)
+    names, samples, told = labelled_rows(halves, columns, **options)
+    return names, samples, facts | told
+
+
+def texts_with_labels(given: Sequence[str], labels: Sequence[Any]) -> tuple[list[str], Texts, bool]:
+    """The names of the classes of texts in memory, the samples, and whether the labels are numbers. DataError."""
+    names, (samples,), _ = labelled_rows([_in_memory("x", given, labels)])
+    return names, samples, np.asarray(labels).dtype.kind in "iu"
+
+
+def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
+    """The texts of a file as `table` reads it, whatever their labels are, or that there are none; a row may be a text
+    itself. One that is none is given as it is.
+
+    Raises:
+        DataError: a file that cannot be read, or that has no column of texts.
+    """
+    held = _rows(file)
+    rows = held if isinstance(held, list) else [row for each in held.values() for row in each]
+    rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
+    half = _half(file.name, rows, columns, file.parent)
+    if missing := [each for each in columns.texts if each not in half.columns]:
+        raise DataError(f"data.text_column: {file} has no column {some(missing)}; it has {some(half.columns)}")
+    return half.texts(columns)
+
+
+def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, object]]:
+    """What is in a file or a folder: one half, or one to train on and one to test on; and facts for the record."""
     facts: dict[str, object] = {"root": str(root)}
+    expected = f"give a file of rows ({', '.join(TABLES)}), a folder with train.* and test.*, or {LINES} files"
     if root.is_dir():
-        files = sorted(file for file in root.iterdir() if file.suffix.lower() in _READERS)
+        files = sorted(file for file in root.iterdir() if file.suffix.lower() in TABLES)
+        lines = sorted(file for file in root.iterdir() if file.suffix.lower() == LINES)
+        if not files and not lines:
+            raise DataError(f"data.root: {root} has no texts; {expected}")
         if not files:
-            raise DataError(
-                f"data.root: {root} has no {', '.join(_READERS)} file; give a file of rows, or a folder with train.* "
-                "and test.*"
-            )
-        held = {file.stem: _rows(file) for file in files} if len(files) > 1 else _rows(files[0])
+            held: Any = [row for file in lines for row in _rows(file)]
+        else:
+            held = {file.stem: _rows(file) for file in files} if len(files) > 1 else _rows(files[0])
     elif root.is_file():
         held = _rows(root)
     else:
-        raise DataError(f"data.root: {root} is not there; give a file of rows, or a folder with train.* and test.*")
+        raise DataError(f"data.root: {root} is not there; {expected}")
     folder = root if root.is_dir() else root.parent
     named = {root.name: held} if isinstance(held, list) else halves_of(root, held, facts)
-    halves = [_half(name, rows, columns, folder) for name, rows in named.items()]
-    return source_of_rows("table", halves, columns, facts=facts, **options)
+    return [_half(name, rows, columns, folder) for name, rows in named.items()], facts
 
 
 def texts(
@@ -77,13 +126,14 @@ def texts(
 ) -> Source:
     """Texts and their labels in memory, to train on and to test on; `options` of `lorica.data.rows.source_of_rows`.
     DataError."""
-    halves = []
-    for name, (given, labels) in {"train": train, "test": test}.items():
-        if isinstance(given, str) or len(given) != len(labels):
-            raise DataError(f"{name}: expected a list of texts and as many labels, got {len(given)} and {len(labels)}")
-        held = {"text": list(given), "label": list(labels)}
-        halves.append(Half(name, list(held), held.__getitem__))
-    return source_of_rows("texts", halves, **options)
+    return source_of_rows("texts", [_in_memory("train", *train), _in_memory("test", *test)], **options)
+
+
+def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any]) -> Half:
+    if isinstance(given, str) or len(given) != len(labels):
+        raise DataError(f"{name}: expected a list of texts and as many labels, got {len(given)} and {len(labels)}")
+    held = {"text": list(given), "label": list(labels)}
+    return Half(name, list(held), held.__getitem__)
 
 
 def halves_of(root: str | Path, held: Mapping[str, Any], facts: dict[str, object]) -> dict[str, Any]:
@@ -149,6 +199,10 @@ def _lines(file: Path) -> list[Any]:
     return rows
 
 
+def _of_one_class(file: Path) -> list[Any]:
+    return [[line, file.stem] for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+
+
 def _separated(file: Path, delimiter: str) -> list[Any]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         before = csv.field_size_limit(_LARGEST_FIELD)
@@ -177,4 +231,5 @@ _READERS: Mapping[str, Callable[[Path], Any]] = {
     ".csv": lambda file: _separated(file, ","),
     ".tsv": lambda file: _separated(file, "\t"),
     ".parquet": _parquet,
+    LINES: _of_one_class,
 }

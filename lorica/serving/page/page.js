@@ -9,7 +9,7 @@ const percents = new Intl.NumberFormat("en", { style: "percent", minimumFraction
 const numbers = new Intl.NumberFormat("en");
 const days = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
 
-let limits = { max_bytes: Infinity, max_images: Infinity };
+let limits = { max_bytes: Infinity, max_images: Infinity, reads: "images" };
 const counts = { sent: 0, answered: 0, unknown: 0, failed: 0 };
 let work = Promise.resolve(); // one request after another
 let round = 0; // grows when the list is cleared; what was sent before is no longer shown
@@ -25,6 +25,10 @@ function element(name, text, className) {
 
 function several(number, one, many = `${one}s`) {
   return `${numbers.format(number)} ${number === 1 ? one : many}`;
+}
+
+function thing() {
+  return limits.reads === "texts" ? "text" : "image";
 }
 
 function percent(share) {
@@ -66,6 +70,16 @@ function row(file) {
   return made;
 }
 
+function rowOfText(text) {
+  const made = find("result").content.cloneNode(true).firstElementChild;
+  made.classList.add("of-text");
+  made.querySelector(".picture").remove();
+  made.querySelector(".file bdi").textContent = text;
+  made.querySelector(".class").textContent = "…";
+  made.setAttribute("aria-busy", "true");
+  return made;
+}
+
 function answer(made, said) {
   made.removeAttribute("aria-busy");
   const heading = made.querySelector(".class");
@@ -92,7 +106,8 @@ function answer(made, said) {
 
 function tell() {
   const { sent, answered, unknown, failed } = counts;
-  const parts = [answered < sent ? `${numbers.format(answered)} of ${several(sent, "image")}` : several(sent, "image")];
+  const all = several(sent, thing());
+  const parts = [answered < sent ? `${numbers.format(answered)} of ${all}` : all];
   if (unknown) parts.push(`${numbers.format(unknown)} unknown`);
   if (failed) parts.push(`${numbers.format(failed)} failed`);
   find("tally").textContent = parts.join(" · ");
@@ -104,7 +119,7 @@ function groups(entries) {
   let bytes = 0;
   for (const entry of entries) {
     const group = made.at(-1);
-    const size = entry.file.size + 1024;
+    const size = entry.size + 1024;
     if (!group || group.length >= Math.min(AT_A_TIME, limits.max_images) || bytes + size > limits.max_bytes - FORM) {
       made.push([entry]);
       bytes = size;
@@ -116,13 +131,21 @@ function groups(entries) {
   return made;
 }
 
+function request(group) {
+  if (limits.reads === "texts") {
+    const body = JSON.stringify({ texts: group.map(({ given }) => given) });
+    return { body, headers: { "Content-Type": "application/json" } };
+  }
+  const body = new FormData();
+  for (const { given } of group) body.append("images", given, given.name);
+  return { body };
+}
+
 async function send(group, mine) {
   if (mine !== round) return;
-  const form = new FormData();
-  for (const { file } of group) form.append("images", file, file.name);
   let said;
   try {
-    said = (await ask("predict", { method: "POST", body: form })).images;
+    said = (await ask("predict", { method: "POST", ...request(group) }))[limits.reads];
   } catch (error) {
     said = group.map(() => ({ error: error.message }));
   }
@@ -131,16 +154,24 @@ async function send(group, mine) {
   tell();
 }
 
-async function classify(files) {
-  if (!files.length) return;
+function classify(files) {
+  if (limits.reads === "texts") return;
+  return classifyAll(files.map((file) => ({ given: file, size: file.size, made: row(file) })));
+}
+
+function classifyTexts(texts) {
+  return classifyAll(texts.map((text) => ({ given: text, size: new Blob([JSON.stringify(text)]).size, made: rowOfText(text) })));
+}
+
+async function classifyAll(entries) {
+  if (!entries.length) return;
   const mine = round;
-  const entries = files.map((file) => ({ file, made: row(file) }));
   find("results").prepend(...entries.map(({ made }) => made));
-  counts.sent += files.length;
+  counts.sent += entries.length;
   tell();
   await introduced; // the limits are known from then on
   if (mine !== round) return;
-  const fits = ({ file }) => file.size <= limits.max_bytes - FORM;
+  const fits = ({ size }) => size <= limits.max_bytes - FORM;
   for (const { made } of entries.filter((entry) => !fits(entry))) {
     answer(made, { error: `larger than the ${megabytes(limits.max_bytes)} that a request may hold` });
   }
@@ -154,7 +185,7 @@ function clear() {
   find("results").replaceChildren();
   for (const name of Object.keys(counts)) counts[name] = 0;
   tell();
-  find("choose").focus();
+  find(limits.reads === "texts" ? "texts" : "choose").focus();
 }
 
 // ---- files that are dropped, pasted or chosen
@@ -215,6 +246,10 @@ find("choose").addEventListener("change", (event) => {
   event.target.value = ""; // so that the same file can be chosen again
 });
 find("clear").addEventListener("click", clear);
+find("write").addEventListener("submit", (event) => {
+  event.preventDefault();
+  classifyTexts(find("texts").value.split("\n").map((line) => line.trim()).filter(Boolean));
+});
 
 // ---- what the model is
 
@@ -253,7 +288,7 @@ function version(change) {
   made.querySelector("strong").textContent = KINDS[change.kind] ?? change.kind;
   const date = new Date(change.date);
   const facts = [`version ${change.number}`, isNaN(date) ? change.date : days.format(date)];
-  if (change.images) facts.push(several(change.images, "image"));
+  if (change.images) facts.push(several(change.images, thing()));
   made.querySelector(".what .quiet").textContent = facts.filter(Boolean).join(" · ");
   chips(made.querySelector(".chips"), change.classes);
   const accuracy = made.querySelector(".accuracy");
@@ -278,10 +313,12 @@ function filterBy(names) {
 async function introduce() {
   const health = await ask("health");
   limits = health;
+  find("write").hidden = health.reads !== "texts";
+  find("drop").hidden = health.reads === "texts";
   document.title = `${health.title} – lorica`;
   find("title").textContent = health.title;
   find("subtitle").textContent = `knows ${several(health.classes, "class", "classes")}`;
-  find("made-by").textContent = `lorica ${health.lorica} · a request may hold ${several(health.max_images, "image")} and ${megabytes(health.max_bytes)}; this page sends as many as you like, some at a time`;
+  find("made-by").textContent = `lorica ${health.lorica} · a request may hold ${several(health.max_images, thing())} and ${megabytes(health.max_bytes)}; this page sends as many as you like, some at a time`;
 }
 
 async function showClasses() {
@@ -294,6 +331,7 @@ async function showClasses() {
 
 async function showHistory() {
   const { versions } = await ask("history");
+  await introduced; // what the model reads is known from then on
   find("history").replaceChildren(...versions.reverse().map(version));
   find("no-history").hidden = versions.length > 0;
 }
