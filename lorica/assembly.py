@@ -163,10 +163,7 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bo
     data, reader = recipe.data, build_reader(recipe, encoder)
     stream = Stream(
         source,
-        by=recipe.stream.by,
-        tasks=recipe.stream.tasks,
-        classes_per_task=recipe.stream.classes_per_task,
-        seed=recipe.stream.seed,
+        **recipe.stream.division,
         reader=reader,
         validation_fraction=data.validation_fraction,
         validation_seed=data.split_seed,

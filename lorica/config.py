@@ -163,11 +163,12 @@ class DataConfig(Section):
 class StreamConfig(Section):
     """How classes arrive."""
 
-    by: Literal["class", "domain"] = Field(
+    by: Literal["class", "domain", "class_and_domain"] = Field(
         default="class",
         exclude_if=lambda value: value == "class",  # as in recipes from before there was this key
         description=(
-            "`domain`: a task is a domain of the source, with classes of earlier ones; `tasks` is how many there are"
+            "`domain`: a task is a domain of the source, with classes of earlier ones; `class_and_domain`: each brings "
+            "new classes and a new domain; `tasks` is how many domains there are"
         ),
     )
     tasks: int | None = Field(default=None, ge=1, description="number of tasks, as even as possible")
@@ -175,11 +176,45 @@ class StreamConfig(Section):
     seed: int | None = Field(
         default=1993, ge=0, lt=2**32, description="seed of the class order; null keeps the source's own"
     )
+    recurring: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda value: value == 0,
+        description="share of the classes of each task but the last that come back in later ones, with images of their own",
+    )
+    recur_in: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="in how many of the tasks that follow such a class comes back; absent = in all of them",
+    )
+    recur_share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        exclude_if=lambda value: value == 0.5,
+        description="of its training images that come back, divided evenly over these tasks",
+    )
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """The keywords of `lorica.data.division.divide` that it gives."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
 
     @model_validator(mode="after")
     def _one_division(self) -> StreamConfig:
         if (self.tasks is None) == (self.classes_per_task is None):
             raise ValueError("give either tasks or classes_per_task")
+        return self
+
+    @model_validator(mode="after")
+    def _recurs_by_class(self) -> StreamConfig:
+        if self.recurring and self.by != "class":
+            raise ValueError("recurring: classes of new domains come back anyway; leave it out, or give by: class")
+        idle = [key for key in ("recur_in", "recur_share") if key in self.model_fields_set]
+        if idle and not self.recurring:
+            raise ValueError(f"{' and '.join(idle)}: no effect without classes that come back; give recurring, too")
         return self
 
 

@@ -169,3 +169,14 @@ def test_recipe_files_that_are_none(tmp_path: Path) -> None:
     assert problems_of(file)[0].startswith(f"{file}: not valid YAML: while parsing")
     file.write_text("- method")
     assert problems_of(file) == [f"{file}: expected sections (method, data, …), found list"]
+
+
+def test_what_comes_back_needs_classes_that_do() -> None:
+    stream = read_recipe({"method": "sd_lora", "stream": {"tasks": 2, "recurring": 0.5, "recur_in": 1}}).stream
+    assert (stream.recurring, stream.recur_in, stream.recur_share) == (0.5, 1, 0.5)
+    for given, expected in (
+        ({"recur_in": 1, "recur_share": 0.2}, "recur_in and recur_share: no effect without classes that come back"),
+        ({"recurring": 0.5, "by": "domain"}, "recurring: classes of new domains come back anyway"),
+    ):
+        with pytest.raises(RecipeError, match=f"stream: {expected}"):
+            read_recipe({"method": "sd_lora", "stream": {"tasks": 2, **given}})

@@ -1,5 +1,5 @@
-"""Streams of domains: every method learns classes that return in another look, or says before it begins that it
-cannot."""
+"""Streams of domains and of classes that come back: every method learns classes that return, or says before it begins
+that it cannot."""
 
 from __future__ import annotations
 
@@ -43,11 +43,24 @@ def by_domain(source: Source, **options: Any) -> Stream:
     return Stream(source, reader=ImageReader(32), by="domain", tasks=2, **options)
 
 
-def test_every_method_learns_domains_or_refuses(kind, tiny_encoder, day_and_night: Source) -> None:
-    stream = by_domain(day_and_night)
+@pytest.mark.parametrize(
+    "division",
+    [
+        {"by": "domain", "tasks": 2},
+        {"by": "class_and_domain", "tasks": 2},
+        {"tasks": 2, "recurring": 1.0, "recur_share": 0.25},
+    ],
+    ids=["domain", "class_and_domain", "recurring"],
+)
+def test_every_method_learns_what_returns_or_refuses(
+    kind, tiny_encoder, day_and_night: Source, division: dict[str, Any]
+) -> None:
+    stream = Stream(day_and_night, reader=ImageReader(32), **division)
+    assert stream.tasks[1].classes == tuple(range(6))
     method = kind(tiny_encoder())
     if refused := list(type(method).misfits(method.config, stream.tasks)):
         assert "stream: task 2 has no new class" in refused[0]
+        assert division.get("by") == "domain"  # no other stream has such a task
         return
     accelerator = Accelerator(cpu=True)
     for task in stream.tasks:
@@ -56,7 +69,7 @@ def test_every_method_learns_domains_or_refuses(kind, tiny_encoder, day_and_nigh
     assert len(row) == 2
     (batch,) = stream.test(stream.tasks[1]).batches(100, device=torch.device("cpu"))
     logits = method.predict(batch.inputs)
-    assert logits.shape == (36, 6)  # over all classes, whatever the domain
+    assert logits.shape == (len(batch.labels), 6)  # over all classes, whatever the task
     assert row[1] == pytest.approx((logits.argmax(1) == batch.labels).float().mean().item())
 
 
@@ -80,7 +93,15 @@ def test_classes_that_only_a_later_domain_has_come_last(day_and_night: Source) -
     labels = day_and_night.train.labels
     assert isinstance(day_and_night.train, ImageArrays)
     is_day = np.isin(labels, (2, 5)) & (np.arange(144) < 72)
-    source = replace(day_and_night, domains=ALIKE._replace(train=np.where(is_day, 0, 1)))
+    source = replace(day_and_night, domains=ALIKE._replace(train=np.where(is_day, 0, 1), test=np.ones(72, int)))
+    with pytest.raises(DataError, match=r"^stream\.tasks: task 1 \(blue, cyan\) has no test images$"):
+        by_domain(source)
+    with pytest.raises(
+        DataError, match=r"^stream: test samples of red, green, yellow, magenta are in a task before the first that"
+    ):
+        by_domain(replace(source, domains=ALIKE._replace(train=np.where(is_day, 0, 1))))
+    is_tested = np.isin(day_and_night.test.labels, (2, 5)) & (np.arange(72) < 36)
+    source = replace(source, domains=source.domains and source.domains._replace(test=np.where(is_tested, 0, 1)))
     first, second = by_domain(source, seed=None).tasks
     assert (first.class_names, first.new_classes) == (("blue", "cyan"), (0, 1))
     assert second.classes == tuple(range(6))
@@ -96,7 +117,7 @@ def test_validation_holds_out_of_each_class_of_each_domain(day_and_night: Source
 
 def test_a_stream_of_domains_that_there_are_not(six_classes: Source, day_and_night: Source) -> None:
     with pytest.raises(
-        DataError, match=r"^stream\.by: arrays has no domains, as domainnet has; give stream\.by=class$"
+        DataError, match=r"^stream\.by: arrays has no domains; domain_folders and .* or stream\.by=class$"
     ):
         by_domain(six_classes)
     for options in ({"tasks": 3}, {"classes_per_task": 2}):
