@@ -115,6 +115,11 @@ class DataConfig(Section):
         exclude_if=lambda value: value is None,
         description="of rows: the column of images, which are then read in place of texts",
     )
+    domain_column: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of rows: the column of domains, for stream.by=domain and class_and_domain",
+    )
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="share tested where the source has no test set")
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="seed of that split, and of the validation split")
     validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of the training data held out")
@@ -181,7 +186,7 @@ class StreamConfig(Section):
         ge=0,
         le=1,
         exclude_if=lambda value: value == 0,
-        description="share of the classes of each task but the last that come back in later ones, with images of their own",
+        description="share of the classes of each task but the last that come back in later ones, with other images",
     )
     recur_in: int | None = Field(
         default=None,
