@@ -38,7 +38,7 @@ _LARGEST = 1 << 20  # bytes of a recipe
 # what a run had that is older than the key
 _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.head_scale": 1.0}
 
-PLACES = ("data.root", "backbone.weights")
+PLACES = ("data.root", "backbone.weights", "stream.manifest")
 """Keys that say where things are and not what they are, which their contents decide."""
 
 FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", "track", *PLACES)
@@ -47,7 +47,11 @@ FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", "track", 
 _GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
 
 # they say the same thing: an override of one takes the place of the other
-_TWINS = {"stream.tasks": "classes_per_task", "stream.classes_per_task": "tasks"}
+_TWINS = {
+    "stream.tasks": ("classes_per_task", "manifest"),
+    "stream.classes_per_task": ("tasks", "manifest"),
+    "stream.manifest": ("tasks", "classes_per_task", "by", "recurring", "recur_in", "recur_share"),
+}
 
 
 def _absolute(path: Path) -> Path:
@@ -202,15 +206,23 @@ class StreamConfig(Section):
         description="of its training images that come back, divided evenly over these tasks",
     )
 
+    manifest: LocalPath | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="a run's stream.jsonl, or one written by hand: exactly that stream, whatever the seeds",
+    )
+
     @property
     def division(self) -> dict[str, Any]:
         """The keywords of `lorica.data.division.divide` that it gives."""
-        return {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "manifest"}
 
     @model_validator(mode="after")
     def _one_division(self) -> StreamConfig:
-        if (self.tasks is None) == (self.classes_per_task is None):
-            raise ValueError("give either tasks or classes_per_task")
+        if sum(each is not None for each in (self.tasks, self.classes_per_task, self.manifest)) != 1:
+            raise ValueError("give either tasks or classes_per_task, or a manifest in place of both")
+        if self.manifest and (self.by != "class" or self.recurring):
+            raise ValueError("by and recurring: no effect on a manifest, which has the tasks; leave them out")
         return self
 
     @model_validator(mode="after")
@@ -386,7 +398,8 @@ def _read_from(
     trusted |= any(key in ("method", "method.name") for key, _ in pairs)
     for key, value in pairs:
         if key in _TWINS and _value(value) is not None and isinstance(stream := values.get("stream"), dict):
-            stream.pop(_TWINS[key], None)
+            for twin in _TWINS[key]:
+                stream.pop(twin, None)
         if key == "method":
             values["method"] = {"name": value}
         else:

@@ -26,13 +26,14 @@ from lorica.assembly import (
 from lorica.backbones import load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, packaged_text, read_recipe, read_saved
-from lorica.data.contents import Contents, contents_of, differences, short_digest
+from lorica.data.contents import Contents, contents_from, contents_of, differences, digests_of, short_digest
+from lorica.data.manifest import Manifest, read_manifest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
 from lorica.data.stream import Stream
 from lorica.descent import Fit
 from lorica.environment import environment, noted_contents
-from lorica.errors import CheckpointError, LoricaError
+from lorica.errors import CheckpointError, DataError, LoricaError
 from lorica.evaluation import accuracy_row
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
@@ -184,7 +185,10 @@ def check(
         build_method(resolved.method, encoder, **resolved.evaluate.reading)
     with _shown(progress) as reporter:
         source = source or build_source(resolved, decode_all=decode_all, reporter=reporter)
-        return resolved, build_stream(resolved, source, encoder)
+        stream = build_stream(resolved, source, encoder)
+        if resolved.stream.manifest:
+            stream.manifest(digests_of(stream.source, reporter))
+        return resolved, stream
 
 
 class Evaluation(NamedTuple):
@@ -248,8 +252,9 @@ def _learn_stream(
     elsewhere."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
     processes = Processes.of(parts.accelerator)
-    contents = contents_of(stream.source, reporter)
-    processes.require_same("the data", short_digest(contents))
+    digests = digests_of(stream.source, reporter)
+    contents, manifest = contents_from(stream.source, digests), stream.manifest(digests)
+    processes.require_same("the data", [short_digest(contents), manifest.sha256])
     if not resumed:
         processes.by_main(where.clear)
     session = Session(
@@ -266,8 +271,9 @@ def _learn_stream(
     session.restore()
     require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
     require_same_data(where, contents)
+    _require_same_stream(where, manifest)
     if processes.is_main:
-        _describe(parts, where, contents, restored=bool(session.learned))
+        _describe(parts, where, contents, manifest, restored=bool(session.learned))
     tasks = [
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
@@ -275,6 +281,8 @@ def _learn_stream(
     identity = {"backbone": method.encoder.fingerprint, "data": short_digest(contents)}
     if split := stream.source.facts.get("split_sha256"):  # which has the classes' numbers, too, where lists give them
         identity["split"] = str(split)[:16]
+    if recipe.stream.manifest:
+        identity["stream"] = manifest.sha256[:16]
     results = _Results(session, recipe, tasks, identity)
     _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it
@@ -299,7 +307,7 @@ def _learn_stream(
     return processes.by_main(partial(read_result, folder.path))
 
 
-def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restored: bool) -> None:
+def _describe(parts: Assembly, folder: RunFolder, contents: Contents, manifest: Manifest, *, restored: bool) -> None:
     """Writes what is known before anything is learned, where it is missing.
 
     Args:
@@ -313,6 +321,8 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
         }
         again = {"written_again": True} if restored else {}
         write_json(folder.environment, environment() | facts | again)
+    if not folder.stream.exists():
+        write_text(folder.stream, manifest.text)
     text = recipe_text(resolved)  # another one where data or weights have moved
     if not folder.recipe.exists() or folder.recipe.read_bytes() != text.encode():
         write_text(folder.recipe, text)
@@ -426,6 +436,23 @@ def require_same_data(folder: RunFolder, contents: Contents) -> None:
     if noted is not None and (changed := differences(noted, contents)):
         remedy = "restore it as it was, or start a new run"
         raise CheckpointError([f"{folder.path}: since the run began, {line}; {remedy}" for line in changed])
+
+
+def _require_same_stream(folder: RunFolder, manifest: Manifest) -> None:
+    """CheckpointError unless samples are in the tasks in which they were when the run began; of a run that did not note
+    them, nothing is known."""
+    if not folder.stream.exists():
+        return
+    try:
+        noted = read_manifest(folder.stream)
+    except DataError as error:
+        lines = [f"{each.removeprefix('stream.manifest: ')}; restore the file" for each in error.problems]
+        raise CheckpointError(lines) from error
+    if noted.sha256 != manifest.sha256:
+        raise CheckpointError(
+            f"{folder.stream}: the run began with another stream: samples are in other tasks now, or have other "
+            "names; restore the data and stream.manifest as they were, or start a new run"
+        )
 
 
 def _has_begun(folder: RunFolder) -> bool:

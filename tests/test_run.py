@@ -148,6 +148,7 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
         "history.jsonl",
         "metrics.json",
         "recipe.yaml",
+        "stream.jsonl",
     ]
     assert checkpoint_files(folder) == ["journal.jsonl", *(f"task_000{task}.safetensors" for task in range(3))]
     assert {path.stat().st_mode & 0o777 for path in (folder / "checkpoints").iterdir()} == {0o666 & ~umask()}

@@ -19,7 +19,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lorica.data.ahead import ahead, sent
+from lorica.data.contents import Digests
 from lorica.data.division import divide
+from lorica.data.manifest import Manifest
 from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source
 from lorica.randomness import Draws
@@ -208,13 +210,23 @@ class UnreadSplit:
 class Stream:
     """The classes of a source in a fixed order, which arrive in tasks.
 
-    `division` has the keywords of `lorica.data.division.divide`, which says what is in which task. `cache_bytes` are
-    divided between training and test samples by their number; a quarter as much is there for features that stay.
+    A `manifest` says what is in which task, or else `lorica.data.division.divide`, whose keywords `division` has.
+    `cache_bytes` are divided between training and test samples by their number; a quarter as much is there for features
+    that stay.
     Samples of a task are in the source's order, or by their length where they have one. DataError as there.
     """
 
-    def __init__(self, source: Source, *, reader: Reader, cache_bytes: int = 2**31, **division: Any) -> None:
-        divided = divide(source, **division)
+    def __init__(
+        self,
+        source: Source,
+        *,
+        reader: Reader,
+        manifest: Manifest | None = None,
+        cache_bytes: int = 2**31,
+        **division: Any,
+    ) -> None:
+        source, divided = manifest.divided(source) if manifest else (source, divide(source, **division))
+        self._given, self._divided = manifest, divided
         self.class_order: tuple[int, ...] = tuple(divided.order.tolist())
         self.class_names: tuple[str, ...] = tuple(source.class_names[name] for name in self.class_order)
         position = np.argsort(divided.order)  # class number in the source -> in the stream
@@ -236,6 +248,16 @@ class Stream:
         self.source = replace(source, facts=source.facts | read)
         self._memory = Memory(cache_bytes // 4)
         self._splits: dict[tuple[str, Task], Split] = {}
+
+    def manifest(self, digests: Digests) -> Manifest:
+        """What is in which task, by name, of the samples whose digests these are (`lorica.data.contents.digests_of`).
+
+        Raises:
+            DataError: the stream was made by a manifest, and the contents of samples are no longer what it says.
+        """
+        if self._given:
+            self._given.require_contents(self.source, digests)
+        return Manifest.of(self.source, self._divided, digests)
 
     def train(self, task: Task) -> Split:
         """The training images of a task, without those held out for validation."""

@@ -34,6 +34,7 @@ INCIDENTAL = (
     "track",
     "data.root",
     "data.cache_gib",
+    "stream.manifest",
     "backbone.weights",
     "evaluate.readout",
     "evaluate.layers",
