@@ -34,7 +34,7 @@ from lorica.data.stream import Stream
 from lorica.descent import Fit
 from lorica.environment import environment, noted_contents
 from lorica.errors import CheckpointError, DataError, LoricaError
-from lorica.evaluation import accuracy_row
+from lorica.evaluation import accuracy_row, error_rates
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
@@ -45,7 +45,7 @@ from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.processes import Processes
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Confusion, Result, read_result
+from lorica.results import DEFAULT_VARIANTS, Confusion, Rates, Result, read_result
 from lorica.session import Session
 from lorica.tracking import require_tracker, tracked
 from lorica.types import Task
@@ -291,10 +291,12 @@ def _learn_stream(
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
             session.learn(task, data)
             stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
-            rows, head_rows = zip(*(_rows(parts, stage + 1, reporter, session.folder) for stage in stages), strict=True)
+            rows, head_rows, error_rows = zip(
+                *(_rows(parts, stage + 1, reporter, session.folder) for stage in stages), strict=True
+            )
             if tracking:
                 tracking.tested(rows)
-            session.close(list(rows), [row for row in head_rows if row])
+            session.close(list(rows), [row for row in head_rows if row], [row for row in error_rows if row])
             _settle(session, folder)
             if results.is_due:
                 results.write()
@@ -395,17 +397,23 @@ def _tested(
 
 def _rows(
     parts: Assembly, learned: int, reporter: Reporter, folder: RunFolder
-) -> tuple[list[float | None], list[float | None] | None]:
-    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone. After the last one,
-    the run's folder gets what was taken for what: before the task counts as learned, so that no complete run lacks
-    it."""
+) -> tuple[list[float | None], list[float | None] | None, list[Rates | None] | None]:
+    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone; and the errors of each
+    class, where there are two. After the last one, the run's folder gets what was taken for what: before the task
+    counts as learned, so that no complete run lacks it."""
     tasks = parts.stream.tasks
     whole = learned % parts.recipe.evaluate.every == 0 or learned == len(tasks)
     ended = learned == len(tasks) and Processes.of(parts.accelerator).is_main
-    note = partial(_write_confusion, folder.confusion, parts.stream.class_names) if ended else None
-    row, head_row = _tested(parts, tasks[:learned], reporter, None if whole else tasks[learned - 1 : learned], note)
+    tested = tasks[:learned] if whole else tasks[learned - 1 : learned]
+    answers: list[Tensor] = []
+    row, head_row = _tested(parts, tasks[:learned], reporter, tested, answers.append)
+    if ended:
+        _write_confusion(folder.confusion, parts.stream.class_names, answers[0])
     untested = [None] * (learned - len(row))
-    return [*untested, *row], [*untested, *head_row] if head_row else None
+    errors = None
+    if len(parts.stream.class_names) == 2:
+        errors = [*untested, *error_rates(answers[0], [len(parts.test_data(task.index)) for task in tested])]
+    return [*untested, *row], [*untested, *head_row] if head_row else None, errors
 
 
 def _write_confusion(file: Path, classes: Sequence[str], answers: Tensor) -> None:

@@ -3,6 +3,7 @@ that it cannot."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.metrics import balanced_accuracy_score
 
 from lorica.config import read_recipe
 from lorica.data.images import ImageArrays, ImageReader
 from lorica.data.sources import Source, arrays
 from lorica.data.sources.base import Domains
 from lorica.data.stream import Stream
-from lorica.errors import DataError, RecipeError
+from lorica.errors import DataError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
+from lorica.learner import load
 from lorica.methods import config_of, find_method, method_names
-from lorica.report.tables import summarise
+from lorica.report.tables import notes, summarise, to_markdown
 from lorica.results import read_result
 from lorica.run import check, evaluate, run
 from lorica.training import learn_task
@@ -151,3 +154,42 @@ def test_methods_that_need_new_classes_say_so(small_recipe: dict[str, Any], day_
     for name in needs:
         with pytest.raises(RecipeError, match=r"stream: task 2 has no new class, and .*; use a method that takes more"):
             check(recipe | {"method": {"name": name}}, source=day_and_night, progress=False)
+
+
+def test_two_classes_over_domains_have_a_half_total_error_rate(
+    small_recipe: dict[str, Any], day_and_night: Source, tmp_path: Path
+) -> None:
+    """Held to predictions made anew, and to scikit-learn's balanced accuracy, whose complement it is."""
+    halves = []
+    for half in (day_and_night.train, day_and_night.test):
+        assert isinstance(half, ImageArrays)
+        halves.append((half.images, half.labels % 2))
+    random = np.random.RandomState(3)
+    domains = Domains(("a", "b", "c"), random.randint(0, 3, 144), random.randint(0, 3, 72))
+    source = replace(arrays(halves[0], halves[1], ["genuine", "forged"]), domains=domains)
+    stream = {"by": "domain", "tasks": 3, "seed": None}
+    result = run(
+        small_recipe | {"stream": stream, "method": {"name": "prototypes"}}, out=tmp_path / "run", source=source,
+        progress=False,
+    )  # fmt: skip
+    predicted = load(tmp_path / "run").predict(list(halves[1][0]))
+    truth = np.array(["genuine", "forged"])[halves[1][1]]
+    expected = [
+        1 - balanced_accuracy_score(truth[domains.test == number], np.array(predicted)[domains.test == number])
+        for number in range(3)
+    ]
+    assert 0 < np.mean(expected) < 0.6  # some are wrong
+    assert result.hter == pytest.approx(np.mean(expected))
+    assert result.metrics.averaged_over("acc") == "domains"
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["hter"] == pytest.approx(np.mean(expected))
+    assert content["averaged_over"]["aaa"] == "domains so far, then over time"
+    assert "| HTER |" in to_markdown(summarise([result]))
+    assert "Accuracies are means over domains." in notes([result])
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(content | {"hter": 0.9}))
+    with pytest.raises(LoricaError, match=r"hter is 0\.9, but error_rates give"):
+        read_result(tmp_path / "run")
+    content["error_rates"][0] = [[0.0, 0.0]] if content["accuracy"][0] != [1.0] else [[1.0, 1.0]]
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(LoricaError, match=r"error_rates\[0\]\[0\] is .* one of the two has been altered"):
+        read_result(tmp_path / "run")
