@@ -164,6 +164,7 @@ def test_two_classes_over_domains_have_a_half_total_error_rate(
     for half in (day_and_night.train, day_and_night.test):
         assert isinstance(half, ImageArrays)
         halves.append((half.images, half.labels % 2))
+    halves[1][1][::5] = 0  # so that some are wrong, more of one class than of the other
     random = np.random.RandomState(3)
     domains = Domains(("a", "b", "c"), random.randint(0, 3, 144), random.randint(0, 3, 72))
     source = replace(arrays(halves[0], halves[1], ["genuine", "forged"]), domains=domains)
@@ -178,7 +179,7 @@ def test_two_classes_over_domains_have_a_half_total_error_rate(
         1 - balanced_accuracy_score(truth[domains.test == number], np.array(predicted)[domains.test == number])
         for number in range(3)
     ]
-    assert 0 < np.mean(expected) < 0.6  # some are wrong
+    assert 0 < np.mean(expected) < 0.6
     assert result.hter == pytest.approx(np.mean(expected))
     assert result.metrics.averaged_over("acc") == "domains"
     content = json.loads((tmp_path / "run" / "metrics.json").read_text())
