@@ -181,3 +181,13 @@ def test_what_comes_back_needs_classes_that_do() -> None:
     ):
         with pytest.raises(RecipeError, match=f"stream: {expected}"):
             read_recipe({"method": "sd_lora", "stream": {"tasks": 2, **given}})
+
+
+def test_a_manifest_takes_the_place_of_other_divisions(tmp_path: Path) -> None:
+    base = {"method": "sd_lora", "stream": {"tasks": 2, "recurring": 0.5, "seed": 4}}
+    stream = read_recipe(base, [f"stream.manifest={tmp_path / 'stream.jsonl'}"]).stream
+    assert (stream.tasks, stream.recurring, stream.seed) == (None, 0.0, 4)
+    assert stream.manifest == tmp_path / "stream.jsonl"
+    assert read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl"}}, ["stream.tasks=3"]).stream.tasks == 3
+    with pytest.raises(RecipeError, match="stream: by and recurring: no effect on a manifest"):
+        read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl", "by": "domain"}})
