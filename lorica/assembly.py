@@ -15,6 +15,7 @@ from accelerate.state import AcceleratorState
 from lorica.backbones import Encoder, load_backbone
 from lorica.config import FREE, IN_MEMORY, Recipe, read_saved
 from lorica.data.decoding import DECODING, Decoding
+from lorica.data.manifest import read_manifest
 from lorica.data.reader import Reader, find_reader
 from lorica.data.sources import OF_ROWS, Source, load_source
 from lorica.data.stream import Split, Stream
@@ -160,13 +161,11 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bo
     Raises:
         LoricaError: all that is in the way.
     """
-    data, reader = recipe.data, build_reader(recipe, encoder)
+    data, reader, manifest = recipe.data, build_reader(recipe, encoder), recipe.stream.manifest
     stream = Stream(
         source,
-        by=recipe.stream.by,
-        tasks=recipe.stream.tasks,
-        classes_per_task=recipe.stream.classes_per_task,
-        seed=recipe.stream.seed,
+        manifest=read_manifest(manifest) if manifest else None,
+        **recipe.stream.division,
         reader=reader,
         validation_fraction=data.validation_fraction,
         validation_seed=data.split_seed,

@@ -41,7 +41,7 @@ _OF_TEXTS = ("requests", "table", "hf_dataset")
 # what a run had that is older than the key
 _BEFORE = {"data.class_order": "text", "method.head_start": "kaiming", "method.head_scale": 1.0}
 
-PLACES = ("data.root", "backbone.weights")
+PLACES = ("data.root", "backbone.weights", "stream.manifest")
 """Keys that say where things are and not what they are, which their contents decide."""
 
 FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", "track", *PLACES)
@@ -50,7 +50,11 @@ FREE = ("device", "fit.accumulate", "checkpoints", "snapshot_seconds", "track", 
 _GIVEN = (*PLACES, "device", "method.name")  # what may be given with a saved recipe
 
 # they say the same thing: an override of one takes the place of the other
-_TWINS = {"stream.tasks": "classes_per_task", "stream.classes_per_task": "tasks"}
+_TWINS = {
+    "stream.tasks": ("classes_per_task", "manifest"),
+    "stream.classes_per_task": ("tasks", "manifest"),
+    "stream.manifest": ("tasks", "classes_per_task", "by", "recurring", "recur_in", "recur_share"),
+}
 
 
 def _absolute(path: Path) -> Path:
@@ -122,6 +126,11 @@ class DataConfig(Section):
         exclude_if=lambda value: value is None,
         description="of rows: the column of images, which are then read in place of texts",
     )
+    domain_column: str | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="of rows: the column of domains, for stream.by=domain and class_and_domain",
+    )
     test_fraction: float = Field(default=0.25, gt=0, lt=1, description="share tested where the source has no test set")
     split_seed: int = Field(default=0, ge=0, lt=2**32, description="seed of that split, and of the validation split")
     validation_fraction: float = Field(default=0.0, ge=0, lt=1, description="share of the training data held out")
@@ -170,11 +179,12 @@ class DataConfig(Section):
 class StreamConfig(Section):
     """How classes arrive."""
 
-    by: Literal["class", "domain"] = Field(
+    by: Literal["class", "domain", "class_and_domain"] = Field(
         default="class",
         exclude_if=lambda value: value == "class",  # as in recipes from before there was this key
         description=(
-            "`domain`: a task is a domain of the source, with classes of earlier ones; `tasks` is how many there are"
+            "`domain`: a task is a domain of the source, with classes of earlier ones; `class_and_domain`: each brings "
+            "new classes and a new domain; `tasks` is how many domains there are"
         ),
     )
     tasks: int | None = Field(default=None, ge=1, description="number of tasks, as even as possible")
@@ -182,11 +192,53 @@ class StreamConfig(Section):
     seed: int | None = Field(
         default=1993, ge=0, lt=2**32, description="seed of the class order; null keeps the source's own"
     )
+    recurring: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        exclude_if=lambda value: value == 0,
+        description="share of the classes of each task but the last that come back in later ones, with other images",
+    )
+    recur_in: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda value: value is None,
+        description="in how many of the tasks that follow such a class comes back; absent = in all of them",
+    )
+    recur_share: float = Field(
+        default=0.5,
+        gt=0,
+        lt=1,
+        exclude_if=lambda value: value == 0.5,
+        description="of its training images that come back, divided evenly over these tasks",
+    )
+
+    manifest: LocalPath | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="a run's stream.jsonl, or one written by hand: exactly that stream, whatever the seeds",
+    )
+
+    @property
+    def division(self) -> dict[str, Any]:
+        """The keywords of `lorica.data.division.divide` that it gives."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "manifest"}
 
     @model_validator(mode="after")
     def _one_division(self) -> StreamConfig:
-        if (self.tasks is None) == (self.classes_per_task is None):
-            raise ValueError("give either tasks or classes_per_task")
+        if sum(each is not None for each in (self.tasks, self.classes_per_task, self.manifest)) != 1:
+            raise ValueError("give either tasks or classes_per_task, or a manifest in place of both")
+        if self.manifest and (self.by != "class" or self.recurring):
+            raise ValueError("by and recurring: no effect on a manifest, which has the tasks; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _recurs_by_class(self) -> StreamConfig:
+        if self.recurring and self.by != "class":
+            raise ValueError("recurring: classes of new domains come back anyway; leave it out, or give by: class")
+        idle = [key for key in ("recur_in", "recur_share") if key in self.model_fields_set]
+        if idle and not self.recurring:
+            raise ValueError(f"{' and '.join(idle)}: no effect without classes that come back; give recurring, too")
         return self
 
 
@@ -353,7 +405,8 @@ def _read_from(
     trusted |= any(key in ("method", "method.name") for key, _ in pairs)
     for key, value in pairs:
         if key in _TWINS and _value(value) is not None and isinstance(stream := values.get("stream"), dict):
-            stream.pop(_TWINS[key], None)
+            for twin in _TWINS[key]:
+                stream.pop(twin, None)
         if key == "method":
             values["method"] = {"name": value}
         else:

@@ -45,6 +45,20 @@ def plain_form(method: Method) -> Method:
     return plain if apart(plain.predict(probe), method.predict(probe)) <= LOGITS_AGREE else method
 
 
+def error_rates(answers: Int[torch.Tensor, "n 2"], sizes: Sequence[int]) -> list[list[float | None]]:
+    """The share of each of two classes that was taken for the other, in each task; see `lorica.metrics.Errors`.
+
+    Args:
+        answers: the class of each sample and the class that it was taken for, task after task.
+        sizes: numbers of samples of the tasks.
+    """
+    rates = []
+    for own in answers.split(list(sizes)):
+        wrong = [own[own[:, 0] == number, 1] != number for number in (0, 1)]
+        rates.append([int(each.sum()) / len(each) if len(each) else None for each in wrong])
+    return rates
+
+
 @runtime_checkable
 class TestData(Rereadable, Protocol):
     """Data whose passes can be joined: samples of several tasks then share batches."""

@@ -4,6 +4,7 @@ A run leaves
 
     <run>/recipe.yaml           the resolved recipe
           environment.json      versions, device, git revision, checkpoint tag
+          stream.jsonl          which samples are in which task: see `lorica.data.manifest`
           metrics.json          the public contract: see `lorica.results.Metrics`
           cost.json             measured parameters, storage, time
           history.jsonl         loss terms, learning rates and diagnostics on the way
@@ -49,6 +50,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe = self.path / "recipe.yaml"
         self.environment = self.path / "environment.json"
+        self.stream = self.path / "stream.jsonl"
         self.metrics = self.path / "metrics.json"
         self.cost = self.path / "cost.json"
         self.history = self.path / "history.jsonl"
@@ -120,6 +122,7 @@ class RunFolder:
         files = [
             self.recipe,
             self.environment,
+            self.stream,
             self.metrics,
             self.cost,
             self.history,

@@ -26,6 +26,10 @@ from statistics import fmean
 from typing import cast
 
 Matrix = Sequence[Sequence[float | None]]
+Errors = Sequence[Sequence[Sequence[float | None] | None]]
+"""Of two classes: e[t][i] is, on the test data of task i after task t, the share of the first class's samples that were
+taken for the second, and of the second's that were taken for the first; None where a class has none there, or where
+task i was not tested."""
 
 
 def whole(a: Matrix) -> list[int]:
@@ -89,6 +93,18 @@ def new_task(a: Matrix) -> float:
     return fmean(cast(float, row[-1]) for row in a)
 
 
+def hter(e: Errors) -> float | None:
+    """Half total error rate of two classes, mean over tasks after the last one: 1/T sum_i (FAR_i + FRR_i) / 2, where
+    FAR and FRR, the shares of false acceptances and false rejections, are the two of e[T-1][i], whichever class is to
+    be accepted.
+
+    Over the tasks that test both classes; None where none does.
+    """
+    last = next((row for row in reversed(e) if None not in row), ())
+    both = [fmean(cast(Sequence[float], pair)) for pair in last if pair and None not in pair]
+    return fmean(both) if both else None
+
+
 @dataclass(frozen=True)
 class Measure:
     """How one measure is had, and how it is shown.
@@ -97,22 +113,26 @@ class Measure:
         of: its function of the accuracy matrix and the test counts.
         heading: of its column in tables for people; None leaves it to files and programs.
         lower_is_better: whether the least value is the best one.
+        over: what it averages over; "{tasks}" are the tasks of the stream, or its domains.
     """
 
     of: Callable[[Matrix, Sequence[int]], float]
     heading: str | None = None
     lower_is_better: bool = False
+    over: str = "{tasks}"
 
+
+_EARLIER = "{tasks} but the last"
 
 MEASURES: dict[str, Measure] = {
     "acc": Measure(lambda a, _: acc(a), "Acc"),
-    "aaa": Measure(lambda a, _: aaa(a), "AAA"),
-    "acc_samples": Measure(acc_samples),
-    "aaa_samples": Measure(aaa_samples),
-    "forgetting": Measure(lambda a, _: forgetting(a), "Forgetting", lower_is_better=True),
-    "forgetting_first_last": Measure(lambda a, _: forgetting_first_last(a), lower_is_better=True),
-    "bwt": Measure(lambda a, _: bwt(a)),
-    "new_task": Measure(lambda a, _: new_task(a), "New task"),
+    "aaa": Measure(lambda a, _: aaa(a), "AAA", over="{tasks} so far, then over time"),
+    "acc_samples": Measure(acc_samples, over="test samples of all classes"),
+    "aaa_samples": Measure(aaa_samples, over="test samples of the classes seen, then over time"),
+    "forgetting": Measure(lambda a, _: forgetting(a), "Forgetting", lower_is_better=True, over=_EARLIER),
+    "forgetting_first_last": Measure(lambda a, _: forgetting_first_last(a), lower_is_better=True, over=_EARLIER),
+    "bwt": Measure(lambda a, _: bwt(a), over=_EARLIER),
+    "new_task": Measure(lambda a, _: new_task(a), "New task", over="{tasks}, each when it was the newest"),
 }
 """Every measure by its name, in the order in which files and tables have them. A measure that is added here is in
 metrics.json, in `lorica.results.Result` and in every table; no other place names them all."""

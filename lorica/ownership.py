@@ -33,6 +33,7 @@ _KEYS = {
     "history.jsonl": {"task", "epoch", "step", "learning_rate", "terms"},
     "confusion.json": {"classes", "counts"},
     "tracking.json": {"tracker", "id"},
+    "stream.jsonl": {"stream", "sha256"},
     "journal.jsonl": {"seal"},
 }
 _SECTIONS = {"method", "backbone", "data", "stream", "fit", "seed"}

@@ -31,7 +31,7 @@ from pydantic import (
 from lorica.environment import package_version
 from lorica.errors import LoricaError
 from lorica.files import RunFolder, complete_lines
-from lorica.metrics import MEASURES, Matrix, summary, whole
+from lorica.metrics import MEASURES, Matrix, hter, summary, whole
 from lorica.nested import flatten
 from lorica.reading import WIDER, WRITTEN, Count, Plain, Seconds, misfits, read_json, shown
 
@@ -58,6 +58,9 @@ CrossEntropy = Literal["current_task", "all_seen"]
 """The classes that the cross-entropy of a method's loss is over."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+Rates = Annotated[list[Fraction | None], Field(min_length=2, max_length=2)]
+"""Shares of the samples of two classes that were taken for the other one; None for a class without samples."""
 
 _TOLERANCE = 1e-9
 """How far a measure in a file may be from what its matrix gives."""
@@ -163,6 +166,9 @@ class Metrics(BaseModel):
          "forgetting": …, "forgetting_first_last": …, "bwt": …, "new_task": …,
          "head": {"accuracy": …, "acc": …, …},       the same by the method's own predictions, where `accuracy` is by
                                                      another read-out
+         "averaged_over": {"acc": "domains", …},     what each measure is a mean over
+         "error_rates": [[[0.1, 0.3]], …],           of a stream of two classes, see lorica.metrics.Errors
+         "hter": …,                                  and the half total error rate that follows from them
          "cross_entropy": "current_task",            or "all_seen"; null where the method has none
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
          "train_seconds": [61.2, …],                 one for each thing learned: a task, or all of them at once
@@ -181,6 +187,7 @@ class Metrics(BaseModel):
             beyond the rows of `accuracy` have not been learned yet.
         accuracy: a row for each task learned; see `lorica.metrics` for rows that are None but for the newest task.
         head_accuracy: the same by the method's own predictions, where `accuracy` is by another read-out.
+        error_rates: of a stream of two classes, of the predictions of `accuracy`; see `lorica.metrics.Errors`.
         complete: whether every task has been learned; follows from the matrix where it is not given.
 
     Raises:
@@ -196,6 +203,7 @@ class Metrics(BaseModel):
     tasks: list[Annotated[dict[str, Any], _must_be(_TaskFacts)]]
     accuracy: list[list[float | None]]
     head_accuracy: list[list[float | None]] | None = None
+    error_rates: list[list[Rates | None]] | None = None
     cross_entropy: CrossEntropy | None = None
     diagnostics: Plain = {}
     train_seconds: list[Seconds] = []
@@ -210,6 +218,8 @@ class Metrics(BaseModel):
             summary(each.accuracy, each.counts)
             if len(each.accuracy) != rows:
                 raise ValueError(f"the head's accuracy matrix has {len(each.accuracy)} rows, the other one {rows}")
+        if self.error_rates is not None and (wrong := _unlike(self.error_rates, self.accuracy)):
+            raise ValueError(wrong)
         if len(self.train_seconds) not in (0, 1, rows):  # 1: all tasks were learned at once
             raise ValueError(f"train_seconds has {len(self.train_seconds)} times, the accuracy matrix {rows} rows")
         if self.complete != (rows == number):
@@ -223,6 +233,9 @@ class Metrics(BaseModel):
         for name, value in fields(self).items():
             if name == "accuracy":
                 content |= self._measured.content
+                content["averaged_over"] = {each: self.averaged_over(each) for each in MEASURES}
+            elif name == "error_rates":
+                content |= {} if value is None else {"error_rates": value, "hter": self.hter}
             elif name != "head_accuracy":
                 content[name] = value
             elif self.head:
@@ -246,6 +259,17 @@ class Metrics(BaseModel):
         """The matrix and the measures by the method's own predictions, where `accuracy` is by another read-out; else
         None."""
         return None if self.head_accuracy is None else self._with_counts(self.head_accuracy)
+
+    @property
+    def hter(self) -> float | None:
+        """The half total error rate, mean over tasks after the last one (`lorica.metrics.hter`); None where the stream
+        has not two classes, no task tests both, or the run is older than the measure."""
+        return None if self.error_rates is None else hter(self.error_rates)
+
+    def averaged_over(self, measure: str) -> str:
+        """What one of `lorica.metrics.MEASURES` is a mean over in this run."""
+        by = dict(flatten(self.recipe)).get("stream.by")
+        return MEASURES[measure].over.format(tasks="domains" if by == "domain" else "tasks")
 
     def _with_counts(self, accuracy: Matrix) -> Measured:
         return Measured(accuracy, [task["test"] for task in self.tasks[: len(accuracy)]])
@@ -322,9 +346,25 @@ class Metrics(BaseModel):
             lines = (line.replace("head_accuracy", "head.accuracy") for line in misfits(error))
             raise LoricaError([f"{line}; {_FOREIGN}" for line in lines]) from error
         altered = [*_contradictions(content, read._measured), *_contradictions(head or {}, read.head, "head.")]
+        if "hter" in content and not _is_close(content["hter"], read.hter):
+            altered.append(f"hter is {shown(content['hter'])}, but error_rates give {read.hter!r}")
         if altered := altered + list(_unlike_the_recipe(read)):
             raise LoricaError([f"{line}; one of the two has been altered: restore the file" for line in altered])
         return read
+
+
+def _unlike(error_rates: Sequence[Sequence[Rates | None]], accuracy: Matrix) -> str | None:
+    """Where the errors of two classes cannot be those of an accuracy, which lies between what is right of each."""
+    if [len(row) for row in error_rates] != [len(row) for row in accuracy]:
+        return "error_rates: expected a pair for each entry of the accuracy matrix"
+    for t, (pairs, row) in enumerate(zip(error_rates, accuracy, strict=True)):
+        for i, (pair, value) in enumerate(zip(pairs, row, strict=True)):
+            right = [1 - each for each in pair or () if each is not None]
+            if (value is None) != (not right) or (
+                value is not None and not min(right) - _TOLERANCE <= value <= max(right) + _TOLERANCE
+            ):
+                return f"error_rates[{t}][{i}] is {pair}, and the accuracy {value}; one of the two has been altered"
+    return None
 
 
 def _unlike_the_recipe(read: Metrics) -> Iterator[str]:
@@ -383,6 +423,7 @@ class Entry(BaseModel):
         rows: of the accuracy matrix, which its test filled: one; or one for each task, where all are learned at once. A
             model that goes on learning has none.
         head_rows: the same by the method's own predictions, where `rows` are by another read-out; else none.
+        error_rows: of a stream of two classes, the errors of each beside `rows`.
         diagnostics: what the method reports then, plain values.
         train_seconds: how long learning took, without the test.
         data_seconds: of these, how long the main stage waited for batches; None where it was not looked at.
@@ -393,6 +434,7 @@ class Entry(BaseModel):
 
     rows: list[list[Fraction | None]]
     head_rows: list[list[Fraction | None]] = []
+    error_rows: list[list[Rates | None]] = Field(default=[], exclude_if=lambda value: not value)
     diagnostics: Plain = {}
     train_seconds: Seconds
     data_seconds: Seconds | None = None
@@ -459,6 +501,7 @@ class Record:
             tasks=[dict(task) for task in tasks],
             accuracy=self.rows,
             head_accuracy=self.head_rows,
+            error_rates=[row for entry in self.entries for row in entry.error_rows] or None,
             cross_entropy=cross_entropy if any(cost.get("trainable") for cost in self.costs) else None,
             diagnostics=self.diagnostics,
             train_seconds=self.train_seconds,
@@ -640,10 +683,14 @@ def _cost_in(file: Path, metrics: Metrics) -> dict[str, Any] | None:
 def _contradictions(content: Mapping[str, Any], measured: Measured | None, prefix: str = "") -> Iterator[str]:
     """The measures in `content` that its matrix does not give."""
     for name in MEASURES:
-        if name in content:
-            stated, value = content[name], getattr(measured, name)
-            if type(stated) not in (int, float) or not value - _TOLERANCE <= stated <= value + _TOLERANCE:
-                yield f"{prefix}{name} is {shown(stated)}, but the accuracy matrix gives {value!r}"
+        if name in content and not _is_close(content[name], value := getattr(measured, name)):
+            yield f"{prefix}{name} is {shown(content[name])}, but the accuracy matrix gives {value!r}"
+
+
+def _is_close(stated: Any, value: float | None) -> bool:
+    if value is None or type(stated) not in (int, float):
+        return stated is value
+    return value - _TOLERANCE <= stated <= value + _TOLERANCE
 
 
 def _natural(path: Path) -> list[str | int]:

@@ -26,15 +26,16 @@ from lorica.assembly import (
 from lorica.backbones import TINY_TEXT, load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, packaged_text, read_recipe, read_saved
-from lorica.data.contents import Contents, contents_of, differences, short_digest
+from lorica.data.contents import Contents, contents_from, contents_of, differences, digests_of, short_digest
+from lorica.data.manifest import Manifest, read_manifest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
 from lorica.data.stream import Stream
 from lorica.data.texts import Texts
 from lorica.descent import Fit
 from lorica.environment import environment, noted_contents
-from lorica.errors import CheckpointError, LoricaError
-from lorica.evaluation import accuracy_row
+from lorica.errors import CheckpointError, DataError, LoricaError
+from lorica.evaluation import accuracy_row, error_rates
 from lorica.files import RunFolder, refusals, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
@@ -45,7 +46,7 @@ from lorica.nested import flatten
 from lorica.ownership import recipe_text, require_ours, wrote
 from lorica.processes import Processes
 from lorica.progress import Reporter, Silent, progress_bar
-from lorica.results import DEFAULT_VARIANTS, Confusion, Result, read_result
+from lorica.results import DEFAULT_VARIANTS, Confusion, Rates, Result, read_result
 from lorica.session import Session
 from lorica.tracking import require_tracker, tracked
 from lorica.types import Task
@@ -187,7 +188,10 @@ def check(
         build_method(resolved.method, encoder, **resolved.evaluate.reading)
     with _shown(progress) as reporter:
         source = source or build_source(resolved, decode_all=decode_all, reporter=reporter)
-        return resolved, build_stream(resolved, source, encoder)
+        stream = build_stream(resolved, source, encoder)
+        if resolved.stream.manifest:
+            stream.manifest(digests_of(stream.source, reporter))
+        return resolved, stream
 
 
 class Evaluation(NamedTuple):
@@ -251,8 +255,9 @@ def _learn_stream(
     elsewhere."""
     recipe, stream, method = parts.recipe, parts.stream, parts.method
     processes = Processes.of(parts.accelerator)
-    contents = contents_of(stream.source, reporter)
-    processes.require_same("the data", short_digest(contents))
+    digests = digests_of(stream.source, reporter)
+    contents, manifest = contents_from(stream.source, digests), stream.manifest(digests)
+    processes.require_same("the data", [short_digest(contents), manifest.sha256])
     if not resumed:
         processes.by_main(where.clear)
     session = Session(
@@ -269,8 +274,9 @@ def _learn_stream(
     session.restore()
     require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
     require_same_data(where, contents)
+    _require_same_stream(where, manifest)
     if processes.is_main:
-        _describe(parts, where, contents, restored=bool(session.learned))
+        _describe(parts, where, contents, manifest, restored=bool(session.learned))
     tasks = [
         {"classes": list(task.class_names), "train": len(stream.train(task)), "test": len(parts.test_data(task.index))}
         for task in stream.tasks
@@ -278,6 +284,8 @@ def _learn_stream(
     identity = {"backbone": method.encoder.fingerprint, "data": short_digest(contents)}
     if split := stream.source.facts.get("split_sha256"):  # which has the classes' numbers, too, where lists give them
         identity["split"] = str(split)[:16]
+    if recipe.stream.manifest:
+        identity["stream"] = manifest.sha256[:16]
     results = _Results(session, recipe, tasks, identity)
     _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it
@@ -286,10 +294,12 @@ def _learn_stream(
         for task, data in arrivals(stream, method)[session.learned : stop_after]:
             session.learn(task, data)
             stages = range(len(stream.tasks)) if method.learns_all_at_once else [task.index]
-            rows, head_rows = zip(*(_rows(parts, stage + 1, reporter, session.folder) for stage in stages), strict=True)
+            rows, head_rows, error_rows = zip(
+                *(_rows(parts, stage + 1, reporter, session.folder) for stage in stages), strict=True
+            )
             if tracking:
                 tracking.tested(rows)
-            session.close(list(rows), [row for row in head_rows if row])
+            session.close(list(rows), [row for row in head_rows if row], [row for row in error_rows if row])
             _settle(session, folder)
             if results.is_due:
                 results.write()
@@ -302,7 +312,7 @@ def _learn_stream(
     return processes.by_main(partial(read_result, folder.path))
 
 
-def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restored: bool) -> None:
+def _describe(parts: Assembly, folder: RunFolder, contents: Contents, manifest: Manifest, *, restored: bool) -> None:
     """Writes what is known before anything is learned, where it is missing.
 
     Args:
@@ -316,6 +326,8 @@ def _describe(parts: Assembly, folder: RunFolder, contents: Contents, *, restore
         }
         again = {"written_again": True} if restored else {}
         write_json(folder.environment, environment() | facts | again)
+    if not folder.stream.exists():
+        write_text(folder.stream, manifest.text)
     text = recipe_text(resolved)  # another one where data or weights have moved
     if not folder.recipe.exists() or folder.recipe.read_bytes() != text.encode():
         write_text(folder.recipe, text)
@@ -388,17 +400,23 @@ def _tested(
 
 def _rows(
     parts: Assembly, learned: int, reporter: Reporter, folder: RunFolder
-) -> tuple[list[float | None], list[float | None] | None]:
-    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone. After the last one,
-    the run's folder gets what was taken for what: before the task counts as learned, so that no complete run lacks
-    it."""
+) -> tuple[list[float | None], list[float | None] | None, list[Rates | None] | None]:
+    """The same as rows of the matrix, after that many tasks: whole, or of the newest task alone; and the errors of each
+    class, where there are two. After the last one, the run's folder gets what was taken for what: before the task
+    counts as learned, so that no complete run lacks it."""
     tasks = parts.stream.tasks
     whole = learned % parts.recipe.evaluate.every == 0 or learned == len(tasks)
     ended = learned == len(tasks) and Processes.of(parts.accelerator).is_main
-    note = partial(_write_confusion, folder.confusion, parts.stream.class_names) if ended else None
-    row, head_row = _tested(parts, tasks[:learned], reporter, None if whole else tasks[learned - 1 : learned], note)
+    tested = tasks[:learned] if whole else tasks[learned - 1 : learned]
+    answers: list[Tensor] = []
+    row, head_row = _tested(parts, tasks[:learned], reporter, tested, answers.append)
+    if ended:
+        _write_confusion(folder.confusion, parts.stream.class_names, answers[0])
     untested = [None] * (learned - len(row))
-    return [*untested, *row], [*untested, *head_row] if head_row else None
+    errors = None
+    if len(parts.stream.class_names) == 2:
+        errors = [*untested, *error_rates(answers[0], [len(parts.test_data(task.index)) for task in tested])]
+    return [*untested, *row], [*untested, *head_row] if head_row else None, errors
 
 
 def _write_confusion(file: Path, classes: Sequence[str], answers: Tensor) -> None:
@@ -429,6 +447,23 @@ def require_same_data(folder: RunFolder, contents: Contents) -> None:
     if noted is not None and (changed := differences(noted, contents)):
         remedy = "restore it as it was, or start a new run"
         raise CheckpointError([f"{folder.path}: since the run began, {line}; {remedy}" for line in changed])
+
+
+def _require_same_stream(folder: RunFolder, manifest: Manifest) -> None:
+    """CheckpointError unless samples are in the tasks in which they were when the run began; of a run that did not note
+    them, nothing is known."""
+    if not folder.stream.exists():
+        return
+    try:
+        noted = read_manifest(folder.stream)
+    except DataError as error:
+        lines = [f"{each.removeprefix('stream.manifest: ')}; restore the file" for each in error.problems]
+        raise CheckpointError(lines) from error
+    if noted.sha256 != manifest.sha256:
+        raise CheckpointError(
+            f"{folder.stream}: the run began with another stream: samples are in other tasks now, or have other "
+            "names; restore the data and stream.manifest as they were, or start a new run"
+        )
 
 
 def _has_begun(folder: RunFolder) -> bool:

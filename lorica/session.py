@@ -32,7 +32,7 @@ from lorica.interruption import Interruptions
 from lorica.methods.base import Data, Method
 from lorica.processes import Processes
 from lorica.progress import Reporter, Silent
-from lorica.results import Entry, Record
+from lorica.results import Entry, Rates, Record
 from lorica.training import Watch, learn_task
 from lorica.types import Task
 
@@ -164,13 +164,18 @@ class Session:
         self._train_seconds = time.monotonic() - started
 
     def close(
-        self, rows: list[list[float | None]], head_rows: list[list[float | None]] | None = None, **of_model: Any
+        self,
+        rows: list[list[float | None]],
+        head_rows: list[list[float | None]] | None = None,
+        error_rows: list[list[Rates | None]] | None = None,
+        **of_model: Any,
     ) -> None:
-        """Saves what was learned last, with what was measured after it: rows of the accuracy matrix; or another change
+        """Saves what was learned last, with what was measured after it (see `lorica.results.Entry`); or another change
         of a model, with what `Checkpoints.save` takes of it."""
         entry = Entry(
             rows=rows,
             head_rows=head_rows or [],
+            error_rows=error_rows or [],
             diagnostics=self.method.diagnostics(),
             train_seconds=self._train_seconds,
             data_seconds=self._data_seconds,

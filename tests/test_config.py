@@ -148,8 +148,9 @@ def test_options_of_another_method_are_unknown() -> None:
         ({"method": "lora", "fit.learning_rate": float("inf")},
          "fit.learning_rate: Input should be a finite number, given inf"),
         ({"method": "lora", "stream": {"tasks": 2, "classes_per_task": 3}},
-         "stream: give either tasks or classes_per_task"),
-        ({"method": "lora", "stream": {"seed": 1}}, "stream: give either tasks or classes_per_task"),
+         "stream: give either tasks or classes_per_task, or a manifest in place of both"),
+        ({"method": "lora", "stream": {"seed": 1}},
+         "stream: give either tasks or classes_per_task, or a manifest in place of both"),
         ({"method": "lora", "data.evaluate_on": "validation"},
          "data: evaluate_on: validation needs a validation_fraction"),
         ({"method": {"name": "sd_lora_rr", "reduced_ranks": [8]}, "stream.tasks": 2},
@@ -180,3 +181,24 @@ def test_recipe_files_that_are_none(tmp_path: Path) -> None:
     assert problems_of(file)[0].startswith(f"{file}: not valid YAML: while parsing")
     file.write_text("- method")
     assert problems_of(file) == [f"{file}: expected sections (method, data, …), found list"]
+
+
+def test_what_comes_back_needs_classes_that_do() -> None:
+    stream = read_recipe({"method": "sd_lora", "stream": {"tasks": 2, "recurring": 0.5, "recur_in": 1}}).stream
+    assert (stream.recurring, stream.recur_in, stream.recur_share) == (0.5, 1, 0.5)
+    for given, expected in (
+        ({"recur_in": 1, "recur_share": 0.2}, "recur_in and recur_share: no effect without classes that come back"),
+        ({"recurring": 0.5, "by": "domain"}, "recurring: classes of new domains come back anyway"),
+    ):
+        with pytest.raises(RecipeError, match=f"stream: {expected}"):
+            read_recipe({"method": "sd_lora", "stream": {"tasks": 2, **given}})
+
+
+def test_a_manifest_takes_the_place_of_other_divisions(tmp_path: Path) -> None:
+    base = {"method": "sd_lora", "stream": {"tasks": 2, "recurring": 0.5, "seed": 4}}
+    stream = read_recipe(base, [f"stream.manifest={tmp_path / 'stream.jsonl'}"]).stream
+    assert (stream.tasks, stream.recurring, stream.seed) == (None, 0.0, 4)
+    assert stream.manifest == tmp_path / "stream.jsonl"
+    assert read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl"}}, ["stream.tasks=3"]).stream.tasks == 3
+    with pytest.raises(RecipeError, match="stream: by and recurring: no effect on a manifest"):
+        read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl", "by": "domain"}})

@@ -154,3 +154,12 @@ def test_a_row_is_whole_or_of_its_newest_task(row: list[float | None]) -> None:
         metrics.acc([[0.9], [0.6, 0.8], row])
     with pytest.raises(ValueError, match="row 0"):
         metrics.acc([[None]])
+
+
+def test_half_total_error_rate() -> None:
+    """(FAR + FRR) / 2, of each task that tests both classes after the last one."""
+    first, second = [[0.5, 0.5]], [[0.2, 0.4], [0.0, 0.1]]
+    assert metrics.hter([first, second]) == pytest.approx(((0.2 + 0.4) / 2 + (0.0 + 0.1) / 2) / 2)
+    assert metrics.hter([first, second, [None, None, [0.3, 0.1]]]) == pytest.approx(0.175)  # the last whole row
+    assert metrics.hter([[[0.2, None]], [[0.2, None], [0.3, 0.5]]]) == pytest.approx(0.4)
+    assert metrics.hter([[[0.0, None]], [[0.2, None], [None, 0.5]]]) is None

@@ -37,6 +37,7 @@ USERS_OWN = {
     "environment.json": b'{"PATH": "x"}',
     "history.jsonl": b'{"git": "log"}\n',
     "confusion.json": b'{"why": "so"}',
+    "stream.jsonl": b'{"stream": "of consciousness"}\n',
     "tracking.json": b'{"parcel": 7}',
     "snapshot.safetensors": b"",
 }

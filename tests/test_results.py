@@ -49,6 +49,7 @@ def test_the_schema_of_metrics_json() -> None:
     assert list(content) == [
         "lorica", "method", "variant", "seed", "tasks", "accuracy",
         "acc", "aaa", "acc_samples", "aaa_samples", "forgetting", "forgetting_first_last", "bwt", "new_task",
+        "averaged_over",
         "cross_entropy", "diagnostics", "train_seconds", "identity", "complete", "recipe",
     ]  # fmt: skip
     assert content["lorica"] == "0.1.0"
@@ -67,7 +68,7 @@ def test_the_schema_of_metrics_json() -> None:
 def test_a_method_read_by_class_means_has_the_measures_of_its_head_too() -> None:
     content = values(head_accuracy=HEAD)
     keys = list(content)
-    assert keys[keys.index("new_task") : keys.index("cross_entropy")] == ["new_task", "head"]
+    assert keys[keys.index("new_task") : keys.index("cross_entropy")] == ["new_task", "averaged_over", "head"]
     assert list(content["head"]) == ["accuracy", *keys[keys.index("acc") : keys.index("head")]]
     assert content["head"]["accuracy"] == HEAD
     assert content["head"]["acc"] == pytest.approx(0.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -148,6 +149,7 @@ def test_what_a_run_leaves_behind(finished_run: Result, small_recipe: Recipe) ->
         "history.jsonl",
         "metrics.json",
         "recipe.yaml",
+        "stream.jsonl",
     ]
     assert checkpoint_files(folder) == ["journal.jsonl", *(f"task_000{task}.safetensors" for task in range(3))]
     assert {path.stat().st_mode & 0o777 for path in (folder / "checkpoints").iterdir()} == {0o666 & ~umask()}
@@ -852,3 +854,37 @@ def test_earlier_tasks_are_tested_after_every_so_many(
         run(small_recipe, out=tmp_path / "4", resume=True, progress=False, **given, **{"evaluate.every": 4}).accuracy
         == thin.accuracy
     )
+
+
+# ---- the manifest of the stream
+
+
+def test_a_run_by_the_manifest_of_another(finished_run: Result, small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The same stream, whatever the seed of the class order, and so the same result."""
+    assert finished_run.path is not None
+    manifest = finished_run.path / "stream.jsonl"
+    given = {"stream.manifest": str(manifest), "stream.seed": 7}
+    again = run(small_recipe, out=tmp_path / "again", progress=False, **given)
+    assert again.accuracy == finished_run.accuracy
+    assert (tmp_path / "again" / "stream.jsonl").read_bytes() == manifest.read_bytes()
+    assert again.tasks == finished_run.tasks
+    assert again.recipe["stream"] == {"tasks": None, "classes_per_task": None, "seed": 7, "manifest": str(manifest)}
+    assert evaluate(tmp_path / "again").accuracy == again.accuracy[-1]
+
+
+def test_a_run_goes_on_with_the_stream_that_it_began_with(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(small_recipe, out=out, stop_after=1, progress=False)
+    whole = (out / "stream.jsonl").read_text()
+    header, body = whole.split("\n", 1)
+    other = body.replace('"task": 1', '"task": 2')
+    digest = hashlib.sha256(other.encode()).hexdigest()
+    (out / "stream.jsonl").write_text(json.dumps({"stream": 1, "sha256": digest}) + "\n" + other)
+    with pytest.raises(CheckpointError, match=r"stream\.jsonl: the run began with another stream"):
+        run(small_recipe, out=out, resume=True, stop_after=1, progress=False)
+    (out / "stream.jsonl").write_text(f"{header}\n{other}")
+    with pytest.raises(CheckpointError, match=r"stream\.jsonl: altered since it was written.*restore the file"):
+        run(small_recipe, out=out, resume=True, stop_after=1, progress=False)
+    (out / "stream.jsonl").unlink()  # as in a run from before there was one
+    run(small_recipe, out=out, resume=True, stop_after=1, progress=False)
+    assert (out / "stream.jsonl").read_text() == whole

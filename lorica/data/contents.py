@@ -14,16 +14,41 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 from lorica.data.sources.base import Source, some
 from lorica.errors import DataError
 from lorica.progress import Reporter, Silent
 
 Contents = dict[str, dict[str, list[Any]]]
+Digests = dict[str, list[bytes]]
+"""Of each sample of each half."""
+
 _SHOWN_FROM = 2000
 """Samples from which on reading them takes long enough for a bar."""
 
 
 def contents_of(source: Source, reporter: Reporter | None = None) -> Contents:
+    """Reads every sample of both halves; DataError as `digests_of`."""
+    return contents_from(source, digests_of(source, reporter))
+
+
+def contents_from(source: Source, digests: Digests) -> Contents:
+    """What it consists of, by the digests of its samples."""
+    found: Contents = {}
+    for half, samples in (("train", source.train), ("test", source.test)):
+        classes = [hashlib.sha256() for _ in source.class_names]
+        for label, each in zip(samples.labels.tolist(), digests[half], strict=True):
+            classes[label].update(each)
+        counts = np.bincount(samples.labels, minlength=len(classes)).tolist()
+        found[half] = {
+            name: [count, each.hexdigest()[:16]]
+            for name, count, each in zip(source.class_names, counts, classes, strict=True)
+        }
+    return found
+
+
+def digests_of(source: Source, reporter: Reporter | None = None) -> Digests:
     """Reads every sample of both halves.
 
     Raises:
@@ -32,7 +57,7 @@ def contents_of(source: Source, reporter: Reporter | None = None) -> Contents:
     number = len(source.train) + len(source.test)
     shown = (reporter if number >= _SHOWN_FROM else None) or Silent()
     shown.stage("reading the data, to know it again", number)
-    found: Contents = {}
+    found: Digests = {}
     problems: list[str] = []
     for half, samples in (("train", source.train), ("test", source.test)):
 
@@ -42,20 +67,14 @@ def contents_of(source: Source, reporter: Reporter | None = None) -> Contents:
             except OSError as error:
                 return f"{samples.describe(index)}: cannot be read: {error.strerror or error}"
 
-        classes = [hashlib.sha256() for _ in source.class_names]
-        counts = [0] * len(classes)
+        found[half] = []
         with ThreadPoolExecutor() as pool:
-            for label, each in zip(samples.labels.tolist(), pool.map(digest, range(len(samples))), strict=True):
+            for each in pool.map(digest, range(len(samples))):
                 if isinstance(each, str):
                     problems.append(each)
                 else:
-                    classes[label].update(each)
-                    counts[label] += 1
+                    found[half].append(each)
                 shown.step()
-        found[half] = {
-            name: [count, each.hexdigest()[:16]]
-            for name, count, each in zip(source.class_names, counts, classes, strict=True)
-        }
     if problems:
         raise DataError(problems)
     return found

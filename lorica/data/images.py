@@ -56,9 +56,11 @@ class Images(Samples):
 class ImageFiles(Images):
     """One file per image."""
 
+    each = ("paths",)
+
     def __init__(self, paths: Sequence[Path], labels: Int[np.ndarray, " n"], decoding: Decoding = DEFAULT) -> None:
         super().__init__(labels)
-        self.paths = tuple(paths)
+        self.paths: Sequence[Path] = tuple(paths)
         self.decoding = decoding
 
     def decode(self, index: int, least: int | None = None) -> UInt8[np.ndarray, "h w 3"]:
@@ -66,6 +68,9 @@ class ImageFiles(Images):
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
+
+    def name(self, index: int) -> str:
+        return self.paths[index].as_posix()
 
     def digest(self, index: int) -> bytes:
         path = self.paths[index]
@@ -77,12 +82,14 @@ class ImageFiles(Images):
 class ImageArrays(Images):
     """Images in memory: [n, h, w], [n, h, w, 1] or [n, h, w, 3]; uint8, or floats in [0, 1]. Else DataError.
 
-    `name` ("train") is what messages call the array.
+    `of` ("train") is what messages call the array.
     """
 
-    def __init__(self, images: np.ndarray, labels: Int[np.ndarray, " n"], name: str) -> None:
+    each = ("images",)
+
+    def __init__(self, images: np.ndarray, labels: Int[np.ndarray, " n"], of: str) -> None:
         super().__init__(labels)
-        self.name = name
+        self.of = of
         given = list(images.shape)
         if images.ndim == 3:
             images = images[..., None]
@@ -90,15 +97,15 @@ class ImageArrays(Images):
             channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
             remedy = "; move the channels to the end: numpy.moveaxis(x, 1, -1)" if channels_first else ""
             raise DataError(
-                f"x_{name}: expected images of shape [n, h, w], [n, h, w, 1] or [n, h, w, 3], got {given}{remedy}"
+                f"x_{of}: expected images of shape [n, h, w], [n, h, w, 1] or [n, h, w, 3], got {given}{remedy}"
             )
         if np.issubdtype(images.dtype, np.floating):
             if fault := _range_fault(images):
-                raise DataError(f"x_{name}: {fault}")
+                raise DataError(f"x_{of}: {fault}")
             images = np.rint(images * 255).astype(np.uint8)
         if images.dtype != np.uint8:
             raise DataError(
-                f"x_{name}: expected uint8, or floating point in [0, 1], got {images.dtype}; "
+                f"x_{of}: expected uint8, or floating point in [0, 1], got {images.dtype}; "
                 "scale to 0 … 255 and use .astype(numpy.uint8)"
             )
         self.images = images
@@ -108,7 +115,7 @@ class ImageArrays(Images):
         return image if image.shape[-1] == 3 else np.repeat(image, 3, axis=-1)
 
     def describe(self, index: int) -> str:
-        return f"{self.name}[{index}]"
+        return f"{self.of}[{self.name(index)}]"
 
     def digest(self, index: int) -> bytes:
         image = np.ascontiguousarray(self.images[index])
@@ -117,6 +124,8 @@ class ImageArrays(Images):
 
 class Pictures(Images):
     """Pictures as somebody holds them: files, images of Pillow, arrays or tensors, each as `pixels_of` takes it."""
+
+    each = ("pictures",)
 
     def __init__(self, pictures: Sequence[Any], labels: Int[np.ndarray, " n"], decoding: Decoding = DEFAULT) -> None:
         super().__init__(labels)

@@ -4,7 +4,7 @@ datasets share."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,8 +12,19 @@ from jaxtyping import Int
 
 from lorica.data.decoding import DEFAULT, Decoding
 from lorica.data.images import Pictures
-from lorica.data.samples import Samples
-from lorica.data.sources.base import ClassOrder, Source, held_out, in_order, listed, make_source, name_faults, some
+from lorica.data.samples import Chosen, Samples
+from lorica.data.sources.base import (
+    ClassOrder,
+    Domains,
+    Source,
+    held_out,
+    in_order,
+    listed,
+    make_source,
+    name_faults,
+    plural,
+    some,
+)
 from lorica.data.texts import Texts, text_fault
 from lorica.errors import DataError
 
@@ -26,16 +37,18 @@ class Columns:
         text: of texts; several are put together, with a space between.
         label: of the names or numbers of classes.
         image: of images, which are then the samples in place of texts.
+        domain: of the names of domains; None where there are none.
     """
 
     text: str | Sequence[str] = "text"
     label: str = "label"
     image: str | None = None
+    domain: str | None = None
 
     @classmethod
     def of(cls, section: Any) -> Columns:
         """Those that the data section of a recipe names."""
-        return cls(section.text_column, section.label_column, section.image_column)
+        return cls(section.text_column, section.label_column, section.image_column, section.domain_column)
 
     @property
     def texts(self) -> list[str]:
@@ -77,31 +90,47 @@ def source_of_rows(
     decoding: Decoding = DEFAULT,
     facts: Mapping[str, object] | None = None,
 ) -> Source:
-    """A source of a half to train on and one to test on, or of one that is split class by class. Classes are those of
-    the first.
+    """A source of a half to train on and one to test on, or of one that is split class by class, and domain by domain.
+    Classes and domains are those of the first.
 
-    Rows without a text or a label are faults, or left out and counted with `unreadable="skip"`.
+    Rows without a text, a label or a domain are faults, or left out and counted with `unreadable="skip"`.
 
     Raises:
         DataError: all that is wrong with them.
     """
-    names, read, numbers, left_out = _read(halves, columns, class_order, unreadable)
+    read, left_out = _read(halves, columns, unreadable)
+    class_names, labels = _numbered("class", [rows.labels for rows in read], halves, class_order)
+    domain_names, domains = [""], [np.zeros_like(each) for each in labels]
+    if columns.domain:
+        domain_names, domains = _numbered("domain", [rows.domains for rows in read], halves, "natural")
     told = dict(facts or {}) | ({"left_out": left_out} if left_out else {})
+
+    def samples(place: int) -> Samples:
+        values = read[place].values
+        made = (
+            Pictures(values, labels[place], decoding)
+            if columns.image
+            else Texts(values, labels[place], halves[place].name)
+        )
+        made.numbers = read[place].numbers
+        return made
+
     if len(read) == 1:
-        parts = held_out(numbers[0], test_fraction, split_seed)
-        if lone := [each for each, count in zip(names, np.bincount(numbers[0]), strict=True) if count < 2]:
+        cells = labels[0] * len(domain_names) + domains[0]
+        cell, count = np.unique(cells, return_counts=True)
+        if lone := dict.fromkeys(class_names[each // len(domain_names)] for each in cell[count < 2]):
+            where = " in a domain" if columns.domain else ""
             raise DataError(
-                f"data.root: classes with a single row: {some(lone)}; a split needs two, one of them for testing"
+                f"data.root: classes with a single row{where}: {some(lone)}; a split needs two, one of them for testing"
             )
-        read, numbers = [read[0].some(part) for part in parts], [numbers[0][part] for part in parts]
+        every, parts = samples(0), held_out(cells, test_fraction, split_seed)
+        train, test = (every.picked(part) for part in parts)
+        domains = [domains[0][part] for part in parts]
         told |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
-
-    def samples(place: int, half: str) -> Samples:
-        if columns.image:
-            return Pictures(read[place].values, numbers[place], decoding)
-        return Texts(read[place].values, numbers[place], half)
-
-    return make_source(name, names, samples(0, "train"), samples(1, "test"), told)
+    else:
+        train, test = samples(0), samples(1)
+    source = make_source(name, class_names, train, test, told)
+    return replace(source, domains=Domains(tuple(domain_names), *domains)) if columns.domain else source
 
 
 def labelled_rows(
@@ -113,19 +142,21 @@ def labelled_rows(
 ) -> tuple[list[str], list[Texts], dict[str, object]]:
     """The names of the classes of the first half, the texts of each, none of which is set aside, and what there is to
     say of them. DataError as `source_of_rows`."""
-    names, read, numbers, left_out = _read(halves, columns, class_order, unreadable)
+    read, left_out = _read(halves, columns, unreadable)
+    names, numbers = _numbered("class", [rows.labels for rows in read], halves, class_order)
     found = [Texts(rows.values, own, half.name) for rows, own, half in zip(read, numbers, halves, strict=True)]
     return names, found, {"left_out": left_out} if left_out else {}
 
 
-def _read(
-    halves: Sequence[Half], columns: Columns, class_order: ClassOrder, unreadable: Literal["refuse", "skip"]
-) -> tuple[list[str], list[_Rows], list[Int[np.ndarray, " n"]], int]:
-    """The names of the classes, the rows of each half, the numbers of their classes, and how many were left out."""
+def _read(halves: Sequence[Half], columns: Columns, unreadable: Literal["refuse", "skip"]) -> tuple[list[_Rows], int]:
+    """The rows of each half, and how many were left out."""
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
     keys = {columns.label: "data.label_column"} | dict.fromkeys(
         wanted[:-1], "data.image_column" if columns.image else "data.text_column"
     )
+    if columns.domain is not None:
+        wanted.append(columns.domain)
+        keys[columns.domain] = "data.domain_column"
     if missing := [
         f"{keys[each]}: {half.name} has no column {each}; it has {some(half.columns)}"
         for half in halves
@@ -134,7 +165,7 @@ def _read(
     ]:
         raise DataError(missing)
     read = [_Rows.of(half, columns) for half in halves]
-    faults = [fault for rows in read for fault in rows.faults]
+    faults = [fault for rows in read for fault in rows.faults.values()]
     if unreadable == "skip":
         read = [rows.sound() for rows in read]
     elif faults:
@@ -142,59 +173,55 @@ def _read(
         raise DataError([f"data.root: {line}" for line in listed(f"{len(faults)} rows cannot be used{remedy}", faults)])
     if not len(read[0].labels):
         raise DataError(f"data.root: {halves[0].name} has no rows; give some to train on")
+    return read, len(faults)
 
-    names = in_order(set(read[0].labels), class_order)
-    problems = name_faults(names)
-    if len(read) > 1 and (foreign := sorted(set(read[1].labels) - set(names))):
-        problems.append(f"{halves[1].name} has classes that {halves[0].name} lacks: {some(foreign)}")
+
+def _numbered(
+    what: str, given: Sequence[list[str]], halves: Sequence[Half], order: ClassOrder
+) -> tuple[list[str], list[Int[np.ndarray, " n"]]]:
+    """The names of classes or domains in the first half, in order, and the number of each row's in each half."""
+    names = in_order(set(given[0]), order)
+    problems = name_faults(names, what)
+    for half, values in zip(halves[1:], given[1:], strict=True):
+        if foreign := sorted(set(values) - set(names)):
+            problems.append(f"{half.name} has {plural(what)} that {halves[0].name} lacks: {some(foreign)}")
     if problems:
         raise DataError([f"data.root: {problem}" for problem in problems])
     number_of = {each: number for number, each in enumerate(names)}
-    numbers = [np.array([number_of[label] for label in rows.labels], np.int64) for rows in read]
-    return names, read, numbers, len(faults)
+    return names, [np.array([number_of[each] for each in values], np.int64) for values in given]
 
 
 @dataclass(frozen=True)
 class _Rows:
+    """What is in the rows of these numbers; `domains` are all empty where rows have none."""
+
     values: Sequence[Any]
     labels: list[str]
-    faults: list[str]
-    unsound: frozenset[int]
+    domains: list[str]
+    numbers: Int[np.ndarray, " n"]
+    faults: Mapping[int, str]
 
     @classmethod
     def of(cls, half: Half, columns: Columns) -> _Rows:
         labels = [_label(value) for value in half.read(columns.label)]
+        domains = [_label(value) for value in half.read(columns.domain)] if columns.domain else [""] * len(labels)
         if columns.image:
             values: Sequence[Any] = half.read(columns.image)
-            wrong = [None if label else "it has no label" for label in labels]
+            wrong: list[str | None] = [None] * len(labels)
         else:
             values = half.texts(columns)
-            wrong = [
-                text_fault(value) if label else "it has no label" for value, label in zip(values, labels, strict=True)
-            ]
-        faults = {row: f"{half.name}, row {row + 1}: {why}" for row, why in enumerate(wrong) if why}
-        return cls(values, labels, list(faults.values()), frozenset(faults))
+            wrong = [text_fault(value) for value in values]
+        faults = {}
+        for row, (why, label, domain) in enumerate(zip(wrong, labels, domains, strict=True)):
+            why = "it has no label" if not label else "it has no domain" if columns.domain and not domain else why
+            if why:
+                faults[row] = f"{half.name}, row {row + 1}: {why}"
+        return cls(values, labels, domains, np.arange(len(labels)), faults)
 
     def sound(self) -> _Rows:
-        return self.some(np.array([row for row in range(len(self.labels)) if row not in self.unsound], np.int64))
-
-    def some(self, rows: Int[np.ndarray, " m"]) -> _Rows:
-        return _Rows(_Chosen(self.values, rows), [self.labels[row] for row in rows], [], frozenset())
-
-
-class _Chosen(Sequence[Any]):
-    """Some of a sequence, which is read when they are."""
-
-    def __init__(self, values: Sequence[Any], rows: Int[np.ndarray, " m"]) -> None:
-        self.values, self.rows = values, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, which: Any) -> Any:
-        if isinstance(which, slice):
-            return [self.values[row] for row in self.rows[which].tolist()]
-        return self.values[int(self.rows[which])]
+        rows = np.array([row for row in range(len(self.labels)) if row not in self.faults], np.int64)
+        labels, domains = ([names[row] for row in rows] for names in (self.labels, self.domains))
+        return _Rows(Chosen(self.values, rows), labels, domains, rows, {})
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -1,7 +1,7 @@
-"""A source's classes as a stream of tasks: class order, label map, training/validation/test splits, and batches.
+"""A source's classes as a stream of tasks: label map, training/validation/test splits, and batches.
 
-A class is renumbered by its position in the stream's class order. What a sample is, its reader knows
-(`lorica.data.reader`).
+A class is renumbered by its position in the stream's class order. Which sample is in which task, `lorica.data.division`
+says; what a sample is, its reader knows (`lorica.data.reader`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lorica.data.ahead import ahead, sent
+from lorica.data.contents import Digests
+from lorica.data.division import divide
+from lorica.data.manifest import Manifest
 from lorica.data.reader import Opened, Reader
-from lorica.data.sources.base import Domains, Source, split_per_class
-from lorica.errors import DataError
+from lorica.data.sources.base import Source
 from lorica.randomness import Draws
 from lorica.sharing import ALL, Part, Share, drawing_for
 from lorica.types import Batch, Inputs, Task
@@ -207,18 +208,12 @@ class UnreadSplit:
 
 
 class Stream:
-    """The classes of a source in a fixed order, arriving in groups; give either `tasks` or `classes_per_task`.
+    """The classes of a source in a fixed order, which arrive in tasks.
 
-    Or, by="domain", its domains one after another, each with its classes; those that an earlier one had are not new.
-    `tasks` is then their number, and classes of earlier domains come before those of later ones.
-
-    `tasks=T`: T groups as even as possible, the larger ones first. `classes_per_task`: a number (the last group may be
-    smaller), or one number per task. `seed` orders the classes by RandomState(seed).permutation; None keeps the
-    source's order, which some sources ask for (`Source.in_order`). `validation_fraction` of each class's training
-    samples is held out by a seed of its own. `cache_bytes` are divided between training and test samples by their
-    number; a quarter as much is there for features that stay. Samples of a task are in the source's order, or by their
-    length where they have one. DataError for a division into tasks that is impossible, or that leaves a task without
-    test or validation samples.
+    A `manifest` says what is in which task, or else `lorica.data.division.divide`, whose keywords `division` has.
+    `cache_bytes` are divided between training and test samples by their number; a quarter as much is there for features
+    that stay.
+    Samples of a task are in the source's order, or by their length where they have one. DataError as there.
     """
 
     def __init__(
@@ -226,52 +221,20 @@ class Stream:
         source: Source,
         *,
         reader: Reader,
-        by: Literal["class", "domain"] = "class",
-        tasks: int | None = None,
-        classes_per_task: int | Sequence[int] | None = None,
-        seed: int | None = 1993,
-        validation_fraction: float = 0.0,
-        validation_seed: int = 0,
+        manifest: Manifest | None = None,
         cache_bytes: int = 2**31,
+        **division: Any,
     ) -> None:
-        number = len(source.class_names)
-        domains = _domains_of(source, tasks) if by == "domain" else None
-        sizes = _task_sizes(number, tasks, classes_per_task) if domains is None else []
-        if not 0 <= validation_fraction < 1:
-            raise DataError(f"data.validation_fraction: expected at least 0 and less than 1, got {validation_fraction}")
-        if source.in_order and seed is not None:
-            raise DataError(
-                f"stream.seed: the classes of {source.name} come in an order of their own, got {seed}; give "
-                "stream.seed=null"
-            )
-        order = np.arange(number) if seed is None else np.random.RandomState(seed).permutation(number)
-        if domains is not None:
-            first = np.full(number, len(domains.names))  # domain that has the class
-            np.minimum.at(first, source.train.labels, domains.train)
-            order = order[np.argsort(first[order], kind="stable")]
-        self.class_order: tuple[int, ...] = tuple(order.tolist())
+        source, divided = manifest.divided(source) if manifest else (source, divide(source, **division))
+        self._given, self._divided = manifest, divided
+        self.class_order: tuple[int, ...] = tuple(divided.order.tolist())
         self.class_names: tuple[str, ...] = tuple(source.class_names[name] for name in self.class_order)
-        position = np.argsort(order)  # class number in the source -> in the stream
+        position = np.argsort(divided.order)  # class number in the source -> in the stream
         train_labels = torch.from_numpy(position[source.train.labels])
         test_labels = torch.from_numpy(position[source.test.labels])
-        groups = source.train.labels  # of which a part is held out each
-        if domains is None:
-            self.tasks: tuple[Task, ...] = tuple(
-                Task.of_new_classes(index, stop - size, self.class_names[stop - size : stop])
-                for index, (size, stop) in enumerate(zip(sizes, accumulate(sizes), strict=True))
-            )
-            task_of = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
-            train_task, test_task = task_of[train_labels], task_of[test_labels]
-        else:
-            train_task, test_task = torch.from_numpy(domains.train), torch.from_numpy(domains.test)
-            self.tasks = tuple(self._of_domains(train_labels, train_task, len(domains.names)))
-            groups = groups * len(domains.names) + domains.train
-        kept, held = torch.arange(len(source.train)), torch.arange(0)
-        if validation_fraction > 0:
-            kept, held = map(torch.from_numpy, split_per_class(groups, validation_fraction, validation_seed))
-        self._require_images("test", test_task)
-        if validation_fraction > 0:
-            self._require_images("validation", train_task[held])
+        train_task, test_task = torch.from_numpy(divided.train), torch.from_numpy(divided.test)
+        self.tasks: tuple[Task, ...] = tuple(self._made_of(train_labels, train_task, divided.tasks))
+        kept, held = (torch.from_numpy(np.flatnonzero(which)) for which in (~divided.held, divided.held))
         train_share = len(source.train) / max(1, len(source.train) + len(source.test))
         train_bytes = int(cache_bytes * train_share)
         opened_train = reader.open(source.train, train_bytes)
@@ -285,6 +248,16 @@ class Stream:
         self.source = replace(source, facts=source.facts | read)
         self._memory = Memory(cache_bytes // 4)
         self._splits: dict[tuple[str, Task], Split] = {}
+
+    def manifest(self, digests: Digests) -> Manifest:
+        """What is in which task, by name, of the samples whose digests these are (`lorica.data.contents.digests_of`).
+
+        Raises:
+            DataError: the stream was made by a manifest, and the contents of samples are no longer what it says.
+        """
+        if self._given:
+            self._given.require_contents(self.source, digests)
+        return Manifest.of(self.source, self._divided, digests)
 
     def train(self, task: Task) -> Split:
         """The training images of a task, without those held out for validation."""
@@ -303,24 +276,14 @@ class Stream:
         opened, kept, labels, _ = self._halves["train"]
         return Split(opened, kept, labels[kept], self._memory)
 
-    def _of_domains(self, labels: Int[Tensor, " n"], domain: Int[Tensor, " n"], number: int) -> Iterator[Task]:
-        """A task for each domain, of which a sample has a label."""
+    def _made_of(self, labels: Int[Tensor, " n"], tasks: Int[Tensor, " n"], number: int) -> Iterator[Task]:
+        """The tasks, of training samples with their labels and tasks."""
         known = 0
         for index in range(number):
-            classes = labels[domain == index].unique().tolist()
+            classes = labels[tasks == index].unique().tolist()
             new = tuple(each for each in classes if each >= known)
             known += len(new)
             yield Task(index, tuple(classes), new, tuple(self.class_names[each] for each in classes))
-
-    def _require_images(self, use: str, tasks: Int[Tensor, " n"]) -> None:
-        present = set(tasks.tolist())
-        problems = [
-            f"stream.tasks: task {task.index + 1} ({', '.join(task.class_names)}) has no {use} images"
-            for task in self.tasks
-            if task.index not in present
-        ]
-        if problems:
-            raise DataError(problems)
 
     def _split(self, use: str, task: Task) -> Split:
         """Always the same object, since what is kept of its samples is kept with it."""
@@ -331,42 +294,6 @@ class Stream:
         return self._splits[use, task]
 
 
-def _domains_of(source: Source, tasks: int | None) -> Domains:
-    """Its domains, one a task."""
-    if source.domains is None:
-        raise DataError(f"stream.by: {source.name} has no domains, as domainnet has; give stream.by=class")
-    if tasks != len(source.domains.names):
-        given = "" if tasks is None else f", got {tasks}"
-        raise DataError(
-            f"stream.tasks: {source.name} has {len(source.domains.names)} domains, a task each{given}; "
-            f"give stream.tasks={len(source.domains.names)}"
-        )
-    return source.domains
-
-
 def _by_length(indices: Int[Tensor, " n"], opened: Opened) -> Int[Tensor, " n"]:
     """Sorted by length where samples have one, so that neighbours in a pass in order waste no padding on each other."""
     return indices if opened.lengths is None else indices[opened.lengths[indices].argsort(stable=True)]
-
-
-def _task_sizes(classes: int, tasks: int | None, classes_per_task: int | Sequence[int] | None) -> list[int]:
-    """Classes in each task."""
-    if (tasks is None) == (classes_per_task is None):
-        given = "neither" if tasks is None else "both"
-        raise DataError(f"stream.tasks: expected either stream.tasks or stream.classes_per_task, {given} given")
-    if tasks is not None:
-        if not 1 <= tasks <= classes:
-            raise DataError(f"stream.tasks: expected 1 to {classes}, the number of classes; got {tasks}")
-        return [classes // tasks + (index < classes % tasks) for index in range(tasks)]
-    if isinstance(classes_per_task, int):
-        if not 1 <= classes_per_task <= classes:
-            raise DataError(
-                f"stream.classes_per_task: expected 1 to {classes}, the number of classes; got {classes_per_task}"
-            )
-        return [min(classes_per_task, classes - start) for start in range(0, classes, classes_per_task)]
-    sizes = list(classes_per_task or ())
-    if any(size < 1 for size in sizes):
-        raise DataError(f"stream.classes_per_task: expected at least 1 class in every task, got {sizes}")
-    if sum(sizes) != classes:
-        raise DataError(f"stream.classes_per_task: {sizes} sums to {sum(sizes)}, but there are {classes} classes")
-    return sizes

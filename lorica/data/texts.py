@@ -21,14 +21,16 @@ _TOGETHER = 10_000
 
 
 class Texts(Samples):
-    """Texts with their class numbers; `name` ("train") is what messages call them."""
+    """Texts with their class numbers; `of` ("train") is what messages call them."""
 
-    def __init__(self, texts: Sequence[str], labels: Int[np.ndarray, " n"], name: str) -> None:
+    each = ("texts",)
+
+    def __init__(self, texts: Sequence[str], labels: Int[np.ndarray, " n"], of: str) -> None:
         super().__init__(labels)
-        self.texts, self.name = texts, name
+        self.texts, self.of = texts, of
 
     def describe(self, index: int) -> str:
-        return f"{self.name}[{index}]: {self.texts[index][:60]!a}"
+        return f"{self.of}[{self.name(index)}]: {self.texts[index][:60]!a}"
 
     def digest(self, index: int) -> bytes:
         return hashlib.sha256(self.texts[index].encode()).digest()

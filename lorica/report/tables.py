@@ -34,6 +34,7 @@ INCIDENTAL = (
     "track",
     "data.root",
     "data.cache_gib",
+    "stream.manifest",
     "backbone.weights",
     "evaluate.readout",
     "evaluate.layers",
@@ -99,7 +100,7 @@ class Row:
     """Complete runs that differ in their seeds only, and the spread of each measure over them.
 
     `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them;
-    `spreads` has each of `lorica.metrics.MEASURES` by its name.
+    `spreads` has each of `lorica.metrics.MEASURES` by its name, and "hter" where all runs have it.
     """
 
     label: str
@@ -175,7 +176,8 @@ def summarise(
                 tasks=tasks,
                 classes=len(classes),
                 runs=tuple(runs),
-                spreads={name: Spread.of([getattr(run, name) for run in runs]) for name in MEASURES},
+                spreads={name: Spread.of([getattr(run, name) for run in runs]) for name in MEASURES}
+                | ({"hter": Spread.of(errors)} if (errors := _hters(runs)) else {}),
             )
         )
     if sort:
@@ -205,7 +207,18 @@ def notes(
         of_it = [row.label for row, each in zip(rows, lengths, strict=True) if each == length]
         whose = "" if len(of_it) == len(rows) else f" of {', '.join(of_it)}"
         lines.append(f"GFLOPs{whose}: of a text of {length} tokens.")
+    if by_domain := [row.label for row in rows if row.runs[0].averaged_over("acc") == "domains"]:
+        which = "" if len(by_domain) == len(rows) else f" of {', '.join(dict.fromkeys(by_domain))}"
+        lines.append(f"Accuracies{which} are means over domains.")
+    if any("hter" in row.spreads for row in rows):
+        lines.append("HTER: half total error rate of two classes, the mean over tasks of that of their errors.")
     return lines + published.remarks([row.runs for row in rows])
+
+
+def _hters(runs: Sequence[Result]) -> list[float]:
+    """The half total error rate of each run, if all have one."""
+    found = [run.hter for run in runs]
+    return [] if None in found else found
 
 
 def properties(rows: Sequence[Row]) -> Table:
@@ -233,7 +246,7 @@ def to_rich(
     On a narrow one names and spreads take two lines, and columns stand closer.
     """
     header, *body = _cells(rows, error=error)
-    measures = _headings().values()
+    measures = _headings(rows).values()
     narrow = width < _WIDE
     table = Table(
         caption=Text(printable("\n".join([OF_ERROR if error else CAPTION, *notes]), encoding)),
@@ -289,7 +302,7 @@ def to_latex(
     r"""A LaTeX tabular, in percent, that needs \usepackage{booktabs}; the notes are comments below it. `columns` as in
     `to_markdown`."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
-    costs = 2 + len(_headings())
+    costs = 2 + len(_headings(rows))
     lines = [[escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
     for heading, cell in (columns or {}).items():
         header.append(escaped(heading))
@@ -318,12 +331,14 @@ def to_csv(rows: Sequence[Row]) -> str:
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    spreads = [column for name in MEASURES for column in (name, f"{name}_std", f"{name}_error")]
+    measures = [*MEASURES, *(["hter"] if any("hter" in row.spreads for row in rows) else [])]
+    spreads = [column for name in measures for column in (name, f"{name}_std", f"{name}_error")]
     writer.writerow(
         ["label", "method", "variant", "extra", "tasks", "classes", "seeds", *spreads, *COSTS, "stored_features"]
     )
     for row in rows:
-        values = [value for spread in row.spreads.values() for value in (spread.mean, spread.std, spread.error)]
+        known = [row.spreads.get(name) for name in measures]
+        values = [value for each in known for value in ((each.mean, each.std, each.error) if each else [None] * 3)]
         values += [row.cost(name) for name in (*COSTS, "stored_features")]
         writer.writerow([row.label, row.method, row.variant, row.extra, row.tasks, row.classes, row.seeds, *values])
     return text.getvalue()
@@ -332,12 +347,15 @@ def to_csv(rows: Sequence[Row]) -> str:
 def _cells(rows: Sequence[Row], plus_minus: str = "±", missing: str = "–", *, error: bool = False) -> list[list[str]]:
     """The heading and a line for each row: label, seeds, a cell for each measure and each cost, and what others have
     published of the same protocol, where there is such a number."""
-    headings = _headings()
+    headings = _headings(rows)
     lines = [["Method", "Seeds", *headings.values(), *COSTS.values()]] + [
         [
             row.label,
             str(row.seeds),
-            *(row.spreads[name].percent(plus_minus, error=error) for name in headings),
+            *(
+                row.spreads[name].percent(plus_minus, error=error) if name in row.spreads else missing
+                for name in headings
+            ),
             *(_cost_cell(name, row.cost(name), missing) for name in COSTS),
         ]
         for row in rows
@@ -354,9 +372,10 @@ def published_beside(row: Row) -> str:
     return ", ".join(number.shown for number in published.beside(row.runs)[0])
 
 
-def _headings() -> dict[str, str]:
+def _headings(rows: Sequence[Row]) -> dict[str, str]:
     """The measures that tables for people show, by name."""
-    return {name: measure.heading for name, measure in MEASURES.items() if measure.heading}
+    shown = {name: measure.heading for name, measure in MEASURES.items() if measure.heading}
+    return shown | ({"hter": "HTER"} if any("hter" in row.spreads for row in rows) else {})
 
 
 def _cost_cell(name: str, value: int | float | None, missing: str) -> str:

@@ -1,8 +1,9 @@
-"""Streams of domains: every method learns classes that return in another look, or says before it begins that it
-cannot."""
+"""Streams of domains and of classes that come back: every method learns classes that return, or says before it begins
+that it cannot."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from sklearn.metrics import balanced_accuracy_score
 
 from lorica.config import read_recipe
 from lorica.data.images import ImageArrays, ImageReader
 from lorica.data.sources import Source, arrays
 from lorica.data.sources.base import Domains
 from lorica.data.stream import Stream
-from lorica.errors import DataError, RecipeError
+from lorica.errors import DataError, LoricaError, RecipeError
 from lorica.evaluation import accuracy_row
+from lorica.learner import load
 from lorica.methods import config_of, find_method, method_names
-from lorica.report.tables import summarise
+from lorica.report.tables import notes, summarise, to_markdown
 from lorica.results import read_result
 from lorica.run import check, evaluate, run
 from lorica.training import learn_task
@@ -43,11 +46,24 @@ def by_domain(source: Source, **options: Any) -> Stream:
     return Stream(source, reader=ImageReader(32), by="domain", tasks=2, **options)
 
 
-def test_every_method_learns_domains_or_refuses(kind, tiny_encoder, day_and_night: Source) -> None:
-    stream = by_domain(day_and_night)
+@pytest.mark.parametrize(
+    "division",
+    [
+        {"by": "domain", "tasks": 2},
+        {"by": "class_and_domain", "tasks": 2},
+        {"tasks": 2, "recurring": 1.0, "recur_share": 0.25},
+    ],
+    ids=["domain", "class_and_domain", "recurring"],
+)
+def test_every_method_learns_what_returns_or_refuses(
+    kind, tiny_encoder, day_and_night: Source, division: dict[str, Any]
+) -> None:
+    stream = Stream(day_and_night, reader=ImageReader(32), **division)
+    assert stream.tasks[1].classes == tuple(range(6))
     method = kind(tiny_encoder())
     if refused := list(type(method).misfits(method.config, stream.tasks)):
         assert "stream: task 2 has no new class" in refused[0]
+        assert division.get("by") == "domain"  # no other stream has such a task
         return
     accelerator = Accelerator(cpu=True)
     for task in stream.tasks:
@@ -56,7 +72,7 @@ def test_every_method_learns_domains_or_refuses(kind, tiny_encoder, day_and_nigh
     assert len(row) == 2
     (batch,) = stream.test(stream.tasks[1]).batches(100, device=torch.device("cpu"))
     logits = method.predict(batch.inputs)
-    assert logits.shape == (36, 6)  # over all classes, whatever the domain
+    assert logits.shape == (len(batch.labels), 6)  # over all classes, whatever the task
     assert row[1] == pytest.approx((logits.argmax(1) == batch.labels).float().mean().item())
 
 
@@ -80,7 +96,15 @@ def test_classes_that_only_a_later_domain_has_come_last(day_and_night: Source) -
     labels = day_and_night.train.labels
     assert isinstance(day_and_night.train, ImageArrays)
     is_day = np.isin(labels, (2, 5)) & (np.arange(144) < 72)
-    source = replace(day_and_night, domains=ALIKE._replace(train=np.where(is_day, 0, 1)))
+    source = replace(day_and_night, domains=ALIKE._replace(train=np.where(is_day, 0, 1), test=np.ones(72, int)))
+    with pytest.raises(DataError, match=r"^stream\.tasks: task 1 \(blue, cyan\) has no test images$"):
+        by_domain(source)
+    with pytest.raises(
+        DataError, match=r"^stream: test samples of red, green, yellow, magenta are in a task before the first that"
+    ):
+        by_domain(replace(source, domains=ALIKE._replace(train=np.where(is_day, 0, 1))))
+    is_tested = np.isin(day_and_night.test.labels, (2, 5)) & (np.arange(72) < 36)
+    source = replace(source, domains=source.domains and source.domains._replace(test=np.where(is_tested, 0, 1)))
     first, second = by_domain(source, seed=None).tasks
     assert (first.class_names, first.new_classes) == (("blue", "cyan"), (0, 1))
     assert second.classes == tuple(range(6))
@@ -96,7 +120,7 @@ def test_validation_holds_out_of_each_class_of_each_domain(day_and_night: Source
 
 def test_a_stream_of_domains_that_there_are_not(six_classes: Source, day_and_night: Source) -> None:
     with pytest.raises(
-        DataError, match=r"^stream\.by: arrays has no domains, as domainnet has; give stream\.by=class$"
+        DataError, match=r"^stream\.by: arrays has no domains; domain_folders and .* or stream\.by=class$"
     ):
         by_domain(six_classes)
     for options in ({"tasks": 3}, {"classes_per_task": 2}):
@@ -130,3 +154,43 @@ def test_methods_that_need_new_classes_say_so(small_recipe: dict[str, Any], day_
     for name in needs:
         with pytest.raises(RecipeError, match=r"stream: task 2 has no new class, and .*; use a method that takes more"):
             check(recipe | {"method": {"name": name}}, source=day_and_night, progress=False)
+
+
+def test_two_classes_over_domains_have_a_half_total_error_rate(
+    small_recipe: dict[str, Any], day_and_night: Source, tmp_path: Path
+) -> None:
+    """Held to predictions made anew, and to scikit-learn's balanced accuracy, whose complement it is."""
+    halves = []
+    for half in (day_and_night.train, day_and_night.test):
+        assert isinstance(half, ImageArrays)
+        halves.append((half.images, half.labels % 2))
+    halves[1][1][::5] = 0  # so that some are wrong, more of one class than of the other
+    random = np.random.RandomState(3)
+    domains = Domains(("a", "b", "c"), random.randint(0, 3, 144), random.randint(0, 3, 72))
+    source = replace(arrays(halves[0], halves[1], ["genuine", "forged"]), domains=domains)
+    stream = {"by": "domain", "tasks": 3, "seed": None}
+    result = run(
+        small_recipe | {"stream": stream, "method": {"name": "prototypes"}}, out=tmp_path / "run", source=source,
+        progress=False,
+    )  # fmt: skip
+    predicted = load(tmp_path / "run").predict(list(halves[1][0]))
+    truth = np.array(["genuine", "forged"])[halves[1][1]]
+    expected = [
+        1 - balanced_accuracy_score(truth[domains.test == number], np.array(predicted)[domains.test == number])
+        for number in range(3)
+    ]
+    assert 0 < np.mean(expected) < 0.6
+    assert result.hter == pytest.approx(np.mean(expected))
+    assert result.metrics.averaged_over("acc") == "domains"
+    content = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert content["hter"] == pytest.approx(np.mean(expected))
+    assert content["averaged_over"]["aaa"] == "domains so far, then over time"
+    assert "| HTER |" in to_markdown(summarise([result]))
+    assert "Accuracies are means over domains." in notes([result])
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(content | {"hter": 0.9}))
+    with pytest.raises(LoricaError, match=r"hter is 0\.9, but error_rates give"):
+        read_result(tmp_path / "run")
+    content["error_rates"][0] = [[0.0, 0.0]] if content["accuracy"][0] != [1.0] else [[1.0, 1.0]]
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(LoricaError, match=r"error_rates\[0\]\[0\] is .* one of the two has been altered"):
+        read_result(tmp_path / "run")

@@ -22,6 +22,7 @@ from lorica.data.texts import Texts
 from lorica.errors import DataError
 
 ROWS = [{"text": f"{name} {number}", "label": name} for number in range(4) for name in ("kite", "wren", "lark")]
+CELLS = [("kite", "wood"), ("wren", "wood"), ("kite", "sea")]
 TEST = [{"text": f"a {name}", "label": name} for name in ("kite", "wren", "lark")]
 
 
@@ -124,7 +125,7 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
     ]
     source = table(tmp_path / "birds.jsonl", unreadable="skip")
     assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
-    assert remarks(source.facts) == ["data.unreadable: left out 3 rows without a text or a label"]
+    assert remarks(source.facts) == ["data.unreadable: left out 3 rows without a text, a label or a domain"]
 
 
 @pytest.mark.parametrize(
@@ -250,3 +251,34 @@ def test_texts_without_labels(tmp_path: Path) -> None:
     assert texts_alone(tmp_path / "a.csv", Columns(["says", "more"])) == ["a wren a kite"]
     with pytest.raises(DataError, match=r"data\.text_column: .*a\.csv has no column text; it has says, more"):
         texts_alone(tmp_path / "a.csv")
+
+
+def test_a_column_of_domains(tmp_path: Path) -> None:
+    rows = [{"text": f"{name} {where} {n}", "label": name, "where": where} for n in range(4) for name, where in CELLS]
+    WRITERS[".csv"](tmp_path / "birds.csv", rows)
+    source = load_source("table", root=tmp_path / "birds.csv", domain_column="where", test_fraction=0.5)
+    assert source.domains is not None
+    assert source.domains.names == ("sea", "wood")
+    for half, domains in (("train", source.domains.train), ("test", source.domains.test)):
+        where = [source.domains.names[each] for each in domains]
+        told = [f"{name} {place}" for (_, name), place in zip(read(source, half), where, strict=True)]
+        assert told == [text.rpartition(" ")[0] for text, _ in read(source, half)]
+        assert sorted(told) == sorted(f"{name} {where}" for name, where in CELLS for _ in range(2))  # half of each cell
+        samples = getattr(source, half)
+        assert [rows[samples.name(place)]["text"] for place in range(len(samples))] == list(samples.texts)
+
+
+def test_rows_without_a_domain_and_domains_that_the_training_rows_lack(tmp_path: Path) -> None:
+    file = tmp_path / "birds.json"
+    columns = Columns(domain="where")
+    rows = [{"text": "a", "label": "kite", "where": "sea"}, {"text": "b", "label": "kite", "where": None}]
+    file.write_text(json.dumps({"train": rows, "test": [{"text": "c", "label": "kite", "where": "wood"}]}))
+    with pytest.raises(DataError, match=r"train, row 2: it has no domain"):
+        table(file, columns)
+    with pytest.raises(DataError, match=r"^data\.root: test has domains that train lacks: wood$"):
+        table(file, columns, unreadable="skip")
+    with pytest.raises(DataError, match=r"^data\.domain_column: train has no column place; it has text, label, where"):
+        table(file, Columns(domain="place"))
+    file.write_text(json.dumps(rows[:1] * 2 + [{"text": "d", "label": "kite", "where": "wood"}]))
+    with pytest.raises(DataError, match=r"^data\.root: classes with a single row in a domain: kite;"):
+        table(file, columns)

@@ -247,7 +247,7 @@ def test_digits() -> None:
         assert first.shape == (8, 8, 3)
         np.testing.assert_array_equal(first[..., 0], np.rint(original.images[chosen[0]] * 15.9375))
         np.testing.assert_array_equal(first[..., 0], first[..., 2])
-    assert source.test.describe(17) == "test[17]"
+    assert source.test.describe(17) == f"digits[{held[17]}]"
     assert source.facts["split_seed"] == 3
 
 
@@ -487,7 +487,7 @@ def halves(source: Source) -> tuple[Texts, Texts]:
 
 
 def test_load_source_by_name(tmp_path: Path) -> None:
-    own = ["arrays", "cl_benchmark", "digits", "hf_dataset", "image_folder", "requests", "table"]
+    own = ["arrays", "cl_benchmark", "digits", "domain_folders", "hf_dataset", "image_folder", "requests", "table"]
     assert list(source_names()) == sorted([*own, *benchmark_names()])
     assert load_source("digits", root=None, test_fraction=0.5, split_seed=0).facts["test_fraction"] == 0.5
     write_images(tmp_path / "a", 4)

@@ -17,7 +17,7 @@ from lorica.errors import DataError
 
 LISTED = 10  # names spelled out in one error
 
-OF_ROWS = ("dataset", "text_column", "label_column", "image_column")
+OF_ROWS = ("dataset", "text_column", "label_column", "image_column", "domain_column")
 """Keys of a recipe's data section that say which rows and columns are meant, for the sources that read rows."""
 
 ClassOrder = Literal["natural", "text"]
@@ -108,14 +108,20 @@ def likeness(name: str) -> str:
     return "".join(letter for letter in composed if unicodedata.category(letter) != "Cf").strip()
 
 
-def name_faults(names: Sequence[str]) -> list[str]:
-    """Why these cannot be the names of classes: no text, harmful to a terminal, or not to be told apart."""
-    problems = [f"a class has the name {name!a}, {fault}; rename it" for name in names if (fault := _name_fault(name))]
+def plural(what: str) -> str:
+    """Of a word: classes, domains."""
+    return f"{what}es" if what.endswith("s") else f"{what}s"
+
+
+def name_faults(names: Sequence[str], what: str = "class") -> list[str]:
+    """Why these cannot be the names of classes, or what they are of: no text, harmful to a terminal, or not to be told
+    apart."""
+    problems = [f"a {what} has the name {name!a}, {fault}; rename it" for name in names if (fault := _name_fault(name))]
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(likeness(name), []).append(name)
     return problems + [
-        f"classes whose names look the same: {some(map(ascii, same))}; rename them, or put them together"
+        f"{plural(what)} whose names look the same: {some(map(ascii, same))}; rename them, or put them together"
         for same in alike.values()
         if len(same) > 1
     ]
@@ -139,7 +145,7 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     if unreadable := facts.get("unreadable"):
         lines.append(f"data.unreadable: left out {unreadable} images that cannot be read")
     if left_out := facts.get("left_out"):
-        lines.append(f"data.unreadable: left out {left_out} rows without a text or a label")
+        lines.append(f"data.unreadable: left out {left_out} rows without a text, a label or a domain")
     if cut := facts.get("cut"):
         lines.append(f"data.max_tokens: cut {cut} texts, which are longer")
     return lines

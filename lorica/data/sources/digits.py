@@ -24,6 +24,6 @@ def digits(*, test_fraction: float = 0.25, split_seed: int = 0) -> Source:
     images, labels = cast(Any, load_digits(return_X_y=True))
     images = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # 0 … 16 -> 0 … 255
     kept, held = held_out(labels, test_fraction, split_seed)
-    train, test = ImageArrays(images[kept], labels[kept], "train"), ImageArrays(images[held], labels[held], "test")
+    every = ImageArrays(images, labels, "digits")
     facts: dict[str, object] = {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
-    return make_source("digits", [str(number) for number in range(10)], train, test, facts)
+    return make_source("digits", [str(number) for number in range(10)], every.picked(kept), every.picked(held), facts)

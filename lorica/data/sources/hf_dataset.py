@@ -26,6 +26,7 @@ def load(
     text_column: str | Sequence[str] = "text",
     label_column: str = "label",
     image_column: str | None = None,
+    domain_column: str | None = None,
     decode_all: bool = False,
     reporter: Any = None,
     **options: Any,
@@ -33,7 +34,9 @@ def load(
     """See `lorica.data.sources`."""
     if (root is None) == (dataset is None):
         raise DataError("data.dataset: the source hf_dataset needs a name, or a folder as data.root, and not both")
-    return hf_dataset(dataset or Path(root or ""), Columns(text_column, label_column, image_column), **options)
+    return hf_dataset(
+        dataset or Path(root or ""), Columns(text_column, label_column, image_column, domain_column), **options
+    )
 
 
 def hf_dataset(given: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> Source:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int
 
 from lorica.data.decoding import DEFAULT, Decoding
 from lorica.data.folders import Walk, common_folders, has_folders, use_of
@@ -70,7 +69,7 @@ def image_folder(
     )
     if len(samples) == 1:
         kept, held = held_out(samples[0].labels, test_fraction, split_seed)
-        samples = [_selected(samples[0], kept), _selected(samples[0], held)]
+        samples = [samples[0].picked(kept), samples[0].picked(held)]
         facts |= {"split": "per class", "test_fraction": test_fraction, "split_seed": split_seed}
     return make_source("image_folder", class_names, samples[0], samples[1], facts)
 
@@ -121,7 +120,8 @@ def labelled_images(
             wrong.append(
                 f"{half}: its folders {some(folder.name for folder in classes)} all have the same folders within "
                 f"({some(common)}): these look like splits or domains, not like classes; give one of them as "
-                "data.root, call two of them train and test, or put the images of a class into one folder"
+                "data.root, call two of them train and test, put the images of a class into one folder, or, of "
+                "domains, give data.source=domain_folders"
             )
         wrong += name_faults([folder.name for folder in classes])
         for folder, paths in classes.items():
@@ -187,7 +187,3 @@ def _image_files(classes: Mapping[Path, Sequence[Path]], class_names: Sequence[s
     by_class = sorted((number_of[likeness(folder.name)], paths) for folder, paths in classes.items())
     labels = np.array([number for number, paths in by_class for _ in paths], np.int64)
     return ImageFiles([path for _, paths in by_class for path in paths], labels, decoding)
-
-
-def _selected(files: ImageFiles, indices: Int[np.ndarray, " m"]) -> ImageFiles:
-    return ImageFiles([files.paths[index] for index in indices], files.labels[indices], files.decoding)

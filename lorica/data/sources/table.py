@@ -31,6 +31,7 @@ def load(
     text_column: str | Sequence[str] = "text",
     label_column: str = "label",
     image_column: str | None = None,
+    domain_column: str | None = None,
     dataset: str | None = None,
     decode_all: bool = False,
     reporter: Any = None,
@@ -39,7 +40,7 @@ def load(
     """See `lorica.data.sources`."""
     if dataset is not None:
         raise DataError("data.dataset: the source table reads files; give data.source=hf_dataset, or leave the key out")
-    return table(required(root, "table"), Columns(text_column, label_column, image_column), **options)
+    return table(required(root, "table"), Columns(text_column, label_column, image_column, domain_column), **options)
 
 
 def table(root: str | Path, columns: Columns = BY_DEFAULT, **options: Any) -> Source:
