@@ -307,11 +307,16 @@ class Encoder(nn.Module, ABC):
             return None
         return content(self)
 
+    def besides_weights(self) -> str:
+        """What else features follow from, in words that stay the same from one loading to the next."""
+        return ""
+
     @cached_property
     def fingerprint(self) -> str:
-        """Short hash of all weights. Read it before adapters are attached or the weights are trained."""
+        """Short hash of all weights, and of what else features follow from. Read it before adapters are attached or the
+        weights are trained."""
         self._form, self._loaded = self._current_form(), id(self)
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.besides_weights().encode())
         for key, value in self.state_dict().items():
             digest.update(f"{key} {tuple(value.shape)}".encode())
             if not value.is_meta:  # a backbone without weights, as `lorica check` makes it

@@ -35,6 +35,7 @@ from torch.nn.utils import skip_init
 from lorica.backbones import hub
 from lorica.backbones.encoder import Classifier, Encoder, Prefix, Site
 from lorica.backbones.view import computing, view
+from lorica.backbones.weights import header
 from lorica.errors import BackboneError
 from lorica.types import Inputs, Tokens
 
@@ -43,6 +44,13 @@ NAN, INFINITE = float("nan"), float("inf")
 
 _EXAMPLE = 64
 """Tokens of the text that costs are measured with."""
+_COMPUTED_WITH = (
+    "hidden_act", "hidden_activation", "feed_forward_proj", "layer_norm_eps", "layer_norm_epsilon", "norm_eps",
+    "num_hidden_layers", "num_attention_heads", "position_embedding_type", "relative_attention_num_buckets",
+    "relative_attention_max_distance", "rope_theta", "rope_parameters", "global_rope_theta", "local_rope_theta",
+    "local_attention", "global_attn_every_n_layers", "layer_types", "pad_token_id",
+)  # fmt: skip
+"""Keys of a config.json on which results depend and tensors do not."""
 _UNKNOWN = 10**6  # from which on a length stands for none
 _UNBOUNDED = 512
 """Tokens that an encoder reads which has no positions to run out of, where its files do not say."""
@@ -267,6 +275,13 @@ class HFText(Encoder):
     def reading(self) -> dict[str, Any]:
         return {"tokenizer": self._tokenizer, "padding": self._padding, "longest": self.longest}
 
+    def besides_weights(self) -> str:
+        """The tokeniser, how texts are cut and pooled, and what equal weights can be computed with."""
+        config = cast(Any, self.model).config
+        computed = {key: getattr(config, key) for key in _COMPUTED_WITH if hasattr(config, key)}
+        told = self.reading() | {"tokenizer": json.loads(self._tokenizer), "pooling": self.pooling, "config": computed}
+        return json.dumps(told, sort_keys=True, default=str)
+
     @property
     def _vocabulary(self) -> nn.Embedding:
         return cast(Any, self.model).get_input_embeddings()
@@ -451,6 +466,8 @@ def load_hf_text(
     off = {key: 0.0 for key, value in config.items() if "dropout" in key and isinstance(value, float | int)}
     kind: Any = getattr(transformers, family.model)
     settings = kind.config_class.from_dict(config | off)
+    for file in folder.glob("model*.safetensors"):
+        header(file)  # of a pointer, or of what is no file of tensors, it says so
     if pretrained:
         model = _with_weights(kind, folder, settings, family)
     else:
@@ -536,6 +553,12 @@ def _with_weights(kind: Any, folder: Path, settings: Any, family: Family) -> nn.
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(f"backbone.weights: {folder} cannot be loaded: {reason}") from error
+    layers = f".{family.layers}."
+    if surplus := sorted(key for key in found["unexpected_keys"] if layers in f".{key}"):
+        raise BackboneError(
+            f"backbone.weights: {folder} has {len(surplus)} tensors more than its config.json has layers for: "
+            f"{', '.join(surplus[:4])}; give the config.json that belongs to the weights"
+        )
     if missing := sorted(found["missing_keys"]):
         raise BackboneError(
             f"backbone.weights: {folder} lacks {len(missing)} tensors of a {family.model}: {', '.join(missing[:4])}"

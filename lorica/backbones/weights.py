@@ -44,7 +44,7 @@ class Weights:
             BackboneError: not a whole safetensors file, or one of another model: layers that lack, are left over or
                 have other shapes. Classifiers may be left over, and position embeddings be those of another image size.
         """
-        shapes, types = _header(path)
+        shapes, types = header(path)
         expected = {key: tuple(value.shape) for key, value in vit.state_dict().items()}
         first = next(key for key in expected if key.startswith("blocks."))
         prefixes = sorted(key.removesuffix(first) for key in shapes if f".{key}".endswith(f".{first}"))
@@ -77,7 +77,7 @@ class Weights:
         vit.load_state_dict(checkpoint_filter_fn(state, vit))
 
 
-def _header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
+def header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
     """Shapes and types of the tensors in a file, by name."""
     try:
         with path.open("rb") as file:

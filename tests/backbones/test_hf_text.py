@@ -19,7 +19,7 @@ from lorica.adapters.attach import attach, merged
 from lorica.adapters.tuning import Bottlenecks, start_tuning
 from lorica.backbones import load_backbone
 from lorica.backbones.encoder import Classifier, Prefix
-from lorica.backbones.hf_text import FAMILIES, HFText, TextBlock, present
+from lorica.backbones.hf_text import FAMILIES, HFText, TextBlock, load_hf_text, present
 from lorica.errors import BackboneError
 from lorica.types import Tokens
 
@@ -239,7 +239,8 @@ def test_a_checkpoint_is_loaded(folder: Path, tiny_text_encoder: Make) -> None:
     encoder, made = load_backbone("hf:mine", weights=folder), tiny_text_encoder(pooling="cls")
     assert isinstance(encoder, HFText)
     assert (encoder.name, encoder.tag, encoder.pooling, encoder.longest) == ("mine", "mine (tiny)", "cls", 40)
-    assert encoder.fingerprint == made.fingerprint
+    theirs = made.state_dict()
+    assert all(torch.equal(value, theirs[key]) for key, value in encoder.state_dict().items())
     assert torch.equal(encoder.eval().features(some_texts()), made.features(some_texts()))
     assert load_backbone("hf:mine", weights=folder, pooling="mean").pooling == "mean"  # type: ignore[attr-defined]
     random = load_backbone("hf:mine", weights=folder, pretrained=False)
@@ -277,7 +278,7 @@ def test_training_drops_nothing(folder: Path) -> None:
          "is of type 'gpt2'; lorica knows bert, roberta"),
         (lambda folder: (folder / "model.safetensors").unlink(),
          "has no model.safetensors, and no other weights are read"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "cannot be loaded"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "is not a whole safetensors file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "has no tokeniser that"),
     ],
 )  # fmt: skip
@@ -317,3 +318,50 @@ def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
         "download its files elsewhere and name their folder as backbone.weights=FOLDER, or choose "
         "backbone.name=lorica_tiny_text, which is embedded"
     )
+
+
+def edited(folder: Path, file: str, **values: Any) -> None:
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | values))
+
+
+def swapped(folder: Path) -> None:
+    """Two words change places in the vocabulary."""
+    content = json.loads((folder / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    first, second = [word for word in words if word.isalpha()][:2]
+    words[first], words[second] = words[second], words[first]
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swapped,
+        lambda folder: edited(folder, "config.json", hidden_act="relu"),
+        lambda folder: edited(folder, "config.json", layer_norm_eps=0.1),
+        lambda folder: edited(folder, "config.json", num_attention_heads=4),
+    ],
+    ids=["vocabulary", "activation", "epsilon", "heads"],
+)
+def test_equal_weights_that_compute_something_else_are_another_backbone(
+    change: Callable[[Path], None], tiny_text_folder: Path
+) -> None:
+    before = load_hf_text("hf:tiny", weights=tiny_text_folder)
+    assert load_hf_text("hf:tiny", weights=tiny_text_folder).fingerprint == before.fingerprint
+    assert load_hf_text("hf:tiny", weights=tiny_text_folder, pooling="mean").fingerprint != before.fingerprint
+    change(tiny_text_folder)
+    assert load_hf_text("hf:tiny", weights=tiny_text_folder).fingerprint != before.fingerprint
+
+
+def test_more_layers_than_the_configuration_has_are_refused(tiny_text_folder: Path) -> None:
+    edited(tiny_text_folder, "config.json", num_hidden_layers=1)
+    with pytest.raises(BackboneError, match=r"16 tensors more than its config\.json has layers for: encoder\.layer\.1"):
+        load_hf_text("hf:tiny", weights=tiny_text_folder)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_pointer_is_no_weights_whether_they_are_wanted_or_not(pretrained: bool, tiny_text_folder: Path) -> None:
+    (tiny_text_folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(BackboneError, match="is a Git LFS pointer in place of the weights"):
+        load_hf_text("hf:tiny", weights=tiny_text_folder, pretrained=pretrained)
