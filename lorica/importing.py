@@ -35,6 +35,7 @@ _SOURCES = {
     "vtab": "vtab",
 }
 
+_DEEPEST = 16
 _NEVER_READ = "the original never reads it"
 _NO_SAMPLES = "no effect there: this method keeps no samples"
 _MAJORITY = (
@@ -111,17 +112,22 @@ def import_recipe(file: str | Path) -> Imported:
 def _parsed(file: Path) -> Any:
     """The content of a JSON or YAML file, in which nothing multiplies."""
     text = text_of(file)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
+    if file.suffix == ".json":
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise LoricaError(f"{file}: not JSON: {' '.join(str(error).split())}") from error
+    depth = 0
     try:
         for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:  # before the reader takes time that grows with the square
+                raise LoricaError(f"{file}: sections within sections within sections; no configuration has so many")
             if isinstance(event, yaml.CollectionStartEvent) and event.anchor:
                 raise LoricaError(f"{file}: the anchor {event.anchor} names a section or a list; write it out")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise LoricaError(f"{file}: neither JSON nor YAML: {' '.join(str(error).split())}") from error
+        raise LoricaError(f"{file}: not YAML, of which JSON is a part: {' '.join(str(error).split())}") from error
 
 
 class _Keys:

@@ -35,6 +35,7 @@ from lorica.metrics import MEASURES, Matrix, hter, summary, whole
 from lorica.nested import flatten
 from lorica.reading import WIDER, WRITTEN, Count, Plain, Seconds, misfits, read_json, shown
 
+_SECTIONS = ("method", "backbone", "data", "stream", "fit", "evaluate")
 DEFAULT_VARIANTS = (None, "paper", "default")
 """What `method.variant` is called where it is the usual one and goes without saying."""
 
@@ -214,6 +215,9 @@ class Metrics(BaseModel):
     @model_validator(mode="after")
     def _agrees(self) -> Metrics:
         rows, number = len(self.accuracy), len(self.tasks)
+        for name in _SECTIONS:
+            if not isinstance(section := self.recipe.get(name) or {}, dict):
+                raise ValueError(f"recipe.{name} is {section!r:.60}, expected a section with keys")
         for each in filter(None, (self._measured, self.head)):
             summary(each.accuracy, each.counts)
             if len(each.accuracy) != rows:

@@ -141,9 +141,13 @@ class Mutator:
         return done
 
     def bytes_of(self, file: Path) -> Change:
-        content = damaged(file.read_bytes(), self.random)
+        before = file.read_bytes()
+        content = damaged(before, self.random)
         file.write_bytes(content)
-        free = ""
+        # cut behind a line, as by hand
+        free = (
+            "shorter" if file.name == "journal.jsonl" and content[-1:] == b"\n" and before.startswith(content) else ""
+        )
         if file.suffix == ".safetensors" and file.name != "snapshot.safetensors" and self.draw.random() < 0.7:
             free = "tensors"
             self.seal_again(file)

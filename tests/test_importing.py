@@ -207,7 +207,9 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
         (SD_LORA | {"increment": 0}, "10 classes, then 0 at a time: not a stream of 100"),
         ({"hello": 1}, "no configuration of LAMDA-PILOT"),
         ("- a\n- b\n", "expected an object with keys"),
-        ("a: [1, 2\n", "neither JSON nor YAML"),
+        ("a: [1, 2\n", "not YAML"),
+        ("[" * 8000, "sections within sections within sections"),
+        ('["' * 8000, "not YAML"),
         ("a: &a [1, 2]\nb: *a\n", "the anchor a names a section or a list"),
         (INF_LORA.replace("InfLoRA_OPT", "DER"), "classifier.name: DER is not in lorica"),
         (INF_LORA.replace("name: vit_pt_imnet", "name: clip"), "backbone.name: clip is no vision transformer"),
@@ -216,9 +218,17 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
 def test_what_is_no_recipe_is_refused_with_the_file(
     content: dict[str, Any] | str, message: str, tmp_path: Path
 ) -> None:
-    file = tmp_path / "theirs.json"
+    file = tmp_path / ("theirs.yaml" if isinstance(content, str) else "theirs.json")
     file.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(LoricaError) as caught:
         import_recipe(file)
     assert all(str(file) in problem for problem in caught.value.problems)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 200_000, "{'a': 1}"])
+def test_json_that_is_none_is_not_read_as_something_else(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.json"
+    file.write_text(content)
+    with pytest.raises(LoricaError, match=r"theirs\.json: not JSON"):
+        import_recipe(file)

@@ -69,7 +69,7 @@ def test_a_method_read_by_class_means_has_the_measures_of_its_head_too() -> None
     content = values(head_accuracy=HEAD)
     keys = list(content)
     assert keys[keys.index("new_task") : keys.index("cross_entropy")] == ["new_task", "averaged_over", "head"]
-    assert list(content["head"]) == ["accuracy", *keys[keys.index("acc") : keys.index("head")]]
+    assert list(content["head"]) == ["accuracy", *keys[keys.index("acc") : keys.index("averaged_over")]]
     assert content["head"]["accuracy"] == HEAD
     assert content["head"]["acc"] == pytest.approx(0.5)
     assert content["head"]["acc_samples"] == pytest.approx(0.45)  # (10 * 0.6 + 30 * 0.4) / 40

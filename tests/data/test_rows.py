@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,12 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         ("a.json", '{"one": [], "two": []}', "expected one to train on and one to test on"),
         ("a.jsonl", '{"text": "x", "label": "y"}\n{', "line 2: "),
         ("a.csv", "text,label\nx,y,z\n", "row 1 has more or fewer fields"),
+        ("a.csv", "text,label,label\nx,y,z\n", "the column 'label' is there more than once"),
+        ("a.json", '[{"text": "x", "label": "y", "label": "z"}]', "the key 'label' is there more than once"),
+        ("a.json", '{"train": [], "train": [], "test": []}', "the key 'train' is there more than once"),
+        ("a.jsonl", '{"text": "x", "text": "y"}', "line 1: the key 'text' is there more than once"),
+        ("a.json", "[" * 200_000, "lists within lists within lists"),
+        ("a.jsonl", "[" * 200_000, "lists within lists within lists"),
         ("a.csv", "text,label\n", "data.text_column: a.csv has no column text"),
         ("a.parquet", "no", "cannot be read"),
         ("a.md", "x", "is none of .json, .jsonl, .csv, .tsv, .parquet"),
@@ -282,3 +289,10 @@ def test_rows_without_a_domain_and_domains_that_the_training_rows_lack(tmp_path:
     file.write_text(json.dumps(rows[:1] * 2 + [{"text": "d", "label": "kite", "where": "wood"}]))
     with pytest.raises(DataError, match=r"^data\.root: classes with a single row in a domain: kite;"):
         table(file, columns)
+
+
+def test_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "train.csv")
+    as_csv(tmp_path / "test.csv", ROWS)
+    with pytest.raises(DataError, match=r"train\.csv is no file, but a pipe, a device or a folder"):
+        table(tmp_path)

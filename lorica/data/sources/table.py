@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,8 +178,12 @@ def _rows(file: Path) -> Any:
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"data.root: {file} is none of {', '.join(_READERS)}; save it as one of them")
+    if file.exists() and not file.is_file():
+        raise DataError(f"data.root: {file} is no file, but a pipe, a device or a folder; give a file of rows")
     try:
         rows = reader(file)
+    except RecursionError as error:
+        raise DataError(f"data.root: {file} cannot be read (lists within lists within lists)") from error
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"data.root: {file} cannot be read ({str(error)[:200]})") from error
     lists = rows.values() if isinstance(rows, dict) else [rows]
@@ -194,10 +199,21 @@ def _lines(file: Path) -> list[Any]:
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(_json(line))
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
     return rows
+
+
+def _json(text: str) -> Any:
+    """ValueError also for an object that has a key twice, of which JSON's readers keep the last."""
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise ValueError(f"the key {twice[0]!r} is there more than once")
+    return dict(pairs)
 
 
 def _of_one_class(file: Path) -> list[Any]:
@@ -208,7 +224,10 @@ def _separated(file: Path, delimiter: str) -> list[Any]:
     with file.open(encoding="utf-8-sig", newline="") as stream:
         before = csv.field_size_limit(_LARGEST_FIELD)
         try:
-            rows = list(csv.DictReader(stream, delimiter=delimiter, strict=True))
+            reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
+            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise ValueError(f"the column {twice[0]!r} is there more than once")
+            rows = list(reader)
         finally:
             csv.field_size_limit(before)
     if odd := [number for number, row in enumerate(rows, 1) if None in row or None in row.values()]:
@@ -227,7 +246,7 @@ def _parquet(file: Path) -> list[Any]:
 
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".json": lambda file: json.loads(file.read_text(encoding="utf-8-sig")),
+    ".json": lambda file: _json(file.read_text(encoding="utf-8-sig")),
     ".jsonl": _lines,
     ".csv": lambda file: _separated(file, ","),
     ".tsv": lambda file: _separated(file, "\t"),
