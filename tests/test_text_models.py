@@ -142,7 +142,7 @@ def test_the_commands(
     june.mkdir()
     for name in ("green", "blue"):
         (june / f"{name}.txt").write_text("\n\n".join(text for text, label in rows if label == name))
-    settings = ["backbone.name=hf:tiny", f"backbone.weights={tiny_text_folder}", "backbone.pooling=mean", "device=cpu"]
+    settings = ["backbone.name=hf:tiny", f"backbone.weights={tiny_text_folder}", "backbone.pooling=mean"]
     settings += ["method.passes=0", "method.layers=1", "data.text_column=says"]
 
     code, out, err = lorica("learn", "topics", "--data", "may.csv", "--keep", "2", *settings)

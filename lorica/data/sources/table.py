@@ -79,7 +79,7 @@ def labelled_texts(
     return names, samples, facts | told
 
 
-def texts_with_labels(given: Sequence[str], labels: Sequence[Any]) -> tuple[list[str], Texts, bool]:
+def texts_with_labels(given: Sequence[str], labels: Sequence[Any] | np.ndarray) -> tuple[list[str], Texts, bool]:
     """The names of the classes of texts in memory, the samples, and whether the labels are numbers. DataError."""
     names, (samples,), _ = labelled_rows([_in_memory("x", given, labels)])
     return names, samples, np.asarray(labels).dtype.kind in "iu"
@@ -131,7 +131,7 @@ def texts(
     return source_of_rows("texts", [_in_memory("train", *train), _in_memory("test", *test)], **options)
 
 
-def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any]) -> Half:
+def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any] | np.ndarray) -> Half:
     if isinstance(given, str) or len(given) != len(labels):
         raise DataError(f"{name}: expected a list of texts and as many labels, got {len(given)} and {len(labels)}")
     held = {"text": list(given), "label": list(labels)}
