@@ -86,7 +86,7 @@ def main(
     images, labels = torch.rand(batch, 3, encoder.image_size, encoder.image_size), torch.randint(10, (batch,))
     table = Table("tasks", "step", "operations", "x floor", title=f"{backbone}, batch {batch}, {repeats} rounds")
     for number in step_time._numbers(tasks):
-        step = step_time.sd_lora_step(step_time.grown(encoder, number, 10), images, labels, accelerator)
+        step = step_time.own_step(step_time.grown(encoder, number, 10), images, labels, accelerator)
         steps = {FLOOR: step_time.token_floor_step(encoder, images, labels), ALONE: step, TOGETHER: as_on_a_gpu(step)}
         seconds: dict[str, list[float]] = {name: [] for name in steps}
         counts = {name: started_by(each) for name, each in steps.items()}

@@ -210,7 +210,8 @@ def token_floor_step(encoder: Encoder, images: Tensor, labels: Tensor) -> Step:
 
 def texts(encoder: HFText, number: int, length: int) -> Tokens:
     """Of random tokens, the longest of that length and the shortest of three quarters of it."""
-    ids = torch.randint(encoder.model.get_input_embeddings().num_embeddings, (number, length))
+    vocabulary = cast(Any, encoder.model).get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (number, length))
     lengths = length - torch.arange(number)[:, None] % max(1, length // 4)
     return Tokens(ids, torch.arange(length) < lengths)
 
@@ -295,7 +296,7 @@ def grown(encoder: Encoder, tasks: int, rank: int, name: str = SDLoRA.name) -> A
     """A method as it stands when it is about to learn its last task."""
     kind = find_method(name)
     ranks = {"rank": rank} if "rank" in kind.Config.model_fields else {}
-    method = kind(kind.Config(name=name, **ranks), _copy(encoder))
+    method = kind(kind.Config.model_validate({"name": name, **ranks}), _copy(encoder))
     for index in range(tasks):
         first = index * CLASSES
         method.grow(Task.of_new_classes(index, first, tuple(f"class {first + n}" for n in range(CLASSES))))

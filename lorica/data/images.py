@@ -173,23 +173,26 @@ def read_image(path: str | Path, decoding: Decoding = DEFAULT) -> UInt8[np.ndarr
 
 
 def faults(
-    paths: Sequence[Path], decoding: Decoding, *, decode: bool, reporter: Reporter | None = None
+    pictures: Sequence[Any], decoding: Decoding, *, decode: bool, reporter: Reporter | None = None
 ) -> list[str | None]:
-    """What is wrong with each image file: found by decoding it, or as far as its header tells, which is faster."""
+    """What is wrong with each image: found by decoding it, or as far as the header of its file tells, which is faster.
+    One that is None is not there."""
     shown = reporter or Silent()
-    shown.stage("decoding every image" if decode else "reading the headers of images", len(paths))
+    shown.stage("decoding every image" if decode else "reading the headers of images", len(pictures))
 
-    def fault(path: Path) -> str | None:
+    def fault(picture: Any) -> str | None:
+        if picture is None:
+            return "it has no image"
         if not decode:
-            return decoding.fault(path)
+            return decoding.fault(picture) if isinstance(picture, Path) else None
         try:
-            decoding.read(path)
+            pixels_of(picture, decoding)
         except DataError as error:
             return str(error)
         return None
 
     found = []
-    for each in _decoders().map(fault, paths):
+    for each in _decoders().map(fault, pictures):
         found.append(each)
         shown.step()
     return found

@@ -3,15 +3,19 @@ datasets share."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
 
 from lorica.data.decoding import DEFAULT, Decoding
-from lorica.data.images import Pictures
+from lorica.data.images import Pictures, faults
 from lorica.data.samples import Chosen, Samples
 from lorica.data.sources.base import (
     ClassOrder,
@@ -27,6 +31,7 @@ from lorica.data.sources.base import (
 )
 from lorica.data.texts import Texts, text_fault
 from lorica.errors import DataError
+from lorica.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -88,17 +93,25 @@ def source_of_rows(
     class_order: ClassOrder = "natural",
     unreadable: Literal["refuse", "skip"] = "refuse",
     decoding: Decoding = DEFAULT,
+    decode_all: bool = False,
+    reporter: Reporter | None = None,
     facts: Mapping[str, object] | None = None,
 ) -> Source:
     """A source of a half to train on and one to test on, or of one that is split class by class, and domain by domain.
     Classes and domains are those of the first.
 
-    Rows without a text, a label or a domain are faults, or left out and counted with `unreadable="skip"`.
+    Rows without a text, a label or a domain are faults, or left out and counted with `unreadable="skip"`; so are those
+    whose image cannot be read, as far as its header tells, or, with `decode_all` and with "skip", its pixels. A file
+    that several rows name is one sample, and refused.
 
     Raises:
         DataError: all that is wrong with them.
     """
-    read, left_out = _read(halves, columns, unreadable)
+    decode = decode_all or unreadable == "skip"
+    wrong = partial(faults, decoding=decoding, decode=decode, reporter=reporter) if columns.image else _text_faults
+    read, left_out = _read(halves, columns, unreadable, wrong)
+    if columns.image:
+        _require_each_once(read)
     class_names, labels = _numbered("class", [rows.labels for rows in read], halves, class_order)
     domain_names, domains = [""], [np.zeros_like(each) for each in labels]
     if columns.domain:
@@ -142,14 +155,32 @@ def labelled_rows(
 ) -> tuple[list[str], list[Texts], dict[str, object]]:
     """The names of the classes of the first half, the texts of each, none of which is set aside, and what there is to
     say of them. DataError as `source_of_rows`."""
-    read, left_out = _read(halves, columns, unreadable)
+    read, left_out = _read(halves, columns, unreadable, _text_faults)
     names, numbers = _numbered("class", [rows.labels for rows in read], halves, class_order)
     found = [Texts(rows.values, own, half.name) for rows, own, half in zip(read, numbers, halves, strict=True)]
     return names, found, {"left_out": left_out} if left_out else {}
 
 
-def _read(halves: Sequence[Half], columns: Columns, unreadable: Literal["refuse", "skip"]) -> tuple[list[_Rows], int]:
-    """The rows of each half, and how many were left out."""
+def _text_faults(values: Sequence[Any]) -> list[str | None]:
+    return [text_fault(value) for value in values]
+
+
+def _require_each_once(read: Sequence[_Rows]) -> None:
+    """DataError that names the image files which are there more than once, under whatever names."""
+    files = [os.path.realpath(value) for rows in read for value in rows.values if isinstance(value, Path)]
+    if twice := [f"{file}: in {count} rows" for file, count in Counter(files).items() if count > 1]:
+        told = f"{len(twice)} images are in several rows, and each is one sample; name each of them once"
+        raise DataError([f"data.image_column: {line}" for line in listed(told, twice)])
+
+
+def _read(
+    halves: Sequence[Half],
+    columns: Columns,
+    unreadable: Literal["refuse", "skip"],
+    wrong: Callable[[Sequence[Any]], list[str | None]],
+) -> tuple[list[_Rows], int]:
+    """The rows of each half, and how many were left out: those without a label or a domain, or whose values are
+    `wrong`."""
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
     keys = {columns.label: "data.label_column"} | dict.fromkeys(
         wanted[:-1], "data.image_column" if columns.image else "data.text_column"
@@ -164,16 +195,16 @@ def _read(halves: Sequence[Half], columns: Columns, unreadable: Literal["refuse"
         if each not in half.columns
     ]:
         raise DataError(missing)
-    read = [_Rows.of(half, columns) for half in halves]
-    faults = [fault for rows in read for fault in rows.faults.values()]
+    read = [_Rows.of(half, columns, wrong) for half in halves]
+    found = [fault for rows in read for fault in rows.faults.values()]
     if unreadable == "skip":
         read = [rows.sound() for rows in read]
-    elif faults:
+    elif found:
         remedy = "; data.unreadable=skip leaves them out"
-        raise DataError([f"data.root: {line}" for line in listed(f"{len(faults)} rows cannot be used{remedy}", faults)])
+        raise DataError([f"data.root: {line}" for line in listed(f"{len(found)} rows cannot be used{remedy}", found)])
     if not len(read[0].labels):
         raise DataError(f"data.root: {halves[0].name} has no rows; give some to train on")
-    return read, len(faults)
+    return read, len(found)
 
 
 def _numbered(
@@ -202,17 +233,12 @@ class _Rows:
     faults: Mapping[int, str]
 
     @classmethod
-    def of(cls, half: Half, columns: Columns) -> _Rows:
+    def of(cls, half: Half, columns: Columns, wrong: Callable[[Sequence[Any]], list[str | None]]) -> _Rows:
         labels = [_label(value) for value in half.read(columns.label)]
         domains = [_label(value) for value in half.read(columns.domain)] if columns.domain else [""] * len(labels)
-        if columns.image:
-            values: Sequence[Any] = half.read(columns.image)
-            wrong: list[str | None] = [None] * len(labels)
-        else:
-            values = half.texts(columns)
-            wrong = [text_fault(value) for value in values]
+        values = half.read(columns.image) if columns.image else half.texts(columns)
         faults = {}
-        for row, (why, label, domain) in enumerate(zip(wrong, labels, domains, strict=True)):
+        for row, (why, label, domain) in enumerate(zip(wrong(values), labels, domains, strict=True)):
             why = "it has no label" if not label else "it has no domain" if columns.domain and not domain else why
             if why:
                 faults[row] = f"{half.name}, row {row + 1}: {why}"

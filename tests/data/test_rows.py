@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,10 @@ def test_named_columns_several_of_them_and_numbers_of_classes(tmp_path: Path) ->
 
 
 def test_images_are_read_when_they_are_needed(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        Image.new("RGB", (4, 4), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
-    WRITERS[".csv"](tmp_path / "list.csv", [{"file": f"{name}.png", "label": name} for name in ("a", "b", "a", "b")])
+    names = ("a0", "b0", "a1", "b1")
+    for name in names:
+        Image.new("RGB", (4, 4), "red" if name[0] == "a" else "blue").save(tmp_path / f"{name}.png")
+    WRITERS[".csv"](tmp_path / "list.csv", [{"file": f"{name}.png", "label": name[0]} for name in names])
     source = table(tmp_path / "list.csv", Columns(image="file"), test_fraction=0.5)
     assert isinstance(source.train, Images)
     assert source.train.decode(int(source.train.labels.argmax())).tolist() == np.full((4, 4, 3), [0, 0, 255]).tolist()
@@ -126,7 +128,9 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
     ]
     source = table(tmp_path / "birds.jsonl", unreadable="skip")
     assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
-    assert remarks(source.facts) == ["data.unreadable: left out 3 rows without a text, a label or a domain"]
+    assert remarks(source.facts) == [
+        "data.unreadable: left out 3 rows that lack a label or a domain, or a text or image that can be read"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -296,3 +300,39 @@ def test_a_pipe_is_no_file_of_rows(tmp_path: Path) -> None:
     as_csv(tmp_path / "test.csv", ROWS)
     with pytest.raises(DataError, match=r"train\.csv is no file, but a pipe, a device or a folder"):
         table(tmp_path)
+
+
+def pictures_in(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Rows that name as many image files, of two classes by turns."""
+    for number in range(count):
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(folder / f"{number}.png")
+    return [{"image": f"{number}.png", "label": ("kite", "wren")[number % 2]} for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [("", "it has no image"), ("a\0b", "it has no image"), ("9.png", "9.png"), ("cut.png", "cut.png")],
+    ids=["empty", "no name", "missing", "cut short"],
+)
+def test_a_row_whose_image_cannot_be_read(name: str, fault: str, tmp_path: Path) -> None:
+    rows = pictures_in(tmp_path, 8)
+    whole = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) * 2 // 3])
+    (tmp_path / "birds.json").write_text(json.dumps([*rows, {"image": name, "label": "kite"}]))
+    options = {"image_column": "image", "root": tmp_path / "birds.json"}
+    with pytest.raises(DataError, match=rf"1 rows cannot be used.*\n.*birds\.json, row 9: .*{re.escape(fault)}"):
+        load_source("table", decode_all=True, **options)
+    source = load_source("table", unreadable="skip", **options)
+    assert len(source.train) + len(source.test) == 8
+    assert source.facts["left_out"] == 1
+
+
+@pytest.mark.parametrize("where", ["in a half", "across halves", "by a link"])
+def test_an_image_that_several_rows_name_is_one_sample(where: str, tmp_path: Path) -> None:
+    rows = pictures_in(tmp_path, 8)
+    (tmp_path / "link.png").symlink_to(tmp_path / "1.png")
+    again = {"image": "link.png" if where == "by a link" else "1.png", "label": "wren"}
+    held: Any = {"train": rows[:6], "test": [*rows[6:], again]} if where == "across halves" else [*rows, again]
+    (tmp_path / "birds.json").write_text(json.dumps(held))
+    with pytest.raises(DataError, match=r"1 images are in several rows.* name each of them once\n.*1\.png: in 2 rows"):
+        load_source("table", root=tmp_path / "birds.json", image_column="image")

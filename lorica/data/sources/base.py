@@ -145,7 +145,8 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     if unreadable := facts.get("unreadable"):
         lines.append(f"data.unreadable: left out {unreadable} images that cannot be read")
     if left_out := facts.get("left_out"):
-        lines.append(f"data.unreadable: left out {left_out} rows without a text, a label or a domain")
+        lacking = "a label or a domain, or a text or image that can be read"
+        lines.append(f"data.unreadable: left out {left_out} rows that lack {lacking}")
     if cut := facts.get("cut"):
         lines.append(f"data.max_tokens: cut {cut} texts, which are longer")
     return lines

@@ -27,8 +27,6 @@ def load(
     label_column: str = "label",
     image_column: str | None = None,
     domain_column: str | None = None,
-    decode_all: bool = False,
-    reporter: Any = None,
     **options: Any,
 ) -> Source:
     """See `lorica.data.sources`."""
@@ -129,5 +127,5 @@ class _Encoded(Sequence[Any]):
             return [self[place] for place in range(*which.indices(len(self)))]
         held = self.split[int(which)][self.column]
         if held is None:
-            raise DataError(f"data.image_column: row {int(which) + 1} has no image; leave it out")
+            return None
         return BytesIO(held["bytes"]) if held["bytes"] is not None else Path(held["path"])

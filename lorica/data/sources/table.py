@@ -34,8 +34,6 @@ def load(
     image_column: str | None = None,
     domain_column: str | None = None,
     dataset: str | None = None,
-    decode_all: bool = False,
-    reporter: Any = None,
     **options: Any,
 ) -> Source:
     """See `lorica.data.sources`."""
@@ -168,7 +166,10 @@ def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
 
     def read(column: str) -> list[Any]:
         values = [row.get(column) for row in found]
-        return [folder / str(value) for value in values] if column == columns.image else values
+        if column != columns.image:
+            return values
+        named = [isinstance(value, str) and value.strip() and "\0" not in value for value in values]
+        return [folder / value if is_named else None for value, is_named in zip(values, named, strict=True)]
 
     return Half(name, names, read)
 
