@@ -147,6 +147,14 @@ def test_domains_are_not_taken_for_classes(names: tuple[str, ...], tmp_path: Pat
     assert "look like splits or domains" in message
 
 
+@pytest.mark.parametrize("halves", [("train", "test"), ("Training", "val"), ("train", "valid", "test")])
+def test_a_folder_around_the_halves_is_no_class(halves: tuple[str, ...], tmp_path: Path) -> None:
+    for half in halves:
+        for kind in ("dog", "cat"):
+            write_images(tmp_path / "birds" / half / kind, 2)
+    assert f"birds has {', '.join(sorted(halves))}: it is no class; give it as data.root" in problems(tmp_path)
+
+
 def test_one_folder_called_images_in_every_class_is_no_domain(tmp_path: Path) -> None:
     write_images(tmp_path / "a" / "images", 2)
     write_images(tmp_path / "b" / "images", 2)

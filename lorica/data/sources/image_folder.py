@@ -123,6 +123,8 @@ def labelled_images(
                 "data.root, call two of them train and test, put the images of a class into one folder, or, of "
                 "domains, give data.source=domain_folders"
             )
+        elif len(classes) == 1 and (halves := _halves_within(*classes.items())):
+            wrong.append(f"{next(iter(classes))} has {some(halves)}: it is no class; give it as data.root")
         wrong += name_faults([folder.name for folder in classes])
         for folder, paths in classes.items():
             if not paths:
@@ -187,3 +189,11 @@ def _image_files(classes: Mapping[Path, Sequence[Path]], class_names: Sequence[s
     by_class = sorted((number_of[likeness(folder.name)], paths) for folder, paths in classes.items())
     labels = np.array([number for number, paths in by_class for _ in paths], np.int64)
     return ImageFiles([path for _, paths in by_class for path in paths], labels, decoding)
+
+
+def _halves_within(found: tuple[Path, list[Path]]) -> list[str]:
+    """Names of folders to train on and to test on, which are all that a single class folder has."""
+    folder, images = found
+    names = sorted({image.relative_to(folder).parts[0] for image in images})
+    uses = {use_of(name) for name in names}
+    return names if "train" in uses and uses <= {"train", "test", "validation"} and len(names) > 1 else []

@@ -169,7 +169,7 @@ def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
         if column != columns.image:
             return values
         named = [isinstance(value, str) and value.strip() and "\0" not in value for value in values]
-        return [folder / value if is_named else None for value, is_named in zip(values, named, strict=True)]
+        return [folder / str(value) if is_named else None for value, is_named in zip(values, named, strict=True)]
 
     return Half(name, names, read)
 
