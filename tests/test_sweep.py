@@ -525,6 +525,16 @@ def test_half_a_line_of_the_journal_is_nothing(begun: Begun) -> None:
     assert Board(board.plan, look=True).count() == (4, 4)
 
 
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"op_code": "x"}', "null", "3"])
+def test_a_journal_that_optuna_did_not_write(line: str, begun: Begun) -> None:
+    board = begun(search={"space": RATES}, seeds=[])
+    assert board.claim() is not None
+    with (board.plan.folder / "journal.log").open("a") as journal:
+        journal.write(f"{line}\n")
+    with pytest.raises(LoricaError, match=r"journal\.log: not the journal of a sweep, or damaged"):
+        Board(board.plan, look=True)
+
+
 def test_a_database_will_do_too(begun: Begun, tmp_path: Path) -> None:
     board = begun(search={"space": RATES}, seeds=[0], storage=f"sqlite:///{tmp_path}/trials.db")
     other = Board(board.plan)

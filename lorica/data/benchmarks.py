@@ -44,6 +44,11 @@ class Listing(NamedTuple):
     folders: Sequence[Path]
 
 
+def is_class_number(text: str) -> bool:
+    """Whether a list can mean the number of a class by that; reading one of thousands of digits takes time."""
+    return text.isdecimal() and len(text) < 7
+
+
 @dataclass(frozen=True)
 class Layout:
     """A way in which the images of a benchmark lie on disk.

@@ -303,8 +303,15 @@ class Board:
         if url is None:
             if look and not journal.exists():
                 return InMemoryStorage()
-            with refusals(self.plan.folder):
-                return JournalStorage(JournalFileBackend(str(journal), cast(Any, _Whole(journal, self.alone))))
+            try:
+                with refusals(self.plan.folder):
+                    return JournalStorage(JournalFileBackend(str(journal), cast(Any, _Whole(journal, self.alone))))
+            # of lines that Optuna did not write
+            except (ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
+                raise LoricaError(
+                    f"{journal}: not the journal of a sweep, or damaged ({str(error)[:200]}); restore it, or give the "
+                    "sweep another folder"
+                ) from error
         try:
             if look and not _has_tables(url):  # which would be made
                 return InMemoryStorage()

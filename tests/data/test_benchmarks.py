@@ -359,6 +359,35 @@ def test_lists_that_disagree_on_a_number(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "file", "line", "words"),
+    [
+        ("domainnet", "the official lists", "real_train.txt", "real/a/b.png " + "9" * 5000, "lines that are not real/"),
+        ("cub200", "the release", "image_class_labels.txt", "1 " + "9" * 5000, "images without a class or a half"),
+        (
+            "imagenet_r",
+            "CODA-Prompt's lists",
+            "imagenet-r_train.yaml",
+            "data: [a/b.png]\ntargets: [.inf]",
+            "not a list",
+        ),
+        (
+            "imagenet_r",
+            "CODA-Prompt's lists",
+            "imagenet-r_train.yaml",
+            "data: [a/b.png]\ntargets: [.nan]",
+            "not a list",
+        ),
+    ],
+)
+def test_a_number_that_no_class_has(
+    name: str, layout: str, file: str, line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(name, layout, tmp_path, monkeypatch)
+    (tmp_path / file).write_text(line + "\n")
+    assert words in "\n".join(problems(name, tmp_path))
+
+
 def test_a_list_that_names_images_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small("cub200", "the release", tmp_path / "cub", monkeypatch)
     outside = tmp_path / "001.Auk" / "train0.png"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorica.data.benchmarks import FOLDERS, Benchmark, Entry, Layout, Listing, Split
+from lorica.data.benchmarks import FOLDERS, Benchmark, Entry, Layout, Listing, Split, is_class_number
 from lorica.data.sources.base import Source, listed
 from lorica.errors import DataError
 
@@ -40,7 +40,7 @@ def _read(root: Path) -> Listing:
     entries: list[Entry] = []
     for image, path in paths.items():
         number, half = classes.get(image, ""), {"1": "train", "0": "test"}.get(training.get(image, ""))
-        if half is None or not number.isdecimal():
+        if half is None or not is_class_number(number):
             problems.append(f"image {image} ({path}) has no class number in {_TABLES[1]}, or no 0 or 1 in {_TABLES[2]}")
         else:
             name = Path(path).parent.name

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lorica.data.benchmarks import Benchmark, Entry, Layout, Listing, Split
+from lorica.data.benchmarks import Benchmark, Entry, Layout, Listing, Split, is_class_number
 from lorica.data.sources.base import Source, listed
 from lorica.errors import DataError
 
@@ -46,7 +46,7 @@ def _read(root: Path) -> Listing:
             wrong = []
             for place, line in enumerate(lines, 1):
                 path, _, number = line.strip().rpartition(" ")
-                if path.count("/") == 2 and path.startswith(f"{domain}/") and number.isdecimal():
+                if path.count("/") == 2 and path.startswith(f"{domain}/") and is_class_number(number):
                     entries.append(Entry(half, root / path, Path(path).parent.name, int(number), path))
                 elif line.strip():
                     wrong.append(f"{file}, line {place}: {line!r:.80}")

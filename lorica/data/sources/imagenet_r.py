@@ -39,7 +39,7 @@ def _read(root: Path) -> Listing:
             read = _Loader(file.read_bytes()).get_single_data()
             pairs = list(zip(read["data"], read["targets"], strict=True))
             paths = [(Path(path), int(number)) for path, number in pairs]
-        except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError) as error:
+        except (OSError, yaml.YAMLError, ValueError, TypeError, LookupError, OverflowError) as error:
             problems.append(f"{file}: not a list of images: {error}; expected data: [paths], targets: [class numbers]")
             continue
         for path, number in paths:
