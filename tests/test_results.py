@@ -617,3 +617,11 @@ def test_a_confusion_is_that_of_its_run(tmp_path: Path) -> None:
         with pytest.raises(LoricaError, match=rf"confusion.json: .*{why}"):
             read_confusion(run)
     assert read_confusion(Result(None, run.metrics)) is None
+
+
+@pytest.mark.parametrize("section", ["method", "backbone", "data", "stream", "fit", "evaluate"])
+@pytest.mark.parametrize("damaged", [3, 0.5, "wren", [[]], True])
+def test_a_section_of_the_recipe_that_is_none(section: str, damaged: Any) -> None:
+    with pytest.raises(ValueError, match=rf"recipe\.{section} is .*, expected a section with keys"):
+        made(recipe={section: damaged})
+    assert made(recipe={section: {}}).recipe == {section: {}}
