@@ -154,7 +154,7 @@ class Learner:
             weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
         self.folder = RunFolder(self._temporary or folder or "")
         if isinstance(keep, bool) or not isinstance(keep, int) or keep < 0:
-            raise LoricaError(f"keep: expected a number of {self.things} from 0 on, got {keep!r}")
+            raise LoricaError(f"keep: expected a number of samples from 0 on, got {keep!r}")
         self._keep = keep
         self._forgettable = bool(forgettable)
         self._predictor: Predictor | None = None

@@ -587,7 +587,7 @@ def test_a_model_keeps_its_settings(model: Path, recipe: Values) -> None:
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     for given, words in (
-        ({"keep": -1}, "keep: expected a number of images from 0 on, got -1"),
+        ({"keep": -1}, "keep: expected a number of samples from 0 on, got -1"),
         ({"keep": True}, "keep: expected a number"),
         ({"nonsense": 1}, "nonsense: unknown key"),
         ({"method": {"name": "joint"}}, "method.name: joint learns all classes at once"),

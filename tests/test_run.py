@@ -598,7 +598,8 @@ def test_data_and_weights_that_moved_are_known_by_their_contents(small_recipe: R
 def test_only_places_may_be_given_with_a_run(finished_run: Result) -> None:
     assert finished_run.path is not None
     with pytest.raises(
-        RecipeError, match=r"fit\.epochs: a run keeps its own; data\.root, backbone\.weights, device may"
+        RecipeError,
+        match=r"fit\.epochs: a run keeps its own; data\.root, backbone\.weights, stream\.manifest, device may",
     ):
         load(finished_run.path, fit={"epochs": 3})
 

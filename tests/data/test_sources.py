@@ -463,9 +463,7 @@ def test_the_requests_are_split_by_their_places() -> None:
     assert len(source.class_names) == 20
     assert [np.bincount(half.labels).tolist() for half in (source.train, source.test)] == [[27] * 20, [13] * 20]
     number = source.class_names.index("move_appointment")  # the first in the file
-    texts = {
-        half.name: [half.texts[place] for place in np.flatnonzero(half.labels == number)] for half in halves(source)
-    }
+    texts = {half.of: [half.texts[place] for place in np.flatnonzero(half.labels == number)] for half in halves(source)}
     assert texts["train"][:3] == [
         "could we do Thursday instead of Wednesday",
         "push my three o'clock back by an hour",
