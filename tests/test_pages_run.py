@@ -43,7 +43,7 @@ NOT_RUN = {
     r"torchrun .*nnodes|accelerate launch|torchrun .*nproc_per_node 4": "several GPUs or nodes",
     r"lorica serve|curl|tensorboard": "serves until it is stopped; tests/serving and tests/test_tracking.py ask",
     r"python -m pytest": "tests, which run by themselves",
-    r"lorica \w+ topics|lorica run own_texts|lorica run o_lora_order_1": "texts of the reader's own; tests/test_text_models",
+    r"lorica \w+ topics|lorica run own_texts|lorica run o_lora_order_1": "own texts; tests/test_text_models.py",
 }
 """Commands that a test cannot give what they need."""
 

@@ -48,7 +48,7 @@ def test_the_lines_of_the_page_give_the_learners_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     heading = {"timm": "timm", "hf": "Hugging Face", "peft": "PEFT", "onnx": "ONNX"}[to]
-    block = re.search(rf"## {heading}\n\n(?:    .*\n\n)?```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    block = re.search(rf"## {heading}\n\n(?:    [^\n]*\n\n)?```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None
     learner = make_learner("sd_lora", rank=2, backbone="lorica_tiny")
     export(learner, tmp_path / "model" / to, to, pictures)
