@@ -71,7 +71,10 @@ SMALLER = {
 }
 """By what a command begins with: what is put behind it, so that it takes seconds."""
 
-SLOW = r"lorica (export|sweep|analyze|merge|theorem)|lorica run .*(recurring|own_texts)|lorica learn topics|torchrun|python benchmarks|python -c"
+SLOW = (
+    r"lorica (export|sweep|analyze|merge|theorem)|lorica run .*(recurring|own_texts)|lorica learn topics"
+    r"|torchrun|python benchmarks|python -c"
+)
 """Commands that take more than a few seconds all the same. From the first of them on a page is slow, since what follows
 may need what they leave."""
 PROGRAMS = r"(OMP_NUM_THREADS=1 |\.venv/bin/)?(lorica|python3?|pip|torchrun|accelerate|make|tensorboard|curl)\b"
