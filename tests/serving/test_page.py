@@ -15,9 +15,18 @@ pytestmark = pytest.mark.skipif(find_browser() is None, reason=f"no browser is i
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+def only_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with browsing(tmp_path_factory.mktemp("profile")) as tab:
         yield tab
+
+
+@pytest.fixture
+def browser(only_browser: Tab) -> Tab:
+    """The module's one browser, without what the page of an earlier test asked for or complained of."""
+    only_browser.open("about:blank")
+    only_browser.addresses.clear()
+    only_browser.complaints.clear()
+    return only_browser
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +37,6 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def tab(browser: Tab, url: str) -> Iterator[Tab]:
-    browser.addresses.clear()
-    browser.complaints.clear()
     browser.open(url)
     # The page asks for the model, its classes and its history at once, and any may come last.
     browser.until("document.querySelector('h1').innerText === 'colours'")
