@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shlex
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,12 +24,6 @@ from lorica.backbones.view import computing, view
 from lorica.backbones.weights import Weights
 from lorica.errors import BackboneError
 from lorica.types import Inputs
-
-_CONVERT = (
-    """python -c "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], 'cpu', weights_only=True); """
-    """w = w.get('model', w.get('state_dict', w)); """
-    """s.save_file({k: v.clone() for k, v in w.items()}, 'weights.safetensors')\""""
-)
 
 UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # mean and standard deviation that leave [0, 1] as it is
 
@@ -243,14 +236,6 @@ def load_timm_vit(
         raise BackboneError(f"backbone.name: timm has no model {name!r}; near it: {', '.join(near) or 'nothing'}")
     if weights is not None and not Path(weights).is_file():
         raise BackboneError(f"backbone.weights: {weights} is not a file; give a safetensors file in timm's layout")
-    if weights is not None and Path(weights).suffix != ".safetensors":
-        raise BackboneError(
-            [
-                f"backbone.weights: {weights} is not a .safetensors file, and no other is read, as unpickling can run "
-                "what is in it; convert it once, and give the new file:",
-                f"{_CONVERT} {shlex.quote(str(weights))}",
-            ]
-        )
     from_hub = pretrained and weights is None
     options: dict[str, Any] = {"pretrained": from_hub, "num_classes": 0}
     if from_hub and (reason := hub.out_of_reach(name)):

@@ -7,6 +7,7 @@ reading a weight, for a model on the meta device.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,15 @@ from lorica.errors import BackboneError
 BESIDE = ("head.", "head_dist.", "fc.", "classifier.", "pre_logits.", "mask_token")
 """How the names begin of what a file may hold beside a backbone: classifiers, and the token that hid patches in
 training."""
+
+_PICKLED = (b"PK", b"\x80")
+"""How files of `torch.save` begin: its archives, and what it wrote before these."""
+
+_CONVERT = (
+    """python -c "import sys, torch, safetensors.torch as s; w = torch.load(sys.argv[1], 'cpu', weights_only=True); """
+    """w = w.get('model', w.get('state_dict', w)); """
+    """s.save_file({k: v.clone() for k, v in w.items()}, 'weights.safetensors')\""""
+)
 
 _LISTED = 4
 Shape = tuple[int, ...]
@@ -81,10 +91,18 @@ def header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
     """Shapes and types of the tensors in a file, by name."""
     try:
         with path.open("rb") as file:
-            pointer = file.read(40).startswith(b"version https://git-lfs")
-        if pointer:
+            begins = file.read(40)
+        if begins.startswith(b"version https://git-lfs"):
             raise BackboneError(
                 f"backbone.weights: {path} is a Git LFS pointer in place of the weights; fetch them with `git lfs pull`"
+            )
+        if begins.startswith(_PICKLED):
+            raise BackboneError(
+                [
+                    f"backbone.weights: {path} is not a .safetensors file but one of torch.save, and that is not read, "
+                    "as unpickling can run what is in it; convert it once, and give the new file:",
+                    f"{_CONVERT} {shlex.quote(str(path))}",
+                ]
             )
         with safe_open(path, framework="pt") as file:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (it is no mapping)

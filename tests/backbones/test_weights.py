@@ -158,7 +158,7 @@ def pointer(path: Path) -> None:
         (truncated, "is not a whole safetensors file .*: it is cut off, or another kind of file under that name"),
         (cut_in_its_header, "is not a whole safetensors file"),
         (emptied, "is not a whole safetensors file"),
-        (pickled, "is not a whole safetensors file"),
+        (pickled, "is not a .safetensors file but one of torch.save, .* convert it once"),
         (pointer, "is a Git LFS pointer in place of the weights; fetch them with `git lfs pull`"),
     ],
 )
