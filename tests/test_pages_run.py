@@ -67,7 +67,7 @@ SMALLER = {
     r"python benchmarks/testing_time": "fit.epochs=1 stream.classes_per_task=null backbone.image_size=32 "
     "data.source=image_folder --tasks 2",
     r"python benchmarks/operations": "--image-size 32 --batch 2 --repeats 1 --tasks 1,2",
-    r"python benchmarks/data_path": "--rounds 1 fit.epochs=1 stream.tasks=2 stream.classes_per_task=null",
+    r"python benchmarks/data_path": f"--rounds 1 {TINY} stream.tasks=2 stream.classes_per_task=null",
     r"python benchmarks/bag_of_words": "--classes-per-task 2",
     r"python benchmarks/unknowns": f"{TINY} stream.tasks=4 stream.classes_per_task=null --seeds 0 --out .",
     r"python benchmarks/unknowns.*sd_lora": "method.cross_entropy=all_seen",
@@ -193,7 +193,7 @@ def place(
 
 
 def write_texts(place: Path, topics: Source) -> None:
-    """One set of texts as the pages' files: halves of CLINC150's, tables, a folder of topics, and O-LoRA's data sets."""
+    """One set of texts as the pages' files: CLINC150's halves, tables, a folder of topics, O-LoRA's data sets."""
     rows = {}
     for half, samples in (("train", topics.train), ("test", topics.test)):
         assert isinstance(samples, Texts)
@@ -235,6 +235,7 @@ def quick(page: Path) -> list[Step]:
     return list(takewhile(lambda step: step.kind != "file" and not matching({SLOW: ""}, step), able(page)))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of torch itself, where it loads its compiler
 @pytest.mark.parametrize(
     ("page", "run"),
     [
