@@ -806,6 +806,10 @@ def _without_classes(folder: Path) -> Path:
         (lambda folder: (folder / "empty").mkdir() or folder / "empty", "has no class folders"),
         (lambda folder: _without_classes(folder / "flat"), "has no class folders"),
         (lambda folder: _unreadable(folder / "photos"), "note.png"),
+        (
+            lambda folder: (["book a flight", "play music" * 99], ["travel", "music"]),
+            r"x: none of the 2 strings is the path of a file, 'book a flight' for one; .* recipe=\"own_texts\"",
+        ),
         (lambda folder: (coloured(0), ["red"] * 11), r"x has 12 images, y shape \[11\]: expected one label per image"),
         (lambda folder: (np.full((2, 8, 8), np.nan), ["a", "b"]), "some are NaN or infinite"),
         (lambda folder: (np.zeros((0, 8, 8, 3), np.uint8), []), "no images"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 import zlib
 from collections import Counter
@@ -152,6 +153,11 @@ def labelled_pictures(images: Any, labels: ArrayLike, decoding: Decoding = DEFAU
     number_of = {name: number for number, name in enumerate(names)}
     numbers = np.array([number_of[text] for text in texts], np.int64)
     if isinstance(given, list):
+        if all(isinstance(each, str) and not os.path.exists(each) for each in given):  # Path.exists minds long texts
+            raise DataError(
+                f"x: none of the {len(given)} strings is the path of a file, {given[0]!r:.60} for one; give paths of "
+                'images, or, if these are texts, make the model with recipe="own_texts"'
+            )
         samples: Images = Pictures(given, numbers, decoding)
         if wrong := [problem for index in range(len(given)) if (problem := _unreadable(samples, index))]:
             raise DataError(wrong)
