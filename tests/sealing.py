@@ -50,6 +50,13 @@ def edit_journal(journal: Path, edit: Edit) -> None:
     seal_journal(journal, lines)
 
 
+def seal_manifest(manifest: Path) -> None:
+    """Puts the hash of all lines after the first into the first, which goes before them if it is another line."""
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    rest = b"".join(lines[1:] if b"sha256" in b"".join(lines[:1]) else lines)
+    manifest.write_bytes(json.dumps({"stream": 1, "sha256": digest(rest)}).encode() + b"\n" + rest)
+
+
 def seal_state(folder: Path, head: dict[str, Any]) -> None:
     """Writes the state.json of a checkpoint of format 2."""
     if "sha256" in head and (folder / "state.safetensors").is_file():

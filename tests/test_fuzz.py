@@ -13,6 +13,7 @@ otherwise; they must still cause no error but lorica's:
     place         of a snapshot: another place within its task, which rates and shapes of the optimiser agree with
     measured      rows of the journal, from which a stopped run goes on
     shorter       a journal without its last lines: that is how a user goes back to an earlier task
+    manifest      of a stream: another stream of the same samples
     recipe        of a run without metrics.json, which repeats it: the text, with other settings
 """
 
@@ -41,6 +42,7 @@ from sealing import (
     journal_lines,
     read_tensors,
     seal_journal,
+    seal_manifest,
     seal_snapshot,
     seal_state,
     write_tensors,
@@ -137,6 +139,10 @@ class Mutator:
         done = how(self, file)
         if file.name == "recipe.yaml" and not (self.folder / "metrics.json").exists():  # which repeats it
             done.free = done.free or "recipe"
+        if file.name == "stream.jsonl":
+            done.free = "manifest"
+            if self.draw.random() < 0.7:
+                seal_manifest(file)
         done.what, done.file = f"{file.relative_to(self.folder)}: {done.what}", file.name
         return done
 
@@ -365,6 +371,10 @@ def checking(made: Specimen, folder: Path, change: Change) -> None:
     check(folder / "recipe.yaml")
 
 
+def replaying(made: Specimen, folder: Path, change: Change) -> None:
+    check(made.recipe, **{"stream.manifest": folder / "stream.jsonl", "stream.tasks": None}, progress=False)
+
+
 def analysing(made: Specimen, folder: Path, change: Change) -> None:
     """Only reads what an analysis left: all else in it is asked elsewhere, and figures take long."""
     _known_distances(folder / "analysis.json")
@@ -380,6 +390,7 @@ ASKED: dict[str, tuple[Callable[[Specimen, Path, Change], None], ...]] = {
     "recipe.yaml": (checking, predicting, evaluating, resuming, tabulating),
     "snapshot.safetensors": (resuming,),
     "journal.jsonl": (predicting, predicting, predicting, predicting, evaluating, resuming),
+    "stream.jsonl": (replaying, replaying, replaying, resuming),
     "state.json": (predicting, predicting, predicting, evaluating, resuming),
     "safetensors": (predicting, predicting, predicting, predicting, predicting, evaluating, resuming),
 }

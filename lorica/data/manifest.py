@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -252,6 +253,9 @@ def read_manifest(file: Path) -> Manifest:
             problems.append(f"line {number}: {error}")
     if not problems and not parts:
         problems.append("nothing is in it; expected a line for each class of each half of each task")
+    tasks = {part.task for part in parts}
+    if not problems and (gap := next(number for number in count(1) if number not in tasks)) <= len(tasks):
+        problems.append(f"no line has task {gap}, and some task {max(tasks)}; tasks are numbered from 1, without gaps")
     if not problems and header and header.sha256 != _hash(line.decode() for line in lines[1:]):
         problems.append("altered since it was written; restore it, or leave out its first line if this is meant")
     if problems:

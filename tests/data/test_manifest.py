@@ -173,6 +173,7 @@ TESTED = {"task": 1, "half": "test", "class": "wren", "samples": ["wren/01.png"]
         ([ONE], r"stream\.tasks: task 1 \(wren\) has no test images"),
         ([ONE | {"task": 2}, TESTED], r"stream: test samples of wren are in a task before the first that learns"),
         ([{"stream": 2, "sha256": ""}, ONE, TESTED], r"line 1: stream"),
+        ([ONE, TESTED, ONE | {"task": 10**30}], r"no line has task 2, and some task 1000+; .* without gaps"),
         ([{"stream": 1, "sha256": "1"}, ONE, TESTED], r"altered since it was written"),
     ],
 )
