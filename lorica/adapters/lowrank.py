@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lorica.adapters.linear import Term, of_terms
 from lorica.backbones.encoder import Site
 
 SQUARED_NORM_FLOOR = 1e-12  # keeps the gradient of the norm finite at U = 0 or D = 0
@@ -198,11 +199,13 @@ class LowRankSum(nn.Module):
     ) -> Float[Tensor, "out inp"]:
         """sum_{k<t} c_k U_k D_k / norm_k + c_t U_t D_t: frozen directions over their norms, the current one as it
         is."""
-        current = self.up @ (coefficient * self.down)
-        if not self.ranks:
-            return current
-        per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
-        return torch.addmm(current, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
+        total = self.up @ (coefficient * self.down)
+        terms = [Term(self.up, torch.as_tensor(coefficient).to(self.up), self.down)]
+        if self.ranks:
+            per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
+            total = torch.addmm(total, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
+            terms.append(Term(self.frozen_up, per_row, self.frozen_down))
+        return of_terms(total, terms)
 
     def as_factors(
         self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, ""] | float

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.utils import skip_init
 
 from lorica.backbones import hub
@@ -66,6 +67,36 @@ def of_tokens(tokens: Float[Tensor, "*n dim"]) -> Float[Tensor, "*n dim"]:
     return tokens.nan_to_num(nan=INFINITE, posinf=INFINITE, neginf=-INFINITE)
 
 
+class _Numbers(torch.autograd.Function):
+    """Tokens with zeros for padding. Broadcast masks are slow on a CPU, where a number for each token is not."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, there: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(there)
+        return tokens.nan_to_num(nan=0.0, posinf=INFINITE, neginf=-INFINITE)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (there,) = ctx.saved_tensors
+        return grad * there[..., None].to(grad), None
+
+
+class _Marked(torch.autograd.Function):
+    """Tokens as `of_tokens` has them, and padding in its places."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, there: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(there)
+        return of_tokens(tokens).add_(torch.zeros_like(tokens[..., :1]).masked_fill_(~there[..., None], NAN))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (there,) = ctx.saved_tensors
+        return grad.masked_fill(~there[..., None], 0.0), None
+
+
 class TextBlock(nn.Module, ABC):
     """One layer of an encoder, from tokens to tokens; padding stays padding.
 
@@ -81,8 +112,7 @@ class TextBlock(nn.Module, ABC):
 
     def forward(self, tokens: Float[Tensor, "n tokens dim"]) -> Float[Tensor, "n tokens dim"]:
         there = present(tokens)
-        left = self.passed(tokens.masked_fill(~there[..., None], 0.0), there)
-        return of_tokens(left).masked_fill(~there[..., None], NAN)
+        return _Marked.apply(self.passed(_Numbers.apply(tokens, there), there), there)
 
     @abstractmethod
     def passed(

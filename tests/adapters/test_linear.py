@@ -1,11 +1,13 @@
 """The adapted linear against an ordinary one with the same weight, forwards and backwards."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lorica.adapters.linear import AdaptedLinear, _AdaptedRows
+from lorica.adapters.linear import AdaptedLinear, Term, _AdaptedByTerms, _AdaptedRows, _is_cheaper, of_terms
 
 
 def adapted(bias: bool = True) -> tuple[AdaptedLinear, nn.Parameter, nn.Parameter]:
@@ -64,6 +66,65 @@ def test_gradcheck() -> None:
     increment = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     x.requires_grad_(True)
     assert torch.autograd.gradcheck(lambda x, d: _AdaptedRows.apply(x, w, b, ((1, 3),), d), (x, increment))
+
+
+@pytest.mark.parametrize("one_by_one", [True, False])
+@pytest.mark.parametrize("trains", [{"up"}, {"c"}, {"down"}, {"up", "down"}, {"up", "c", "down"}])
+@pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 5, 6)])
+def test_terms_have_the_gradients_of_their_sum(
+    shape: tuple[int, ...], trains: set[str], one_by_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By either way, for terms with one coefficient and with one for each rank, in two row ranges of one layer."""
+    torch.manual_seed(0)
+    linear = nn.Linear(6, 9).double().requires_grad_(False)
+    factors = [
+        {"up": torch.randn(3, r), "c": torch.randn(r if own else ()), "down": torch.randn(r, 6)}
+        for r, own in ((2, False), (4, True), (1, False))
+    ]
+    factors = [{key: each.double().requires_grad_(key in trains) for key, each in term.items()} for term in factors]
+    terms = [Term(each["up"], each["c"], each["down"]) for each in factors]
+
+    def total(some: list[Term]) -> torch.Tensor:
+        return sum((up * c) @ down for up, c, down in some)  # type: ignore[return-value]
+
+    layer, ways = AdaptedLinear(linear), []
+    layer.increments[(0, 3)] = lambda: of_terms(total(terms[:2]), terms[:2])
+    layer.increments[(6, 9)] = lambda: of_terms(total(terms[2:]), terms[2:])
+    monkeypatch.setattr("lorica.adapters.linear._is_cheaper", lambda *_: one_by_one)
+    for way in (_AdaptedByTerms, _AdaptedRows):
+        monkeypatch.setattr(way, "apply", lambda *given, own=way.apply, way=way: ways.append(way) or own(*given))
+    x, probe = torch.randn(shape, dtype=torch.double, requires_grad=True), torch.randn(*shape[:-1], 9).double()
+    asked = [x, *(each for term in terms for each in term if each.requires_grad)]
+    found = torch.autograd.grad((layer(x) * probe).sum(), asked)
+
+    weight = torch.cat([linear.weight[:3] + total(terms[:2]), linear.weight[3:6], linear.weight[6:] + total(terms[2:])])
+    expected = F.linear(x, weight, linear.bias)
+    torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(found, torch.autograd.grad((expected * probe).sum(), asked))
+    assert set(ways) == {_AdaptedByTerms if one_by_one else _AdaptedRows}
+
+
+@pytest.mark.parametrize("change", [lambda total: 3 * total, lambda total: total.mul_(3)])
+def test_what_is_computed_from_a_sum_of_terms_is_no_longer_that_sum(change: Callable[..., torch.Tensor]) -> None:
+    up, down = torch.randn(9, 2).double().requires_grad_(), torch.randn(2, 6).double().requires_grad_()
+    linear = nn.Linear(6, 9).double().requires_grad_(False)
+    layer = AdaptedLinear(linear)
+    layer.increments[(0, 9)] = lambda: change(of_terms(up @ down, [Term(up, up.new_tensor(1.0), down)]))
+    x = torch.randn(50, 6).double()
+    found = torch.autograd.grad(layer(x).square().sum(), [up, down])
+    expected = torch.autograd.grad(F.linear(x, linear.weight + 3 * up @ down, linear.bias).square().sum(), [up, down])
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_way_with_fewer_multiplications_is_taken() -> None:
+    def term(ranks: int, trains: bool) -> Term:
+        up, down = torch.empty(384, ranks), torch.empty(ranks, 384)
+        return Term(up.requires_grad_(trains), torch.empty(ranks).requires_grad_(), down.requires_grad_(trains))
+
+    assert _is_cheaper([term(10, True)], tokens=512)
+    assert _is_cheaper([term(10, True), term(90, False)], tokens=512)  # earlier directions have magnitudes alone
+    assert not _is_cheaper([term(10, True), term(400, False)], tokens=512)
+    assert not _is_cheaper([term(300, True)], tokens=512)
 
 
 def test_frozen_weight_gets_no_gradient_and_keeps_its_bits() -> None:
