@@ -43,6 +43,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from safetensors import safe_open
+from safetensors.torch import save_file
 from scipy import sparse
 from scipy.sparse.linalg import svds
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -400,15 +402,38 @@ class Training(torch.nn.Module):
         }
 
 
+def keep(training: Training, optimiser: torch.optim.Optimizer, step: int, file: Path) -> None:
+    """Puts a training into a file, in place of the one that was there."""
+    tensors = {f"training.{name}": tensor.clone() for name, tensor in training.state_dict().items()}
+    for number, held in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{number}.{name}": tensor.clone() for name, tensor in held.items()}
+    save_file(tensors, file.with_suffix(".new"), metadata={"step": str(step)})
+    file.with_suffix(".new").replace(file)
+
+
+def restore(training: Training, optimiser: torch.optim.Optimizer, file: Path) -> int:
+    """Takes a training out of a file; the steps that it had taken."""
+    weights, states = dict[str, Tensor](), dict[int, dict[str, Tensor]]()
+    with safe_open(file, framework="pt") as held:
+        for key in held.keys():  # noqa: SIM118 (it is no mapping)
+            part, _, name = key.partition(".")
+            if part == "training":
+                weights[name] = held.get_tensor(key)
+            else:
+                number, _, moment = name.partition(".")
+                states.setdefault(int(number), {})[moment] = held.get_tensor(key)
+        step = int(held.metadata()["step"])
+    training.load_state_dict(weights)
+    optimiser.load_state_dict({"state": states, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step
+
+
 def train(training: Training, work: Path, steps: int, rate: float, seed: int) -> None:
     """Trains up to that many steps in all, from where `work` left it."""
-    state, first, shown = work / "training.pt", 0, dict[str, float]()
+    state, first, shown = work / "training.safetensors", 0, dict[str, float]()
     optimiser = torch.optim.AdamW(training.parameters(), lr=rate, weight_decay=0.01)
     if state.exists():
-        held = torch.load(state, weights_only=True)
-        training.load_state_dict(held["training"])
-        optimiser.load_state_dict(held["optimiser"])
-        first = held["step"]
+        first = restore(training, optimiser, state)
     texts, labels = held_out()
     for step in range(first, steps + 1):
         if step % 50 == 0 or step == steps:
@@ -416,9 +441,7 @@ def train(training: Training, work: Path, steps: int, rate: float, seed: int) ->
                 right = class_means(training.features(texts).numpy(), labels)
             told = "".join(f", {name} {value:.2f}" for name, value in shown.items())
             print(f"step {step}: held out {100 * right:.1f} %{told}", flush=True)
-            kept = {"training": training.state_dict(), "optimiser": optimiser.state_dict(), "step": step}
-            torch.save(kept, state.with_suffix(".new"))
-            state.with_suffix(".new").replace(state)
+            keep(training, optimiser, step, state)
         if step == steps:
             return
         for group in optimiser.param_groups:
