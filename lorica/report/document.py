@@ -35,6 +35,9 @@ SHOWN = {
 }
 """The measures of `lorica.metrics.MEASURES` that a report has, and their headings."""
 
+RATES = {"hter": "HTER"}
+"""What else a report has of runs that know it, in percent, and the headings. The less the better."""
+
 SPENT = {**COSTS, "train_seconds": "Training (s)"}
 """The costs that a report has, and their headings."""
 
@@ -111,8 +114,9 @@ class Report:
 
 
 def spreads_of(row: Row) -> dict[str, Spread]:
-    """Over the runs of a row, each of `SHOWN` as fractions, and each of `SPENT` that is known of one of them."""
-    spreads = {name: row.spreads[name] for name in SHOWN}
+    """Over the runs of a row, each of `SHOWN` and known ones of `RATES` as fractions, and each of `SPENT` that is known
+    of one of them."""
+    spreads = {name: row.spreads[name] for name in (*SHOWN, *RATES) if name in row.spreads}
     for name in SPENT:
         if values := [value for run in row.runs if (value := spent(run, name)) is not None]:
             spreads[name] = Spread.of(values)
@@ -172,10 +176,10 @@ def _latex(report: Report) -> Iterator[str]:
 def _further(benchmark: Benchmark) -> Iterator[tuple[str, list[list[str]]]]:
     """The tables below the first one, each with its heading and with a line of headings."""
     lines = [
-        [row.label, (SHOWN | SPENT)[name], str(spread.number), *_written(name, spread)]
+        [row.label, (SHOWN | RATES | SPENT)[name], str(spread.number), *_written(name, spread)]
         for row in benchmark.rows
         for name, spread in spreads_of(row).items()
-        if spread.std or (name in SHOWN and spread.number > 1)  # the first table has a cost that is always the same
+        if spread.std or (name not in SPENT and spread.number > 1)  # the first table has a cost that is always the same
     ]
     if lines:
         yield "Spread", [["Method", "Measure", "Runs", "Mean", "Deviation", "Error", "95 % interval"], *lines]
@@ -221,7 +225,7 @@ def _written(name: str, spread: Spread) -> list[str]:
     """Mean, deviation, error and interval, in percent or in the unit of a cost."""
 
     def number(value: float) -> str:
-        if name in SHOWN:
+        if name not in SPENT:
             return f"{100 * value:z.2f}"
         if name == "flops_per_prediction":
             return f"{value / 1e9:.4g}"

@@ -26,7 +26,18 @@ from lorica.metrics import MEASURES
 from lorica.ownership import recipe_text
 from lorica.reading import read_json
 from lorica.report.comparison import order_of
-from lorica.report.document import EXPLAINED, SHOWN, SPENT, Benchmark, Report, contents_of, name_of, spent, spreads_of
+from lorica.report.document import (
+    EXPLAINED,
+    RATES,
+    SHOWN,
+    SPENT,
+    Benchmark,
+    Report,
+    contents_of,
+    name_of,
+    spent,
+    spreads_of,
+)
 from lorica.report.tables import CAPTION, PUBLISHED, Row, Spread, published_beside
 from lorica.results import Look, Result, read_confusion, read_history
 from lorica.terminal import visible
@@ -84,6 +95,7 @@ class _Page:
         return {
             "lorica": package_version("lorica"),
             "measures": [[name, heading, MEASURES[name].lower_is_better] for name, heading in SHOWN.items()],
+            "rates": [[name, heading, True] for name, heading in RATES.items()],
             "costs": list(SPENT.items()),
             "columns": list(report.columns),
             "explained": [CAPTION, *EXPLAINED],

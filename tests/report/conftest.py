@@ -29,6 +29,7 @@ def make_run() -> MakeRun:
         identity: dict[str, str] | None = None,
         seconds: list[float] | None = None,
         cost: dict[str, Any] | None = None,
+        error_rates: list[list[Any]] | None = None,
         **diagnostics: Any,
     ) -> Result:
         """A run over `tasks` tasks of two classes; one that has not come to the last is not complete."""
@@ -47,6 +48,7 @@ def make_run() -> MakeRun:
             recipe=recipe or {},
             identity=identity or {},
             train_seconds=seconds or [],
+            error_rates=error_rates,
         )
         return Result(path, made, cost)
 

@@ -12,7 +12,7 @@ import pytest
 from browser import NAMES, Tab, browsing, find_browser
 
 from lorica.files import write_json
-from lorica.report.document import Report
+from lorica.report.document import Report, to_text
 from lorica.report.html import to_html
 from lorica.results import Confusion, Result, read_result
 
@@ -184,6 +184,20 @@ def test_tables_are_sorted_with_the_keyboard(tab: Tab) -> None:
     tab.evaluate("document.querySelector('table[aria-label^=Summary] thead th:nth-child(1) button').click()")
     assert cells(tab, "Summary", 0) == ["o_lora", "sd_lora"]
     assert tab.evaluate(sorts)[:4] == ["ascending", "none", "none", "none"]
+
+
+@needs_browser
+def test_half_total_error_rates_have_a_column(browser: Tab, make_run: MakeRun, tmp_path: Path) -> None:
+    runs = [make_run([[0.8 - seed / 10]], seed=seed, error_rates=[[[0.1 + seed / 5, 0.3]]]) for seed in (0, 1)]
+    report = Report.of([*runs, make_run([[0.7]], "lora", error_rates=[[[0.2, 0.4]]])])
+    assert re.search(r",sd_lora,,hter,2,0\.2[59]*\d*,0\.0707", to_text(report, "csv"))
+    (tmp_path / "report.html").write_text(to_html(report), encoding="utf-8")
+    browser.open((tmp_path / "report.html").as_uri())
+    headings = (
+        "[...document.querySelectorAll('table[aria-label^=Summary] thead th')].map(each => each.innerText.trim())"
+    )
+    place = [each.split()[0] for each in browser.evaluate(headings)].index("HTER")
+    assert cells(browser, "Summary", place) == ["25.0 ± 7.1", "30.0"]
 
 
 @needs_browser

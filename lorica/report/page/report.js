@@ -3,7 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
-  const percents = new Set(data.measures.map(([name]) => name));
+  const percents = new Set([...data.measures, ...data.rates].map(([name]) => name));
   const DASHES = ["", "7 4", "10 3 2 3", "2 3"];
   const WIDE = innerWidth < 700 ? 380 : 560; // of a chart, about as many as the pixels that it gets
 
@@ -268,7 +268,7 @@
   function summary(benchmark) {
     let kind = 1;
     const place = h("div");
-    const names = [...data.measures, ...data.costs.map(([name, heading]) => [name, heading, true])]
+    const names = [...data.measures, ...data.rates, ...data.costs.map(([name, heading]) => [name, heading, true])]
       .filter(([name]) => benchmark.rows.some(row => row.spreads[name]));
     const mean = (row, name) => row.spreads[name]?.[0] ?? null;
     function draw() {
