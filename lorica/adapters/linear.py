@@ -37,8 +37,8 @@ class Term(NamedTuple):
 
 
 def of_terms(total: Float[Tensor, "out inp"], terms: Sequence[Term]) -> Float[Tensor, "out inp"]:
-    """The same tensor, which knows from now on that it is the sum of these terms. Whatever is computed from it does
-    not, nor itself once it is changed in place."""
+    """The same tensor, which knows from now on that it is the sum of these terms and of what has no gradient. Whatever
+    is computed from it does not, nor itself once it is changed in place."""
     if total.requires_grad:
         total._terms = tuple(terms), total._version  # type: ignore[attr-defined]
     return total

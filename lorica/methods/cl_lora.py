@@ -63,6 +63,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lorica.adapters.attach import attach, with_increments
+from lorica.adapters.linear import Term, of_terms
 from lorica.backbones.encoder import Encoder, Site
 from lorica.backbones.view import computing, view
 from lorica.errors import BackboneError
@@ -267,7 +268,8 @@ class CLLoRA(Method):
 
     def increment(self, site: Site) -> Float[Tensor, "out inp"]:
         """U D of (1), for one projection of the shared half."""
-        return self.lower[site].up @ self.lower[site].down
+        lower = self.lower[site]
+        return of_terms(lower.up @ lower.down, [Term(lower.up, lower.up.new_ones(()), lower.down)])
 
     def trunk(
         self, tokens: Float[Tensor, "n tokens dim"], teaching: Mapping[Site, Tensor] | None = None

@@ -54,6 +54,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from lorica.adapters.attach import attach
+from lorica.adapters.linear import Term, of_terms
 from lorica.backbones.encoder import Encoder, Site
 from lorica.linalg import double
 from lorica.methods.base import Context, Variants
@@ -176,7 +177,9 @@ class SharedDown(nn.Module):
 
     def forward(self, kind: str) -> Float[Tensor, "out inp"]:
         up, down = self.as_factors(kind)
-        return up @ down
+        frozen, rank = self.frozen_up.shape[1], self.up.shape[1]
+        own = Term(up[:, frozen:], up.new_ones(()), down[frozen : frozen + rank])
+        return of_terms(up @ down, [own])
 
 
 class InfLoRA(LinearHeadMethod):
