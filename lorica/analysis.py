@@ -53,6 +53,7 @@ from lorica.reading import WIDER, WRITTEN, Plain, misfits, parsed
 from lorica.report import figures, tables
 from lorica.report.figures import Distances, Residuals, StraightLine
 from lorica.results import Result
+from lorica.run import require_same_samples
 from lorica.terminal import visible
 from lorica.training import Fit, learn_task
 
@@ -140,7 +141,8 @@ def analyze(
         done.skipped.append("growth: no complete run says which adapters it keeps")
     if not task:
         done.skipped.append("straight line: none asked for (--task 0)")
-    done.skipped += [line.removeprefix("Left out, ") for line in tables.notes(results)]
+    left_out = tables.LEFT_OUT
+    done.skipped += [line.removeprefix(left_out) for line in tables.notes(results) if line.startswith(left_out)]
 
     with taken(out):
         write_json(
@@ -272,6 +274,7 @@ def straight_line(
     tasks, known = parts.stream.tasks[:task], [each.class_names for each in after.tasks]
     if [each.class_names for each in tasks] != known:
         raise CheckpointError(f"{run.path}: the data now gives other classes than the run learned; restore it")
+    require_same_samples(RunFolder(cast(Path, run.path)), parts.stream, reporter or Silent())
     after.to(parts.accelerator.device)
     positions, reporter = torch.linspace(0, 1, points).tolist(), reporter or Silent()
     reporter.stage(f"{label}: straight line", points)
@@ -312,6 +315,7 @@ def relative_distances(
         )
     recipe, kinds = _fine_tuning(run, given)
     parts = assemble(recipe, source)
+    require_same_samples(RunFolder(cast(Path, run.path)), parts.stream, reporter or Silent())
     encoder, fit = parts.method.encoder, Fit(**recipe.fit.model_dump())
     start = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
     weights = [_projections(encoder, kinds)]

@@ -108,7 +108,7 @@ def saved_recipe(folder: RunFolder, given: Mapping[str, Any] | None = None, *, m
     Raises:
         LoricaError: as there; or the two disagree, so that one of them is not what the run was made with.
     """
-    saved = read_saved(folder.recipe, given or {}, method_file=method_file)
+    saved = _with_own_stream(folder, read_saved(folder.recipe, given or {}, method_file=method_file), given or {})
     try:
         repeated = read_result(folder.path).recipe if folder.metrics.exists() else {}
     except LoricaError:  # it says nothing, and is written again when the run is resumed
@@ -130,6 +130,14 @@ def saved_recipe(folder: RunFolder, given: Mapping[str, Any] | None = None, *, m
             ]
         )
     return saved
+
+
+def _with_own_stream(folder: RunFolder, saved: Recipe, given: Mapping[str, Any]) -> Recipe:
+    """A run that replayed a manifest has a copy of it, which is still there when the other is not."""
+    if saved.stream.manifest is None or "stream.manifest" in given or not folder.stream.exists():
+        return saved
+    own = saved.stream.model_copy(update={"manifest": folder.stream.absolute()})
+    return saved.model_copy(update={"stream": own})
 
 
 def build_source(recipe: Recipe, *, decode_all: bool = False, reporter: Reporter | None = None) -> Source:
@@ -194,6 +202,14 @@ def _misfits(recipe: Recipe, stream: Stream, reader: Reader, *, shared: bool) ->
         yield (
             f"fit.accumulate: {why}, so that a batch cannot be computed in parts; leave it out, and use smaller batches"
         )
+    if recipe.data.evaluate_on == "validation":
+        empty = [task.index + 1 for task in stream.tasks if not len(stream.validation(task))]
+        if empty:
+            yield (
+                f"data.evaluate_on: {len(empty)} of {len(stream.tasks)} tasks have no validation samples, task "
+                f"{empty[0]} for one; "
+                f"{'give the manifest some' if recipe.stream.manifest else 'raise data.validation_fraction'}"
+            )
     evaluate = recipe.evaluate
     if evaluate.readout != "head":
         yield from Readout.cannot_read(method, evaluate.readout, layers=evaluate.layers)

@@ -123,7 +123,7 @@ def fit(
 def _faults(logits: Tensor, labels: Tensor, share: float) -> Iterator[str]:
     images, classes = logits.shape
     if not images:
-        yield "calibration: expected images that were set aside, got none; set some of each class aside before learning"
+        yield "calibration: no samples were set aside, and it needs some; set some of each class aside before learning"
     if not classes:
         yield "calibration: expected logits of at least one class, got none; learn a task first"
     if not bool(logits.isfinite().all()):
@@ -131,10 +131,10 @@ def _faults(logits: Tensor, labels: Tensor, share: float) -> Iterator[str]:
     if images and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         yield (
             f"calibration: expected labels from 0 to {classes - 1}, the classes of the logits; got some from "
-            f"{int(labels.min())} to {int(labels.max())}: set images of known classes aside"
+            f"{int(labels.min())} to {int(labels.max())}: set samples of known classes aside"
         )
     if not 0 < share < 1:
-        yield f"calibration: expected a share between 0 and 1 of known images to be called unknown, got {share}"
+        yield f"calibration: expected a share between 0 and 1 of known samples to be called unknown, got {share}"
 
 
 def _temperature(logits: Float64[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:

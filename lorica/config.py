@@ -403,8 +403,11 @@ def _read_from(
     if saved and (problems := list(_misplaced(dict(flatten(values)), dict(pairs)))):
         raise RecipeError([f"{origin}: {problem}" for problem in problems])
     trusted |= any(key in ("method", "method.name") for key, _ in pairs)
+    given = {key for key, value in pairs if _value(value) is not None}
+    # a manifest and another division in one breath are no change of mind
+    clash = "stream.manifest" in given and any(f"stream.{twin}" in given for twin in _TWINS["stream.manifest"])
     for key, value in pairs:
-        if key in _TWINS and _value(value) is not None and isinstance(stream := values.get("stream"), dict):
+        if key in given & _TWINS.keys() and not clash and isinstance(stream := values.get("stream"), dict):
             for twin in _TWINS[key]:
                 stream.pop(twin, None)
         if key == "method":

@@ -53,7 +53,6 @@ from lorica.assembly import Assembly, assemble, saved_recipe
 from lorica.backbones.encoder import Encoder, Site
 from lorica.checkpoint import Checkpoints
 from lorica.config import Recipe
-from lorica.data.contents import contents_of
 from lorica.data.sources import Source
 from lorica.data.stream import Split
 from lorica.errors import CheckpointError, LoricaError
@@ -67,7 +66,7 @@ from lorica.ownership import require_ours
 from lorica.progress import Reporter, Silent
 from lorica.randomness import Draws
 from lorica.results import READ_OUTS, Measured, Result, read_result
-from lorica.run import require_same_classes, require_same_data
+from lorica.run import require_same_classes, require_same_samples
 from lorica.training import Fit, learn_task
 from lorica.types import Batch, Inputs, Task
 
@@ -447,7 +446,7 @@ def _updates(run: Result, parts: Assembly, reporter: Reporter, *, with_informati
         if index == 0:
             if not learner.reads_encoder():
                 raise _without_updates(run)
-            require_same_data(folder, contents_of(parts.stream.source, reporter))
+            require_same_samples(folder, parts.stream, reporter)
             reporter.stage("updates of the tasks" + ", Fisher information" * with_information, number)
         require_same_classes(folder.path, parts, learner.tasks)
         with torch.no_grad():

@@ -239,7 +239,9 @@ class Metrics(BaseModel):
                 content |= self._measured.content
                 content["averaged_over"] = {each: self.averaged_over(each) for each in MEASURES}
             elif name == "error_rates":
-                content |= {} if value is None else {"error_rates": value, "hter": self.hter}
+                if value is not None:
+                    content |= {"error_rates": value, "hter": self.hter}
+                    content["averaged_over"]["hter"] = self.averaged_over("acc")
             elif name != "head_accuracy":
                 content[name] = value
             elif self.head:

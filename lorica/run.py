@@ -26,7 +26,7 @@ from lorica.assembly import (
 from lorica.backbones import TINY_TEXT, load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, packaged_text, read_recipe, read_saved
-from lorica.data.contents import Contents, contents_from, contents_of, differences, digests_of, short_digest
+from lorica.data.contents import Contents, contents_from, differences, digests_of, short_digest
 from lorica.data.manifest import Manifest, read_manifest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
@@ -236,7 +236,7 @@ def evaluate(
     require_same_classes(run_folder.path, parts, parts.method.tasks)
     learned = parts.stream.tasks if parts.method.learns_all_at_once else parts.stream.tasks[: len(parts.method.tasks)]
     with progress_bar() as reporter:
-        require_same_data(run_folder, contents_of(parts.stream.source, reporter))
+        require_same_samples(run_folder, parts.stream, reporter)
         row, head_row = _tested(parts, learned, reporter)
     return Evaluation(row, [each.class_names for each in learned], head_row)
 
@@ -273,7 +273,7 @@ def _learn_stream(
     )
     session.restore()
     require_same_classes(folder.path, parts, session.checkpoints.learned_tasks)
-    require_same_data(where, contents)
+    _require_same_data(where, contents)
     _require_same_stream(where, manifest)
     if processes.is_main:
         _describe(parts, where, contents, manifest, restored=bool(session.learned))
@@ -440,7 +440,14 @@ def _some(names: list[str]) -> str:
     return some([name[:100] for name in names])
 
 
-def require_same_data(folder: RunFolder, contents: Contents) -> None:
+def require_same_samples(folder: RunFolder, stream: Stream, reporter: Reporter) -> None:
+    """CheckpointError unless a stream has the samples with which a run began, in the same tasks."""
+    digests = digests_of(stream.source, reporter)
+    _require_same_data(folder, contents_from(stream.source, digests))
+    _require_same_stream(folder, stream.manifest(digests))
+
+
+def _require_same_data(folder: RunFolder, contents: Contents) -> None:
     """CheckpointError unless the samples of both halves are those that the run began with; of a run that did not note
     them, nothing is known."""
     noted = noted_contents(folder.environment)

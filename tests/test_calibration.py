@@ -245,11 +245,11 @@ def test_everything_wrong_is_said_at_once() -> None:
     assert [problem.split(";")[0] for problem in caught.value.problems] == [
         "calibration: logits are not finite",
         "calibration: expected labels from 0 to 1, the classes of the logits",
-        "calibration: expected a share between 0 and 1 of known images to be called unknown, got 1.5",
+        "calibration: expected a share between 0 and 1 of known samples to be called unknown, got 1.5",
     ]
 
 
-@pytest.mark.parametrize(("shape", "said"), [((0, 3), "images that were set aside"), ((2, 0), "at least one class")])
+@pytest.mark.parametrize(("shape", "said"), [((0, 3), "no samples were set aside"), ((2, 0), "at least one class")])
 def test_nothing_to_fit_on(shape: tuple[int, int], said: str) -> None:
     with pytest.raises(LoricaError, match=said):
         fit(torch.zeros(shape), torch.zeros(shape[0], dtype=torch.long))

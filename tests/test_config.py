@@ -200,5 +200,9 @@ def test_a_manifest_takes_the_place_of_other_divisions(tmp_path: Path) -> None:
     assert (stream.tasks, stream.recurring, stream.seed) == (None, 0.0, 4)
     assert stream.manifest == tmp_path / "stream.jsonl"
     assert read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl"}}, ["stream.tasks=3"]).stream.tasks == 3
+    for other in ("stream.tasks=4", "stream.by=domain"):  # both in one breath are no change of mind, in any order
+        for given in ([other, "stream.manifest=own.jsonl"], ["stream.manifest=own.jsonl", other]):
+            with pytest.raises(RecipeError, match="stream: .* a manifest"):
+                read_recipe({"method": "sd_lora", "stream": {"tasks": 2}}, given)
     with pytest.raises(RecipeError, match="stream: by and recurring: no effect on a manifest"):
         read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl", "by": "domain"}})

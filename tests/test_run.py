@@ -873,6 +873,49 @@ def test_a_run_by_the_manifest_of_another(finished_run: Result, small_recipe: di
     assert evaluate(tmp_path / "again").accuracy == again.accuracy[-1]
 
 
+def test_a_run_has_its_stream_where_the_manifest_has_gone(
+    finished_run: Result, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    assert finished_run.path is not None
+    manifest = tmp_path / "elsewhere.jsonl"
+    manifest.write_bytes((finished_run.path / "stream.jsonl").read_bytes())
+    again = run(small_recipe, out=tmp_path / "again", progress=False, **{"stream.manifest": str(manifest)})
+    manifest.unlink()
+    assert evaluate(tmp_path / "again").accuracy == again.accuracy[-1]
+
+
+def test_a_run_is_not_tested_on_another_stream(small_recipe: dict[str, Any], tmp_path: Path) -> None:
+    """The same samples and classes in other tasks: accuracies would be those of other tasks."""
+    file, out = tmp_path / "texts.csv", tmp_path / "run"
+    rows = [
+        f"{label}{n} {domain}{n},{label},{domain}" for label in "ab" for domain in ("day", "night") for n in range(9)
+    ]
+    file.write_text("\n".join(["text,label,where", *rows]) + "\n")
+    recipe = {
+        "method": "prototypes",
+        "backbone": "lorica_tiny_text",
+        "data": {"source": "table", "root": str(file), "domain_column": "where"},
+        "stream": {"by": "domain", "tasks": 2},
+    }
+    made = run(recipe, out=out, progress=False)
+    assert evaluate(out).accuracy == made.accuracy[-1]
+    swapped = {"day": "night", "night": "day"}
+    file.write_text(re.sub("(day|night)$", lambda found: swapped[found[1]], file.read_text(), flags=re.MULTILINE))
+    with pytest.raises(CheckpointError, match=r"the run began with another stream"):
+        evaluate(out)
+
+
+def test_held_out_samples_are_there_where_they_are_tested(
+    finished_run: Result, small_recipe: dict[str, Any], tmp_path: Path
+) -> None:
+    assert finished_run.path is not None
+    given = {"data.evaluate_on": "validation", "data.validation_fraction": 0.2}
+    manifest = {"stream.manifest": str(finished_run.path / "stream.jsonl")}
+    with pytest.raises(RecipeError, match=r"data\.evaluate_on: 3 of 3 tasks have no validation samples, task 1"):
+        run(small_recipe, out=tmp_path / "run", progress=False, **given, **manifest)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_goes_on_with_the_stream_that_it_began_with(small_recipe: dict[str, Any], tmp_path: Path) -> None:
     out = tmp_path / "run"
     run(small_recipe, out=out, stop_after=1, progress=False)

@@ -169,6 +169,15 @@ def test_the_commands(
     code, out, err = lorica("predict", "topics", "mial.jsonl")
     assert (code, out) == (2, "")
     assert "mial.jsonl: is not there; name a file of texts, or give a text of several words" in err
+    Path("music").mkdir()
+    Path("owl.png").touch()
+    for each in ("music", "owl.png"):  # which are there, and are not taken for a text of one word
+        code, out, err = lorica("predict", "topics", each)
+        assert (code, out) == (2, "")
+        assert f"{each}: is there, but neither a file of texts" in err
+    Path("odd.jsonl").write_text(json.dumps("red1\tgreen2  \u202e x") + "\n")
+    code, out, _ = lorica("predict", "topics", "odd.jsonl", "--csv")
+    assert next(csv.reader(out.splitlines()[1:]))[0] == "red1\tgreen2  \u202e x"  # to the character, for a program
     code, out, _ = lorica("predict", "topics", "june", "read me.txt " + 300 * "again ", "--csv")
     assert len(out.splitlines()) == 1 + 24 + 1
     code, out, err = lorica("predict", "topics", "red1", " ", "--csv")

@@ -233,7 +233,8 @@ def load_timm_vit(
     """
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
-        raise BackboneError(f"backbone.name: timm has no model {name!r}; near it: {', '.join(near) or 'nothing'}")
+        near = f"near it: {', '.join(near)}" if near else f"a text encoder of the hub is named hf:{name}"
+        raise BackboneError(f"backbone.name: timm has no model {name!r}; {near}")
     if weights is not None and not Path(weights).is_file():
         raise BackboneError(f"backbone.weights: {weights} is not a file; give a safetensors file in timm's layout")
     from_hub = pretrained and weights is None

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lorica.commands import MethodFile, naming
 from lorica.config import KEEP, read_overrides, read_recipe
-from lorica.data.folders import holds_texts
+from lorica.data.folders import LINES, TABLES, holds_texts
 from lorica.errors import DataError, LoricaError
 from lorica.progress import progress_bar
 from lorica.terminal import Screen, visible
@@ -159,7 +159,11 @@ def predict(
         reporter.stage("predicting", len(asked))
         for each, answer in _answers(predictor, asked):
             if isinstance(answer, Answer):
-                console.out(visible(_row(kind, str(each), answer, width, as_json, as_csv)), highlight=False)
+                row = _row(kind, str(each), answer, width, as_json, as_csv)
+                if as_csv and not sys.stdout.isatty():  # for a program, which is to find its texts again
+                    sys.stdout.write(f"{row}\n")
+                else:
+                    console.out(visible(row), highlight=False)
             else:
                 problems += answer.problems
             reporter.step()
@@ -304,6 +308,11 @@ def given_texts(given: Sequence[str], model: Path, method_file: Path | None) -> 
     for each in given:
         path, is_there = Path(each), os.path.exists(each)  # which a long text is not, without an error
         is_named = is_there or (each.isprintable() and " " not in each)
+        if is_there and not holds_texts(path):
+            raise DataError(
+                f"{each}: is there, but neither a file of texts ({', '.join((*TABLES, LINES))}) nor a folder of such; "
+                "to have this text itself classified, put it into one"
+            )
         if not (is_named and holds_texts(path)):
             found.append(each)
             continue

@@ -28,11 +28,6 @@ _SHOWN_FROM = 2000
 """Samples from which on reading them takes long enough for a bar."""
 
 
-def contents_of(source: Source, reporter: Reporter | None = None) -> Contents:
-    """Reads every sample of both halves; DataError as `digests_of`."""
-    return contents_from(source, digests_of(source, reporter))
-
-
 def contents_from(source: Source, digests: Digests) -> Contents:
     """What it consists of, by the digests of its samples."""
     found: Contents = {}

@@ -70,7 +70,8 @@ class Division:
                 continue
             for task in sorted(set(range(tasks)) - set(present.tolist())):
                 names = [source.class_names[number] for number in np.unique(source.train.labels[train == task])]
-                problems.append(f"stream.tasks: task {task + 1} ({some(names)}) has no {half} images")
+                named = f" ({some(names)})" if names else ""
+                problems.append(f"stream.tasks: task {task + 1}{named} has no {half} samples")
         if problems:
             raise DataError(problems)
         return made

@@ -342,8 +342,8 @@ class Method(nn.Module, ABC):
         for task in self.trained_on():
             if own := sorted(set(classes) & set(task.classes)):
                 yield (
-                    f"the trunk was trained on images of {self._names(own)} in task {task.index + 1}, and stays as it "
-                    "is; only going back to before that task removes that"
+                    f"the trunk was trained on {self.encoder.modality} of {self._names(own)} in task {task.index + 1}, "
+                    "and stays as it is; only going back to before that task removes that"
                 )
 
     def forget(self, classes: Collection[int], parts: Parts = NO_PARTS) -> None:
@@ -390,8 +390,8 @@ class Method(nn.Module, ABC):
         if not own:
             yield (
                 f"{self.name} trains on every task, so that each of two models has a trunk or a head of its own, and "
-                "no sum of the two is what one that learned everything would be; let one of them learn the images of "
-                "both"
+                f"no sum of the two is what one that learned everything would be; let one of them learn the "
+                f"{self.encoder.modality} of both"
             )
             return
         if any(each.name != self.name or each.summed().keys() != own.keys() for each in whose.values()):
@@ -420,8 +420,8 @@ class Method(nn.Module, ABC):
             pairs = zip(each._sums(), base._sums(), strict=True)
             if each.tasks[:shared] != base.tasks[:shared] or not all(one.contains(before) for one, before in pairs):
                 yield (
-                    f"{who} model has not begun with the {shared} tasks of the common one and its images; name the one "
-                    "from which both went on"
+                    f"{who} model has not begun with the {shared} tasks of the common one and its "
+                    f"{self.encoder.modality}; name the one from which both went on"
                 )
                 return
         ours, later = self.tasks[shared:], other.tasks[shared:]
@@ -492,7 +492,8 @@ class Method(nn.Module, ABC):
             if found.shape != expected.shape or not (found - expected).abs().max() <= SAME * expected.abs().max():
                 if self.trained_on() or other.trained_on():
                     return (
-                        "a trunk of its own, trained on other images; models that were once copies of one have the same"
+                        f"a trunk of its own, trained on other {self.encoder.modality}; models that were once copies "
+                        "of one have the same"
                     )
                 return "another normalisation, other options, or random features drawn from another seed"
         return ""
@@ -694,7 +695,9 @@ def known_again(task: Task, remembered: Bool[Tensor, " classes"]) -> Iterator[st
         yield "nothing has been learned whose scores could stay"
     known = {number for number, yes in enumerate(remembered.tolist()) if yes}
     if again := [name for number, name in zip(task.classes, task.class_names, strict=True) if number in known]:
-        yield f"{', '.join(again)}: learned already, and more images of a class move its scores; give new classes alone"
+        yield (
+            f"{', '.join(again)}: learned already, and more samples of a class move its scores; give new classes alone"
+        )
 
 
 def places_among(given: Any, tasks: int, key: str) -> list[int]:

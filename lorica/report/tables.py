@@ -25,6 +25,9 @@ CAPTION = (
     "Percent; mean ± sample standard deviation over seeds. Trained: parameters at the task that trains most, head "
     "included. Stored: floats after it. GFLOPs and passes through the backbone: per prediction."
 )
+LEFT_OUT = "Left out, "
+"""How a note begins on a run that is in no row."""
+
 OF_ERROR = CAPTION.replace("sample standard deviation over seeds", "standard error of the mean over seeds")
 INCIDENTAL = (
     "seed",
@@ -191,7 +194,7 @@ def notes(
     """What a reader of the table of `results` must know: the runs left out, seeds that a row counts twice, and whose
     published numbers stand beside ours."""
     lines = [
-        f"Left out, not complete: {_name(run)} ({len(run.accuracy)} of {len(run.tasks)} tasks)."
+        f"{LEFT_OUT}not complete: {_name(run)} ({len(run.accuracy)} of {len(run.tasks)} tasks)."
         for run in results
         if not run.complete
     ]

@@ -131,7 +131,7 @@ class RidgeHead(nn.Module):
             name for number, name in zip(fitted.classes, fitted.class_names, strict=True) if number in classes
         ]:
             yield (
-                f"the ridge, {self.ridge.item():.1e}, may have been chosen on images of {', '.join(names)}, too; the "
+                f"the ridge, {self.ridge.item():.1e}, may have been chosen on samples of {', '.join(names)}, too; the "
                 "next task that is not learned frozen has one of its own"
             )
 

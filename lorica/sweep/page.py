@@ -181,8 +181,8 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         "",
         f"    {plan.command}",
         "",
-        f"{rows[0].classes} classes in {rows[0].tasks} tasks, class order {order}, backbone "
-        f"{machine['backbone']['tag']} at {settings['backbone']['image_size'] or 'its own number of'} pixels, "
+        f"{rows[0].classes} classes in {rows[0].tasks} {_kind_of_tasks(settings)}, class order {order}, backbone "
+        f"{machine['backbone']['tag']}{_size(settings['backbone'])}, "
         f"{fit['epochs']} epochs a task, batches of {fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and "
         f"learning rate: {_rates(rows)}. Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, "
         f"torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
@@ -192,6 +192,22 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         "",
     ]
     return "\n".join(lines)
+
+
+def _kind_of_tasks(recipe: Mapping[str, Any]) -> str:
+    stream = recipe["stream"]
+    told = {"domain": "domains", "class_and_domain": "tasks of new classes and domains"}
+    kind = told.get(stream.get("by", "class"), "tasks")
+    return f"{kind} of a manifest" if stream.get("manifest") else kind
+
+
+def _size(backbone: Mapping[str, Any]) -> str:
+    """Of the images that it reads, if it reads images."""
+    from lorica.backbones import modality_of  # with it comes torch
+
+    if modality_of(backbone["name"]) != "images":
+        return ""
+    return f" at {backbone['image_size'] or 'its own number of'} pixels"
 
 
 def _rates(rows: Sequence[tables.Row]) -> str:

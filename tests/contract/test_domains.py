@@ -97,7 +97,7 @@ def test_classes_that_only_a_later_domain_has_come_last(day_and_night: Source) -
     assert isinstance(day_and_night.train, ImageArrays)
     is_day = np.isin(labels, (2, 5)) & (np.arange(144) < 72)
     source = replace(day_and_night, domains=ALIKE._replace(train=np.where(is_day, 0, 1), test=np.ones(72, int)))
-    with pytest.raises(DataError, match=r"^stream\.tasks: task 1 \(blue, cyan\) has no test images$"):
+    with pytest.raises(DataError, match=r"^stream\.tasks: task 1 \(blue, cyan\) has no test samples$"):
         by_domain(source)
     with pytest.raises(
         DataError, match=r"^stream: test samples of red, green, yellow, magenta are in a task before the first that"

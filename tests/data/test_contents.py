@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lorica.data.contents import contents_of, differences, short_digest
-from lorica.data.sources import arrays
+from lorica.data.contents import Contents, contents_from, differences, digests_of, short_digest
+from lorica.data.sources import Source, arrays
 from lorica.data.sources.image_folder import image_folder
 from lorica.errors import CheckpointError, DataError
 from lorica.report.tables import summarise
 from lorica.results import read_result
 from lorica.run import evaluate, run
+
+
+def contents_of(source: Source) -> Contents:
+    return contents_from(source, digests_of(source))
 
 
 @pytest.fixture

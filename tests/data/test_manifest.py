@@ -170,7 +170,7 @@ TESTED = {"task": 1, "half": "test", "class": "wren", "samples": ["wren/01.png"]
         ([ONE, TESTED | {"class": "lark"}], r"1 samples are of another class"),
         ([ONE | {"class": "crow"}], r"1 samples are of another class"),
         ([ONE | {"half": "validation"}, TESTED], r"wren has no training samples"),
-        ([ONE], r"stream\.tasks: task 1 \(wren\) has no test images"),
+        ([ONE], r"stream\.tasks: task 1 \(wren\) has no test samples"),
         ([ONE | {"task": 2}, TESTED], r"stream: test samples of wren are in a task before the first that learns"),
         ([{"stream": 2, "sha256": ""}, ONE, TESTED], r"line 1: stream"),
         ([ONE, TESTED, ONE | {"task": 10**30}], r"no line has task 2, and some task 1000+; .* without gaps"),

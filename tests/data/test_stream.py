@@ -146,11 +146,11 @@ def test_a_task_needs_images_to_be_tested_on() -> None:
     with pytest.raises(DataError) as caught:
         Stream(source, tasks=3, seed=None, reader=ImageReader(8))
     assert caught.value.problems == (
-        "stream.tasks: task 2 (class 1) has no test images",
-        "stream.tasks: task 3 (class 2) has no test images",
+        "stream.tasks: task 2 (class 1) has no test samples",
+        "stream.tasks: task 3 (class 2) has no test samples",
     )
     assert sizes(Stream(source, tasks=1, reader=ImageReader(8))) == [3]
-    with pytest.raises(DataError, match=r"^stream\.tasks: task 2 \(class 1\) has no validation images$"):
+    with pytest.raises(DataError, match=r"^stream\.tasks: task 2 \(class 1\) has no validation samples$"):
         Stream(plain_source([2, 1], [1, 1]), tasks=2, seed=None, reader=ImageReader(8), validation_fraction=0.5)
 
 

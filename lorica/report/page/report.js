@@ -426,7 +426,7 @@
     const totals = new Array(number).fill(0), right = new Array(number).fill(0);
     for (const [one, other, samples] of counts) { totals[one] += samples; if (one === other) right[one] += samples; }
     const wrong = counts.filter(([one, other]) => one !== other);
-    const about = `What images of each of ${number} classes were taken for after the last task; ${wrong.length} pairs of classes were confused.`;
+    const about = `What samples of each of ${number} classes were taken for after the last task; ${wrong.length} pairs of classes were confused.`;
     return h("figure", {}, h("h4", {}, "Confusion after the last task"),
       heat(about, [number, number], counts.map(([one, other, samples]) => [one, other, samples / totals[one], samples]),
         { xLabel: "taken for (number of the class)", yLabel: "class", numbersUpTo: 12, marks: every,
@@ -435,13 +435,13 @@
         table("Most frequent mistakes", [
           { heading: "Class", text: true, of: ([one]) => classes[one], cell: ([one]) => classes[one] },
           { heading: "taken for", text: true, of: ([, other]) => classes[other], cell: ([, other]) => classes[other] },
-          { heading: "Images", of: each => each[2], cell: each => String(each[2]) },
+          { heading: "Samples", of: each => each[2], cell: each => String(each[2]) },
           { heading: "of", of: ([one]) => totals[one], cell: ([one]) => String(totals[one]) },
         ], wrong.slice(0, 25)),
         table("Accuracy of each class", [
           { heading: "Class", text: true, of: one => classes[one], cell: one => classes[one] },
           { heading: "Right (%)", lower: true, of: one => right[one] / totals[one], cell: one => percent(right[one] / totals[one]) },
-          { heading: "Images", of: one => totals[one], cell: one => String(totals[one]) },
+          { heading: "Samples", of: one => totals[one], cell: one => String(totals[one]) },
         ], classes.map((_, one) => one).filter(one => totals[one])),
       ]));
   }
