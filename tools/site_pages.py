@@ -93,14 +93,72 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def _methods() -> str:
     """The module docstring of every method's file: equations, numbers, deviations."""
     parts = ["# Methods, as their files state them\n"]
-    for file in sorted((ROOT / "lorica" / "methods").glob("*.py")):
+    first = ["sd_lora", "rolda"]  # what lorica is about; then by name
+    files = sorted((ROOT / "lorica" / "methods").glob("*.py"))
+    for file in sorted(files, key=lambda file: first.index(file.stem) if file.stem in first else len(first)):
         tree = ast.parse(file.read_text())
         text = ast.get_docstring(tree)
         own = [node for node in tree.body if isinstance(node, ast.ClassDef) and _name_of(node) in method_names()]
         if own and text:
             title = ", ".join(f"`{_name_of(node)}`" for node in own)
-            parts.append(f"## {title}\n\n`lorica/methods/{file.name}`\n\n{text}\n")
+            parts.append(f"## {title}\n\n`lorica/methods/{file.name}`\n\n{as_markdown(text)}\n")
     return "\n".join(parts)
+
+
+_BULLET = re.compile(r" {0,3}[*-] ")
+_SETTING = re.compile(r"`\w+: \w+`: ")  # what a paragraph is about
+_KEPT = re.compile(r"(`+[^`]+`+|\*\*(?=\S)[^*]+(?<=\S)\*\*|(?<!\w)\*(?=\w)[^*]+(?<=\w)\*(?!\w))")
+
+
+def as_markdown(docstring: str) -> str:
+    """A docstring of a module, which is laid out to be read as it stands, as Markdown that shows the same.
+
+    Lists get the blank line before them that Markdown wants, and lines of an item go on within it. Lines that are
+    aligned in columns become code, as indented ones are. In prose, signs of formulas stand for themselves.
+    """
+    blocks: list[tuple[str, list[str]]] = []
+    kind = ""
+    for line in docstring.splitlines():
+        if not line.strip():
+            kind = "code" if kind == "code" else ""  # blank lines within code stay
+            if kind:
+                blocks[-1][1].append("")
+            continue
+        if _BULLET.match(line):
+            new = "item"
+        elif line.startswith("    "):
+            new = kind if kind in ("item", "code") else "code"
+        elif line.startswith(" ") and kind:
+            new = kind
+        else:
+            new = "prose" if kind in ("", "code", "item") else kind
+        if new != kind or _BULLET.match(line) or _SETTING.match(line):
+            blocks.append((new, []))
+            kind = new
+        blocks[-1][1].append(line)
+    text = ""
+    for number, (kind, lines) in enumerate(blocks):
+        in_list = kind == "item" and number and blocks[number - 1][0] == "item"
+        text += ("" if not number else "\n" if in_list else "\n\n") + _block(kind, lines)
+    return text
+
+
+def _block(kind: str, lines: list[str]) -> str:
+    if kind == "code":
+        return "\n".join(lines).rstrip()
+    if kind == "prose" and len(lines) > 1 and all(re.search(r"\S {2,}\S", line) or line[0] == " " for line in lines):
+        return "\n".join(f"    {line.replace('`', '')}" for line in lines)  # in columns
+    text = "\n".join(line.strip() for line in lines)
+    if kind == "item":
+        return "* " + _plain(text[2:]).replace("\n", "\n    ")
+    return _plain(text)
+
+
+def _plain(prose: str) -> str:
+    """Prose in which nothing but code and pairs of stars around words is set otherwise than it stands."""
+    parts = _KEPT.split(prose)
+    parts[::2] = (re.sub(r"[\\_*\[\]]", r"\\\g<0>", part).replace("<", "&lt;") for part in parts[::2])
+    return "".join(parts)
 
 
 def _name_of(node: ast.ClassDef) -> str | None:

@@ -27,8 +27,7 @@ lines: adapter on ImageNet-R 0.05, batch 24, decay 5e-3; deep prompts on ObjectN
 LAMDA-PILOT (ImageNet-1k): adapter the same, and on ImageNet-R 0.05, 10 epochs, batch 16, decay 5e-3; full 6 epochs,
 decay 0.05.
 
-Equation numbers are this file's; the paper is followed as our method card (section 8) relays it. Done otherwise than
-in the released code: prompts start uniform, as VPT's own do (the code: zeros), and enter before the other tokens, which
+Equation numbers are this file's. Done otherwise than in the released code: prompts start uniform, as VPT's own do (the code: zeros), and enter before the other tokens, which
 attention cannot tell from after them. Sigma starts at 16 (the code: 1, `head_scale: 1`), from
 where the rates that train do not throw it about. A first task of one class is refused, since (1) is then always 0.
 ResNets are not here.

@@ -28,8 +28,8 @@ At temperature 1, which is the method's, (2) is close to a plain mean: cosines t
 by a factor of e^d, and ten classes with cosines spread over 0.2 to 0.9 get weights of 0.07 to 0.14. The old classes of
 one task then look alike in later spaces, where (3) moves them together more than it tells them apart.
 
-Equations as our method card relays them (its section 5); alpha / t as in the authors' code (sun-hailong/CVPR24-Ease).
-Their numbers are this file's, `temperature` is our addition. Done otherwise than in that code:
+Equations follow the paper; alpha / t is as in the authors' code (sun-hailong/CVPR24-Ease). The numbers of equations
+are this file's, `temperature` is our addition. Done otherwise than in that code:
   * its sigma starts at 1 (`head_scale: 1`). Cross-entropy over cosines is then all but flat, sigma itself rushes to 19
     in ten steps at a rate that trains, or below zero, and all features end in one direction. `scale` and `mean_cosine`
     (of the new prototypes in their own space) in the diagnostics tell;
