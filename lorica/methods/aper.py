@@ -27,10 +27,10 @@ lines: adapter on ImageNet-R 0.05, batch 24, decay 5e-3; deep prompts on ObjectN
 LAMDA-PILOT (ImageNet-1k): adapter the same, and on ImageNet-R 0.05, 10 epochs, batch 16, decay 5e-3; full 6 epochs,
 decay 0.05.
 
-Equation numbers are this file's. Done otherwise than in the released code: prompts start uniform, as VPT's own do (the code: zeros), and enter before the other tokens, which
-attention cannot tell from after them. Sigma starts at 16 (the code: 1, `head_scale: 1`), from
-where the rates that train do not throw it about. A first task of one class is refused, since (1) is then always 0.
-ResNets are not here.
+Equation numbers are this file's. Done otherwise than in the released code: prompts start uniform, as VPT's own do (the
+code: zeros), and enter before the other tokens, which attention cannot tell from after them. Sigma starts at 16 (the
+code: 1, `head_scale: 1`), from where the rates that train do not throw it about. A first task of one class is refused,
+since (1) is then always 0. ResNets are not here.
 """
 
 from __future__ import annotations
