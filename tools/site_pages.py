@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from enum import Enum
 from pathlib import Path
 from posixpath import normpath
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
@@ -173,7 +175,7 @@ def _keys() -> str:
     for name, field in Recipe.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel) and name != "method":
-            parts.append(f"## {name}\n\n{(kind.__doc__ or '').splitlines()[0]}\n\n{_table(kind, name)}")
+            parts.append(f"## {name}\n\n{_SECTIONS.get(name) or _first_line(kind)}\n\n{_table(kind, name)}")
     plain = [name for name, field in Recipe.model_fields.items() if not _is_section(field.annotation)]
     parts.append(f"## others\n\n{_table(Recipe, '', plain)}")
     parts.append("## method\n\nEvery method has these, and its own.\n\n" + _table(MethodConfig, "method"))
@@ -184,26 +186,72 @@ def _keys() -> str:
     return "\n".join(parts)
 
 
+_SECTIONS = {
+    "fit": "How each task is trained. Where a recipe says nothing else, this is what the SD-LoRA paper states for all "
+    "methods: Adam at a rate of 0.008, batches of 128, 20 epochs a task. A method may have better defaults of its own."
+}
+
+
+def _first_line(kind: type[BaseModel]) -> str:
+    return (kind.__doc__ or "").splitlines()[0]
+
+
 def _is_section(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _table(model: type[BaseModel], section: str, names: list[str] | None = None) -> str:
-    lines = ["| key | default | what it says |", "|---|---|---|"]
+    lines = ["| key | allowed | default | what it says |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         if names is None or name in names:
             default = "" if field.default is PydanticUndefined else f"`{_shown(field.default)}`"
             key = f"{section}.{name}" if section else name
-            lines.append(f"| `{key}` | {default} | {_cell(field.description or '')} |")
+            allowed = _cell(_allowed(field.annotation, field.metadata))
+            lines.append(f"| `{key}` | {allowed} | {default} | {_cell(field.description or '')} |")
     return "\n".join(lines) + "\n"
 
 
+_WORDS = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", NoneType: "`null`", Path: "path"}
+_BOUNDS = {"ge": "at least {}", "gt": "above {}", "le": "at most {}", "lt": "below {}", "min_length": "not empty"}
+
+
+def _allowed(kind: Any, metadata: Iterable[object] = ()) -> str:
+    """Type, choices and bounds of a field, in words."""
+    bounds = [
+        said.format(f"{value:g}" if value < 1e6 else f"2^{int(value).bit_length() - 1}")
+        for each in metadata
+        for key, said in _BOUNDS.items()
+        if (value := getattr(each, key, None)) is not None
+    ]
+    types = [each for each in get_args(kind) if each is not NoneType] if _is_union(kind) else [kind]
+    said = " or ".join(_type(each) for each in types)
+    none = " or `null`" if _is_union(kind) and NoneType in get_args(kind) else ""
+    return ", ".join([said, *bounds]) + ("," if bounds and none else "") + none
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (Union, UnionType)
+
+
+def _type(kind: Any) -> str:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _allowed(inside[0], inside[1:])
+    if origin is Literal:
+        return ", ".join(f"`{each}`" for each in inside)
+    if origin in (tuple, list):
+        of = inside[0] if get_origin(inside[0]) is not Annotated else get_args(inside[0])[0]
+        bounds = _type(inside[0]).removeprefix(_WORDS[of])
+        number = "" if origin is list or inside[-1] is Ellipsis else f"{len(inside)} "
+        return f"list of {number}{_WORDS[of]}s{bounds}"
+    return _WORDS[kind]
+
+
 def _shown(value: object) -> str:
-    return (
-        {None: "null", True: "true", False: "false"}.get(value, str(value))
-        if value is None or isinstance(value, bool)
-        else str(value)
-    )
+    """As a recipe has it."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_shown(each) for each in value)}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def _cell(text: str) -> str:
@@ -211,19 +259,59 @@ def _cell(text: str) -> str:
 
 
 def _commands() -> str:
-    """What `--help` says of every command."""
-    parts = ["# Commands\n"]
+    """What `--help` says of every command; what may be left out stands in brackets."""
+    parts = ["# Commands\n\nWhat stands in brackets can be left out.\n"]
     for name, command in sorted(_each(typer.main.get_command(app), "lorica")):
-        options = [each for each in command.params if each.name != "help"]
-        usage = " ".join(_called(each) if _is_argument(each) else f"[{each.opts[0]}]" for each in options)
-        parts.append(
-            f"## {name}\n\n{_cell(command.help or '')}\n\n    {name} {usage}\n\n| argument | what it says |\n|---|---|"
-        )
-        for each in options:
-            called = _called(each) if _is_argument(each) else ", ".join([*each.opts, *each.secondary_opts])
-            parts.append(f"| `{called}` | {_cell(getattr(each, 'help', None) or '')} |")
+        given = [each for each in command.params if each.name != "help"]
+        usage = " ".join(_used(each) for each in given)
+        parts.append(f"## {name}\n\n{_cell(command.help or '')}\n\n    {name} {usage}\n")
+        parts.append("| argument | allowed | default | what it says |\n|---|---|---|---|")
+        for each in given:
+            choices = _cell(", ".join(f"`{choice}`" for choice in _choices(each)))
+            default = _preset(each.default) if not _is_argument(each) else ""
+            parts.append(f"| `{_called(each)}` | {choices} | {default} | {_cell(getattr(each, 'help', None) or '')} |")
         parts.append("")
     return "\n".join(parts)
+
+
+def _used(parameter: Any) -> str:
+    called = _called(parameter, alone=True)
+    if called.startswith("[") or parameter.required:
+        return called
+    return f"[{called}]" + ("…" if getattr(parameter, "multiple", False) else "")
+
+
+def _called(parameter: Any, alone: bool = False) -> str:
+    """An argument by its name; an option with what is behind it, and with its other names unless it stands alone."""
+    value = parameter.metavar or _value(parameter)
+    if _is_argument(parameter):
+        return value + ("…" if parameter.nargs < 0 and "…" not in value else "")
+    names = parameter.opts[0] if alone else ", ".join([*parameter.opts, *parameter.secondary_opts])
+    return names if parameter.is_flag else f"{names} {value}"
+
+
+def _value(parameter: Any) -> str:
+    """A word for what is given, where the command has none."""
+    if _is_argument(parameter):
+        return parameter.name.upper()
+    kind, told = str(parameter.type_descriptor.annotation), parameter.help or ""
+    if "Path" in kind:
+        found = re.search(r"\b(folder|file|images)\b", told)
+        return found[0].upper() if found else "PATH"
+    if _choices(parameter):
+        return parameter.opts[-1].lstrip("-").upper()
+    return "N" if "int" in kind else "NUMBER" if "float" in kind else parameter.opts[0].lstrip("-").upper()
+
+
+def _choices(parameter: Any) -> list[str]:
+    kind = parameter.type_descriptor.annotation
+    return [each.value for each in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
+
+
+def _preset(value: object) -> str:
+    if value is None or value is False:
+        return ""
+    return f"`{value.value if isinstance(value, Enum) else value}`"
 
 
 def _each(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -236,10 +324,6 @@ def _each(group: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def _is_argument(parameter: Any) -> bool:
     return parameter.param_type_name == "argument"
-
-
-def _called(parameter: Any) -> str:
-    return parameter.metavar or parameter.name.upper()
 
 
 def _recipes() -> str:

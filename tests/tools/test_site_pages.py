@@ -63,3 +63,23 @@ def test_the_page_of_methods(pages) -> None:
         section = re.split(r"<h2>", shown.partition(f"<h2><code>{list_of}</code>")[2])[0]
         assert "<li>" in section, list_of
     assert "method card" not in text
+
+
+def test_the_page_of_commands(pages) -> None:
+    text = pages._commands()
+    assert "    lorica export MODEL --to TO [--out FOLDER]" in text
+    assert "| `--to TO` | `timm`, `hf`, `peft`, `onnx` |  |" in text
+    assert "| `--points N` |  | `11` |" in text
+    assert "    lorica rollback MODEL --to N " in text
+    assert "    lorica forget MODEL CLASS… [--hide]" in text
+
+
+def test_the_page_of_keys(pages) -> None:
+    text = pages._keys()
+    assert "| `fit.optimizer` | `adam`, `adamw`, `sgd` | `adam` |" in text
+    assert "| `data.crop_pct` | number, above 0, at most 1 | `1.0` |" in text
+    assert "| `data.bits` | integer, at least 9, at most 16, or `null` | `null` |" in text
+    assert "| `method.projections` | list of texts | `[q, v]` |" in text
+    assert "| `method.temperature` | list of 2 numbers, above 0 | `[5.0, 0.5]` |" in text
+    assert "| `stream.classes_per_task` | integer or list of integers or `null` | `null` |" in text
+    assert "('" not in re.sub(r"`[^`]*`", "", text)
