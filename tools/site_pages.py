@@ -31,26 +31,33 @@ _OUTSIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHAN
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 _API = (
     "lorica.run.run",
-    "lorica.run.check",
-    "lorica.learner.load",
-    "lorica.learner.Learner",
-    "lorica.predictor.Predictor",
-    "lorica.predictor.Answer",
-    "lorica.versions.Version",
-    "lorica.results.Result",
+    "lorica.check",
+    "lorica.load",
+    "lorica.Learner",
+    "lorica.Predictor",
+    "lorica.Answer",
+    "lorica.Version",
+    "lorica.Result",
     "lorica.results.Metrics",
-    "lorica.config.read_recipe",
-    "lorica.config.Recipe",
-    "lorica.data.sources.arrays.arrays",
-    "lorica.data.sources.image_folder.image_folder",
-    "lorica.data.sources.base.Source",
-    "lorica.methods.base.Method",
+    "lorica.read_recipe",
+    "lorica.Recipe",
+    "lorica.arrays",
+    "lorica.image_folder",
+    "lorica.texts",
+    "lorica.Source",
+    "lorica.Method",
     "lorica.methods.linear_head.LinearHeadMethod",
-    "lorica.methods.config.MethodConfig",
+    "lorica.MethodConfig",
     "lorica.backbones.encoder.Encoder",
     "lorica.types.Task",
     "lorica.types.Batch",
-    "lorica.errors.LoricaError",
+    "lorica.LoricaError",
+    "lorica.errors.RecipeError",
+    "lorica.errors.DataError",
+    "lorica.errors.BackboneError",
+    "lorica.errors.CheckpointError",
+    "lorica.errors.TrainingError",
+    "lorica.errors.RegressionError",
 )
 
 
@@ -62,7 +69,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "reference/keys.md": _keys(),
         "reference/commands.md": _commands(),
         "reference/recipes.md": _recipes(),
-        "reference/api.md": "# Python\n\n" + "\n\n".join(f"::: {name}" for name in _API) + "\n",
+        "reference/api.md": _api(),
     }
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
@@ -90,6 +97,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return f"{picture}[{text}]({'../' * here}{own}{hash_}{anchor})"
 
     return _LINK.sub(linked, markdown)
+
+
+def _api() -> str:
+    """By the names that one imports; the package's `run` is also the name of a module."""
+    own = {"lorica.run.run": "\n    options:\n      heading: lorica.run\n      toc_label: run"}
+    return "# Python\n\n" + "\n\n".join(f"::: {name}{own.get(name, '')}" for name in _API) + "\n"
 
 
 def _methods() -> str:
@@ -265,11 +278,19 @@ def _commands() -> str:
         given = [each for each in command.params if each.name != "help"]
         usage = " ".join(_used(each) for each in given)
         parts.append(f"## {name}\n\n{_cell(command.help or '')}\n\n    {name} {usage}\n")
-        parts.append("| argument | allowed | default | what it says |\n|---|---|---|---|")
-        for each in given:
-            choices = _cell(", ".join(f"`{choice}`" for choice in _choices(each)))
-            default = _preset(each.default) if not _is_argument(each) else ""
-            parts.append(f"| `{_called(each)}` | {choices} | {default} | {_cell(getattr(each, 'help', None) or '')} |")
+        rows = [
+            (
+                f"`{_called(each)}`",
+                _cell(", ".join(f"`{choice}`" for choice in _choices(each))),
+                "" if _is_argument(each) else _preset(each.default),
+                _cell(getattr(each, "help", None) or ""),
+            )
+            for each in given
+        ]
+        heads = ("argument", "allowed", "default", "what it says")
+        filled = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+        for row in (heads, ["---"] * len(heads), *rows):
+            parts.append(f"| {' | '.join(row[column] for column in filled)} |")
         parts.append("")
     return "\n".join(parts)
 

@@ -69,7 +69,7 @@ def test_the_page_of_commands(pages) -> None:
     text = pages._commands()
     assert "    lorica export MODEL --to TO [--out FOLDER]" in text
     assert "| `--to TO` | `timm`, `hf`, `peft`, `onnx` |  |" in text
-    assert "| `--points N` |  | `11` |" in text
+    assert "| `--points N` | `11` |" in text
     assert "    lorica rollback MODEL --to N " in text
     assert "    lorica forget MODEL CLASS… [--hide]" in text
 
@@ -83,3 +83,11 @@ def test_the_page_of_keys(pages) -> None:
     assert "| `method.temperature` | list of 2 numbers, above 0 | `[5.0, 0.5]` |" in text
     assert "| `stream.classes_per_task` | integer or list of integers or `null` | `null` |" in text
     assert "('" not in re.sub(r"`[^`]*`", "", text)
+
+
+def test_the_page_of_python_has_every_public_name(pages) -> None:
+    import lorica
+
+    text = pages._api()
+    assert [name for name in lorica.__all__ if name != "run" and f"::: lorica.{name}\n" not in text] == []
+    assert all(f"::: lorica.errors.{name}" in text for name in ("DataError", "RegressionError", "CheckpointError"))
