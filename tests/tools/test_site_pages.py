@@ -68,7 +68,7 @@ def test_the_page_of_methods(pages) -> None:
 def test_the_page_of_commands(pages) -> None:
     text = pages._commands()
     assert "    lorica export MODEL --to TO [--out FOLDER]" in text
-    assert "| `--to TO` | `timm`, `hf`, `peft`, `onnx` |  |" in text
+    assert "| `--to TO` | `timm`, `hf`, `peft`, `onnx` | the library that is to load it |" in text
     assert "| `--points N` | `11` |" in text
     assert "    lorica rollback MODEL --to N " in text
     assert "    lorica forget MODEL CLASS… [--hide]" in text
