@@ -78,7 +78,7 @@ class APER(FirstTaskMethod):
         self.measure(features[:, self.encoder.width :], labels)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
-        """(2); of several blocks, if asked, for each of the two."""
+        """The features phi(x) of (2); if several blocks are asked for, those of several blocks in each half."""
         return torch.cat([self.encoder.features(inputs, layers=layers), self.tuned(inputs, layers=layers)], dim=1)
 
     def cannot_freeze(self, task: Task) -> Iterator[str]:

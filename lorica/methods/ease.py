@@ -124,7 +124,7 @@ class EASE(Method):
     # --- the spaces: one for each task, then the plain backbone's if it has a weight ---
 
     def class_means(self) -> list[ClassMeans]:
-        """Those of all classes, for every space."""
+        """The prototypes of all classes: for the space of each task, then for the plain backbone if it has a weight."""
         return cast(list[ClassMeans], [*self.means, *([self.plain_means] if self.config.backbone_weight else [])])
 
     def in_spaces(self, inputs: Inputs) -> list[Float[Tensor, "n features"]]:
@@ -167,7 +167,7 @@ class EASE(Method):
         return dict(self.measured)
 
     def complete(self, space: Task) -> None:
-        """(2) for the classes older than this task, in its space."""
+        """Puts together, by (2), the prototypes that classes of earlier tasks have in the space of this task."""
         prototypes, known = self.class_means()[space.index].prototypes, slice(space.new_classes[0], None)
         for task in self.tasks[: space.index]:
             shared, old = self.class_means()[task.index], slice(task.new_classes[0], task.new_classes[-1] + 1)

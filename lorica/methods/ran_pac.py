@@ -135,7 +135,7 @@ class RanPAC(FirstTaskMethod):
         yield from self.regression.trace_of(classes, self.tasks[-1 - frozen])
 
     def solve_again(self) -> None:
-        """(4) with lambda as it is: it was chosen on images that are gone."""
+        """Solves (4) anew with lambda as it is, since it was chosen on images that are gone."""
         self.regression.solve(self.regression.ridge.item())
 
     def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:
