@@ -142,7 +142,7 @@ def as_markdown(docstring: str) -> str:
         if _BULLET.match(line):
             new = "item"
         elif line.startswith("    "):
-            new = kind if kind in ("item", "code") else "code"
+            new = kind or "code"  # what goes on without a blank line goes on
         elif line.startswith(" ") and kind:
             new = kind
         else:
@@ -162,11 +162,17 @@ def _block(kind: str, lines: list[str]) -> str:
     if kind == "code":
         return "\n".join(lines).rstrip()
     if kind == "prose" and len(lines) > 1 and all(re.search(r"\S {2,}\S", line) or line[0] == " " for line in lines):
-        return "\n".join(f"    {line.replace('`', '')}" for line in lines)  # in columns
+        return "\n".join(f"    {_in_columns(line)}" for line in lines)
     text = "\n".join(line.strip() for line in lines)
     if kind == "item":
         return "* " + _plain(text[2:]).replace("\n", "\n    ")
     return _plain(text)
+
+
+def _in_columns(line: str) -> str:
+    """Without backquotes, which code shows as they are; columns keep their places."""
+    head, gap, rest = re.match(r"(\s*\S+(?: \S+)*)( {2,}|$)(.*)", line).groups()  # type: ignore[union-attr]
+    return (head.replace("`", "") + gap + " " * head.count("`") * bool(rest) + rest.replace("`", "")).rstrip()
 
 
 def _plain(prose: str) -> str:

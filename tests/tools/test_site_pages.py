@@ -21,7 +21,10 @@ paper_k`), **strictly**, where i < t:
 After the list.
 
 `tuning: one` (default)   the_first
-`tuning: other`           the second
+`tuning: other`           the second, `which`
+                          goes on
+
+End.
 """
 
 
@@ -49,7 +52,9 @@ def test_a_docstring_as_markdown(pages) -> None:
     assert "<code>W = sum_k a_k * b_k\n</code>" in shown
     assert "<strong>strictly</strong>, where i &lt; t:</p>\n<ul>\n<li>the first\n    goes on;</li>" in shown
     assert "<li>the second_k.</li>\n</ul>\n<p>After the list.</p>" in shown
-    assert "<code>tuning: one (default)   the_first\ntuning: other           the second\n</code>" in shown
+    columns = "tuning: one (default)     the_first\ntuning: other             the second, which\n"
+    assert f"<code>{columns}                          goes on\n</code>" in shown
+    assert shown.endswith("<p>End.</p>")
 
 
 def test_the_page_of_methods(pages) -> None:
