@@ -1,8 +1,8 @@
-"""Learns what requests are about, two intents at a time: `python examples/text.py ENCODER [FOLDER]` (needs
-lorica[text]).
+"""Learns everyday requests, four intents at a time, on the embedded text encoder, offline: `python examples/text.py
+[FOLDER] [ENCODER]` (needs lorica[text]).
 
-ENCODER is a folder of an encoder as transformers saves it (config.json, model.safetensors, tokenizer.json):
-all-MiniLM-L6-v2, say.
+ENCODER is a folder of another encoder as transformers saves it (config.json, model.safetensors, tokenizer.json):
+all-MiniLM-L6-v2, say. Texts of one's own are `data.source: table`, or `lorica.texts` in place of the source.
 """
 
 from __future__ import annotations
@@ -13,45 +13,26 @@ from pathlib import Path
 
 import lorica
 
-OPENINGS = (
-    "please",
-    "can you",
-    "i want to",
-    "how do i",
-    "could somebody",
-    "help me to",
-    "tell me how to",
-    "today i have to",
-)
-INTENTS = {
-    "balance": ("check my balance", "see what is left on my account", "know how much money i have"),
-    "transfer": ("send money to my sister", "make a transfer to savings", "pay my rent from checking"),
-    "flight": ("book a flight to rome", "find a plane ticket for friday", "fly to berlin next week"),
-    "weather": ("know if it will rain", "see the forecast for tomorrow", "hear how cold it gets tonight"),
-}
+ASKED = ("could you send a plumber, the sink is dripping", "please put the meeting off until friday")
 
 
-def requests(openings: tuple[str, ...]) -> tuple[list[str], list[str]]:
-    """Texts that begin in these ways, and what each is about."""
-    pairs = [(f"{opening} {what}", name) for name, whats in INTENTS.items() for what in whats for opening in openings]
-    texts, labels = zip(*pairs, strict=True)
-    return list(texts), list(labels)
-
-
-def main(encoder: Path, folder: Path) -> None:
-    """Two tasks of two intents, and a request of each that begins as none in training does."""
-    source = lorica.texts(requests(OPENINGS[:6]), requests(OPENINGS[6:]))
+def main(folder: Path, encoder: Path | None = None) -> None:
+    """800 requests of 20 intents in five tasks, and two requests that are in none of them."""
     recipe = {
         "method": {"name": "rolda"},
-        "backbone": {"name": "hf:encoder", "weights": str(encoder)},
-        "stream": {"tasks": 2},
-        "fit": {"epochs": 1, "batch_size": 12, "learning_rate": 0.002},
+        "data": {"source": "requests"},
+        "stream": {"tasks": 5},
+        "fit": {"epochs": 2, "batch_size": 32},
     }
-    result = lorica.run(recipe, source=source, out=folder / "run", resume=True)
-    print(f"of four intents, {100 * result.acc:.0f} % right")
-    asked = ["i need to check my balance", "i need to fly to berlin"]
-    print(dict(zip(asked, lorica.load(folder / "run").predict(asked), strict=True)))
+    if encoder is not None:
+        recipe["backbone"] = {"name": "hf:encoder", "weights": str(encoder)}
+    result = lorica.run(recipe, out=folder / "run", resume=True)
+    print(f"of twenty intents, {100 * result.acc:.0f} % right")
+    print(dict(zip(ASKED, lorica.load(folder / "run").predict(list(ASKED)), strict=True)))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2] if len(sys.argv) > 2 else tempfile.mkdtemp()))
+    main(
+        Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()),
+        Path(sys.argv[2]) if len(sys.argv) > 2 else None,
+    )

@@ -49,10 +49,11 @@ ENCODERS = {
 READING = (
     "[bold]How to read it.[/] [italic]New group[/]: accuracy on a group just after learning it. [italic]After the "
     "last[/] (Acc): accuracy on all groups at the end. [italic]Average on the way[/] (AAA): the same after each group, "
-    "averaged. [italic]Lost[/]: how much of the best accuracy on a group is gone at the end. LoRA and full fine-tuning "
-    "learn every new group and lose the old ones. SD-LoRA keeps earlier directions and lets their magnitudes learn, "
-    "and loses less. RoLDA adapts to the first group and never again: what it learns later are statistics of features, "
-    "which add up and lose nothing. Prototypes do not even adapt.{more}\n"
+    "averaged. [italic]Lost[/]: how far the accuracy on a group has fallen at the end from its best. LoRA and full "
+    "fine-tuning train on and on, and lose much of what they had learned. SD-LoRA keeps earlier directions and lets "
+    "their magnitudes learn, and loses less. RoLDA adapts to the first group and never again: what it learns later are "
+    "statistics of features, which add up, so that old groups lose only images that new classes are mistaken for. "
+    "Prototypes do not even adapt.{more}\n"
 )
 
 NEXT_STEPS = """\

@@ -109,5 +109,5 @@ def examine(
 
 
 def names_of(examination: Examination) -> Sequence[str]:
-    """Of the classes that were examined."""
+    """The names of the classes that were examined."""
     return [examination.class_names[row] for row in examination.rows]

@@ -299,7 +299,7 @@ class Jury:
 
     @torch.inference_mode()
     def logits(self, method: Method) -> Float[Tensor, "n classes"]:
-        """Of all images, over all classes of the method, on the CPU."""
+        """The logits of all images, over all classes of the method, on the CPU."""
         parts = [
             require_numbers(method.predict(self.fetch(places).to(method.device)), method).float().cpu()
             for places in torch.arange(len(self.labels)).split(_BATCH)
@@ -333,7 +333,7 @@ class Moved:
 
     @classmethod
     def between(cls, labels: Int[Tensor, " n"], before: Bool[Tensor, " n"], after: Bool[Tensor, " n"]) -> Moved:
-        """Of the same images, judged twice."""
+        """Compares what was right of the same images before and after a change, of all of them and class by class."""
         fell = []
         for label in labels.unique().tolist():
             own = labels == label

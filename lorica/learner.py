@@ -112,7 +112,8 @@ class Learner:
         folder: where it is, or is to be; absent = in memory, until `save`.
         recipe: what a new model is made by: a packaged recipe's name, a YAML file or a mapping. Data and stream play no
             part.
-        device, precision: where and how it computes; absent = as its recipe says.
+        device: where it computes; absent = as its recipe says.
+        precision: how it computes; absent = as its recipe says.
         keep: images of each class to set aside, see `lorica.config.KEEP`; 0 keeps none.
         forgettable: of a new model: keep what `forget` needs to take single classes out of sums (`lorica.parts`), up to
             8 bytes a feature for each image, which say almost what the images' features do. Absent = no.
@@ -923,7 +924,8 @@ def load(
         tasks: of a run, as it was after that many; absent = after its last one.
         version: of a model, a predictor of it as it was then; absent = the model.
         method_file: the `.py` file of the method, where it has one; no file is executed that is not named here.
-        device, precision: where and how it computes; absent = on the CPU in fp32, a model as its recipe says.
+        device: where it computes; absent = on the CPU, a model as its recipe says.
+        precision: how it computes; absent = in fp32, a model as its recipe says.
         moved: where its weights are now, if they were moved: `**{"backbone.weights": …}`. Their contents decide.
 
     Raises:

@@ -84,7 +84,7 @@ def average(updates: Float[Tensor, " tasks *shape"]) -> Float[Tensor, "*shape"]:
 
 
 def added(updates: Float[Tensor, " tasks *shape"]) -> Float[Tensor, "*shape"]:
-    """(3), sum_k D_k (task arithmetic; Ilharco et al., ICLR 2023)."""
+    """The sum of the tasks' updates, sum_k D_k (3) (task arithmetic; Ilharco et al., ICLR 2023)."""
     return updates.sum(dim=0)
 
 
@@ -430,7 +430,8 @@ def _require_updates_of_tasks(run: Result, recipe: Recipe) -> None:
 
 
 def _updates(run: Result, parts: Assembly, reporter: Reporter, *, with_information: bool) -> Updates:
-    """(1), and the Fisher information if asked for, from one checkpoint after another."""
+    """What each task changed in each projection, D_t of (1), and the Fisher information if it is asked for; checkpoints
+    are read one after another."""
     folder, recipe = RunFolder(cast(Path, run.path)), parts.recipe
     sites, number = tuple(attached(parts.method.encoder)), len(run.accuracy)
     if not sites:

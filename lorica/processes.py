@@ -43,7 +43,7 @@ class Processes:
 
     @classmethod
     def of(cls, accelerator: Accelerator) -> Processes:
-        """Those among which this accelerator is."""
+        """The processes that learn together with the one of this accelerator."""
         return cls(accelerator.num_processes, accelerator.process_index, accelerator.device)
 
     @property

@@ -23,7 +23,8 @@ class Version:
         set_aside: how many.
         accuracy: on the images set aside of its classes when it was made, a fraction; None where there are none.
         accuracy_now: the same by the present version.
-        lost, won: images set aside of older classes that were right and became wrong, and the other way.
+        lost: images set aside of older classes that were right and became wrong.
+        won: the other way, those that were wrong and became right.
         fell: older classes of which fewer images were right afterwards.
         remarks: what is still there of classes that were forgotten.
         restores: the version that is gone back to.

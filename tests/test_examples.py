@@ -77,8 +77,19 @@ def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "runs" / "tour" / "curve.png").exists()
 
 
-def test_text(example, tiny_text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example("text").main(tiny_text_folder, tmp_path)
+@pytest.mark.parametrize("own", [False, True])
+def test_text(own: bool, example, tiny_text_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    example("text").main(tmp_path, tiny_text_folder if own else None)
     out = capsys.readouterr().out
-    assert "of four intents, " in out
-    assert "i need to fly to berlin" in out
+    assert "of twenty intents, " in out
+    assert "please put the meeting off until friday" in out
+    assert own or "'move_appointment'" in out
+
+
+def test_the_page_of_examples_names_all() -> None:
+    page = (EXAMPLES.parent / "docs" / "examples.md").read_text()
+    files = [
+        each for each in EXAMPLES.rglob("*") if each.is_file() and each.suffix in (".py", ".ipynb", ".sh", ".yaml")
+    ]
+    assert len(files) >= 14
+    assert [each.name for each in files if f"examples/{each.relative_to(EXAMPLES).as_posix()})" not in page] == []

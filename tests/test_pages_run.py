@@ -76,7 +76,7 @@ SMALLER = {
 
 SLOW = (
     r"lorica (export|sweep|analyze|merge|theorem)|lorica run .*recurring|lorica run clinc150|lorica learn topics"
-    r"|torchrun|python benchmarks|python -c"
+    r"|torchrun|python benchmarks|python examples|python -c"
 )
 """Commands that take more than a few seconds all the same. From the first of them on a page is slow, since what follows
 may need what they leave."""

@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 WIDTH, ROW, GAP, PADDING = 860, 30, 6, 10
 
 
-def main() -> None:
-    """Write the picture."""
+def drawn() -> str:
+    """The picture."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     floors = [[room.strip() for room in floor.split("|")] for floor in contracts[0]["layers"]]
     height = len(floors) * (ROW + GAP) + 2 * PADDING
@@ -34,7 +34,12 @@ def main() -> None:
                 f'fill="#1b2a41">{escape(room)}</text>'
             )
             left += wide + GAP
-    (ROOT / "docs" / "figures" / "layers.svg").write_text("\n".join([*parts, "</svg>", ""]))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> None:
+    """Write it."""
+    (ROOT / "docs" / "figures" / "layers.svg").write_text(drawn())
 
 
 if __name__ == "__main__":

@@ -27,11 +27,10 @@ lines: adapter on ImageNet-R 0.05, batch 24, decay 5e-3; deep prompts on ObjectN
 LAMDA-PILOT (ImageNet-1k): adapter the same, and on ImageNet-R 0.05, 10 epochs, batch 16, decay 5e-3; full 6 epochs,
 decay 0.05.
 
-Equation numbers are this file's; the paper is followed as our method card (section 8) relays it. Done otherwise than
-in the released code: prompts start uniform, as VPT's own do (the code: zeros), and enter before the other tokens, which
-attention cannot tell from after them. Sigma starts at 16 (the code: 1, `head_scale: 1`), from
-where the rates that train do not throw it about. A first task of one class is refused, since (1) is then always 0.
-ResNets are not here.
+Equation numbers are this file's. Done otherwise than in the released code: prompts start uniform, as VPT's own do (the
+code: zeros), and enter before the other tokens, which attention cannot tell from after them. Sigma starts at 16 (the
+code: 1, `head_scale: 1`), from where the rates that train do not throw it about. A first task of one class is refused,
+since (1) is then always 0. ResNets are not here.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class APER(FirstTaskMethod):
         self.measure(features[:, self.encoder.width :], labels)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
-        """(2); of several blocks, if asked, for each of the two."""
+        """The features phi(x) of (2); if several blocks are asked for, those of several blocks in each half."""
         return torch.cat([self.encoder.features(inputs, layers=layers), self.tuned(inputs, layers=layers)], dim=1)
 
     def cannot_freeze(self, task: Task) -> Iterator[str]:

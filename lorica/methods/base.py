@@ -104,9 +104,10 @@ class Descend(Protocol):
     Args:
         parameters: what trains; everything else is frozen meanwhile.
         epochs: passes over the data.
-        losses: as `Method.losses`, which it is by default.
+        losses: gives the terms of the loss of each batch; by default `Method.losses`.
         data: what gives the batches, in each epoch anew; by default the task's training data.
-        settings: what differs from the recipe's `fit` section: optimizer, learning_rate, schedule, batch_size, ….
+        settings: keys of the recipe's `fit` section that have other values in this stage: optimizer, learning_rate,
+            schedule, batch_size, ….
     """
 
     def __call__(

@@ -19,7 +19,7 @@ The heads go once a task is learned. A class c of task i is then scored by cos(f
 it is now and task i's upper half, p_c is the mean raw feature in that space at the end of task i. The largest score
 wins. The shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one batch where that is faster.
 
-`variant: paper` (default) follows the paper as our method card relays it (the card's section 6), with one step on (3):
+`variant: paper` (default) follows the paper, with one step on (3):
   * gradient reassignment: dKD/dU is multiplied by |dKD/dU' - dKD/dU|, U' the teacher's. The product of two gradients
     would all but switch KD off (the factor averages 1e-5 to 1e-3 on digits), so it is divided by its mean in each U
     (`reassignment: product` does not);

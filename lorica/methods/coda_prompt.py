@@ -154,7 +154,7 @@ class CODAPrompt(LinearHeadMethod):
         return [self.prompts[-1], self.keys[-1], self.attentions[-1], *self.head_parameters()]
 
     def weights(self, queries: Float[Tensor, "n dim"]) -> Float[Tensor, "n blocks m"]:
-        """(1), for each input and block; 0 where q * A_m or K_m is zero."""
+        """The weights alpha_m of (1), for each input and block; a weight is 0 where q * A_m or K_m is zero."""
         attentions, keys = torch.cat(list(self.attentions), dim=1), torch.cat(list(self.keys), dim=1)
         with torch.autocast(queries.device.type, enabled=False):
             q = queries.float()
@@ -163,7 +163,7 @@ class CODAPrompt(LinearHeadMethod):
             return products / squares.clamp_min(1e-24).sqrt()
 
     def assembled(self, queries: Float[Tensor, "n dim"]) -> Float[Tensor, "n blocks 2 length dim"]:
-        """(2), for each input and block."""
+        """The prompts p(x) of (2), for each input and block."""
         components = torch.cat(list(self.prompts), dim=1)
         with torch.autocast(queries.device.type, enabled=False):
             return torch.einsum("nbm,bmsld->nbsld", self.weights(queries), components)

@@ -28,8 +28,8 @@ At temperature 1, which is the method's, (2) is close to a plain mean: cosines t
 by a factor of e^d, and ten classes with cosines spread over 0.2 to 0.9 get weights of 0.07 to 0.14. The old classes of
 one task then look alike in later spaces, where (3) moves them together more than it tells them apart.
 
-Equations as our method card relays them (its section 5); alpha / t as in the authors' code (sun-hailong/CVPR24-Ease).
-Their numbers are this file's, `temperature` is our addition. Done otherwise than in that code:
+Equations follow the paper; alpha / t is as in the authors' code (sun-hailong/CVPR24-Ease). The numbers of equations
+are this file's, `temperature` is our addition. Done otherwise than in that code:
   * its sigma starts at 1 (`head_scale: 1`). Cross-entropy over cosines is then all but flat, sigma itself rushes to 19
     in ten steps at a rate that trains, or below zero, and all features end in one direction. `scale` and `mean_cosine`
     (of the new prototypes in their own space) in the diagnostics tell;
@@ -124,7 +124,7 @@ class EASE(Method):
     # --- the spaces: one for each task, then the plain backbone's if it has a weight ---
 
     def class_means(self) -> list[ClassMeans]:
-        """Those of all classes, for every space."""
+        """The prototypes of all classes: for the space of each task, then for the plain backbone if it has a weight."""
         return cast(list[ClassMeans], [*self.means, *([self.plain_means] if self.config.backbone_weight else [])])
 
     def in_spaces(self, inputs: Inputs) -> list[Float[Tensor, "n features"]]:
@@ -167,7 +167,7 @@ class EASE(Method):
         return dict(self.measured)
 
     def complete(self, space: Task) -> None:
-        """(2) for the classes older than this task, in its space."""
+        """Puts together, by (2), the prototypes that classes of earlier tasks have in the space of this task."""
         prototypes, known = self.class_means()[space.index].prototypes, slice(space.new_classes[0], None)
         for task in self.tasks[: space.index]:
             shared, old = self.class_means()[task.index], slice(task.new_classes[0], task.new_classes[-1] + 1)

@@ -1,7 +1,7 @@
 """Gumbel CL-LoRA: SD-LoRA whose directions pass a sparse gate, so that some of them can be pruned. Experimental.
 
-A fork of SD-LoRA, known from its README, a summary of its implementation and its code (method card, section 5), and not
-to be confused with CL-LoRA. With unit directions X_i = U_i D_i / ||U_i D_i||_F, the weight of a projection at task t is
+A fork of SD-LoRA, known from its README, a summary of its implementation and its code, and not to be
+confused with CL-LoRA. With unit directions X_i = U_i D_i / ||U_i D_i||_F, the weight of a projection at task t is
 
     W = W0 + sum_{i kept} beta_i alpha_i X_i,          beta = sparsemax((l + g) / tau)                           (1)
 

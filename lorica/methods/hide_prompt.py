@@ -36,10 +36,9 @@ with 1e-4 added to each variance. A **prediction** takes two passes, and each in
 (`lorica.adapters.prefix`). HiDe's published numbers contain it, hence the option, for replication only: predictions
 then depend on their batch.
 
-Equation numbers are this file's; what is not in the paper's text is the released code's, as our method card (section
-4) relays it. Defaults are its ImageNet-R line: 20 rows, w = 0.5, a = 0.01, Adam at 0.03 * 24 / 256 = 0.0028125 (the
-code scales its rate by the batch size of one device over 256), cosine, no weight decay. CIFAR-100: 5 rows, w = 0.1.
-Done otherwise than there:
+Equation numbers are this file's; what is not in the paper's text is the released code's. Defaults are its ImageNet-R
+line: 20 rows, w = 0.5, a = 0.01, Adam at 0.03 * 24 / 256 = 0.0028125 (the code scales its rate by the batch size of one
+device over 256), cosine, no weight decay. CIFAR-100: 5 rows, w = 0.1. Done otherwise than there:
   * one rate for prompt and head, where the code gives its head a tenth; no clipping of the gradient's norm at 1;
   * TII trains at the end of each task, after the prompt, with a rate of its own (5e-4, constant) and the recipe's
     number of epochs; the code trains it first, in a run of its own, and multiplies this rate and TII's 0.005 by

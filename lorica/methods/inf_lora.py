@@ -129,7 +129,8 @@ class Memory(nn.Module):
         return torch.linalg.qr(double(self.vectors), mode="complete").Q[:, self.vectors.shape[1] :]
 
     def protect(self, moment: Float64[Tensor, "d d"], share: float, *, less_at_first: bool) -> None:
-        """(3) for H H' / n = moment: from now on no less than `share` of its trace is protected."""
+        """Adds directions to the protected ones by (3), where the task's inputs H have H H' / n = `moment`: as few as
+        are needed for no less than `share` of its trace to be protected from now on."""
         free = self.free()
         energies, directions = leading(free.T @ moment @ free)
         covered = moment.trace() - energies.sum() + energies.cumsum(0) - energies  # by M and the j - 1 leading ones

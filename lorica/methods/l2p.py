@@ -149,7 +149,7 @@ class L2P(LinearHeadMethod):
         return [self.prompts, self.keys, *self.head_parameters()]
 
     def select(self, similarity: Float[Tensor, "n m"]) -> Int[Tensor, "n selected"]:
-        """(1), from the cosines of each query with each key."""
+        """Which prompts each input takes by (1), given the cosines of its query with all keys."""
         order = similarity.argsort(dim=1, descending=True, stable=True)[:, : self.selected]
         if not self.config.batch_majority:
             return order

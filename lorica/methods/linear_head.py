@@ -35,7 +35,7 @@ class LinearHeadMethod(Method):
 
     A subclass says how the features adapt (`grow`), what they are if not the encoder's (`features`), and what trains
     (`trainable`). New rows of the head start at zero where neither the recipe nor `source_start` says otherwise: no
-    random row then competes with what is learned (measured: docs/results/README.md, "Where heads start").
+    random row then competes with what is learned (measured: docs/results/discussion.md, "Where heads start").
 
     Attributes:
         source_start: where rows start in the method's source, unless `by_variant` has a `head_start`.

@@ -35,8 +35,8 @@ task ends there are, beside its H in float32, two more of that size for (4), or 
 rows and columns as M or as images in the 80 %, whichever is less. The time of (3) and (4) grows with M^2 and M^3, that
 of lambda with the cube of the smaller of M and those 80 % (`benchmarks/ridge_time.py`).
 
-Equation numbers are this file's; what is not in the paper's text is the released code's, as our method card (section 6)
-relays it. Done otherwise than in the released code (RanPAC/RanPAC):
+Equation numbers are this file's; what is not in the paper's text is that of the released code
+(RanPAC/RanPAC). Done otherwise than there:
   * the sums, factorisations and solutions are in float64: with lambda below 1, they mean little in the code's float32;
   * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
     factorisation (`lorica.statistics`). A lambda that vanishes beside G in float64 is raised until it does not;
@@ -135,7 +135,7 @@ class RanPAC(FirstTaskMethod):
         yield from self.regression.trace_of(classes, self.tasks[-1 - frozen])
 
     def solve_again(self) -> None:
-        """(4) with lambda as it is: it was chosen on images that are gone."""
+        """Solves (4) anew with lambda as it is, since it was chosen on images that are gone."""
         self.regression.solve(self.regression.ridge.item())
 
     def summed(self) -> Mapping[str, Callable[[Inputs], Tensor]]:

@@ -225,7 +225,11 @@ class RoLDA(Method):
 
     @torch.no_grad()
     def end_task(self, context: Context) -> None:
-        """(3), and before it (4) and (5)."""
+        """Adds the task's images to the discriminant and solves it (3).
+
+        Where the task was adapted to, its update is first divided (4), and what is known of earlier classes moves along
+        with the features (5).
+        """
         if self.task.index in self.adapted:
             for update in self.updates:
                 update.up.div_(len(self.adapted))

@@ -172,7 +172,7 @@ class Board:
     # --- what there is ---
 
     def trials(self, method: Method, stage: Stage) -> list[FrozenTrial]:
-        """Those of a stage, in their order."""
+        """The trials of a method at a stage, in the order in which they were begun; none where it has none yet."""
         try:
             return self._load(method, stage).get_trials(deepcopy=False)
         except KeyError:

@@ -47,7 +47,7 @@ def image_folder(
     decode_all: bool = False,
     reporter: Reporter | None = None,
 ) -> Source:
-    """Images in `root`/train/<class>/ and `root`/test/<class>/, or in `root`/<class>/ (then split class by class).
+    """Images in `root/train/<class>/` and `root/test/<class>/`, or in `root/<class>/` (then split class by class).
 
     The halves may have any usual name (Training, val); classes are in the order of their names. Links are followed, but
     each file can be one sample. What is passed over (hidden files, folders of the system, files of no image format) is
