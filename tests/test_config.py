@@ -202,7 +202,7 @@ def test_a_manifest_takes_the_place_of_other_divisions(tmp_path: Path) -> None:
     assert read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl"}}, ["stream.tasks=3"]).stream.tasks == 3
     for other in ("stream.tasks=4", "stream.by=domain"):  # both in one breath are no change of mind, in any order
         for given in ([other, "stream.manifest=own.jsonl"], ["stream.manifest=own.jsonl", other]):
-            with pytest.raises(RecipeError, match="stream: .* a manifest"):
+            with pytest.raises(RecipeError, match=r"stream: .* a manifest"):
                 read_recipe({"method": "sd_lora", "stream": {"tasks": 2}}, given)
     with pytest.raises(RecipeError, match="stream: by and recurring: no effect on a manifest"):
         read_recipe({"method": "sd_lora", "stream": {"manifest": "own.jsonl", "by": "domain"}})
