@@ -23,6 +23,7 @@ DESCRIPTION = (
     "data sets of texts, each a task: data.root, a folder with one for each, and data.dataset, order_1 to order_6 of "
     "O-LoRA, or names with commas; give stream.by=domain"
 )
+READS = ("root", "dataset", "unreadable", "text_column", "label_column")
 
 ORDERS = {
     "order_1": "dbpedia,amazon,yahoo,ag",

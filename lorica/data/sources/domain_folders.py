@@ -29,6 +29,7 @@ DESCRIPTION = (
     "data.root/<domain>/train/<class>/*.png and data.root/<domain>/test/<class>/*.png, or "
     "data.root/<domain>/<class>/*.png to split"
 )
+READS = ("root", "test_fraction", "unreadable")
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

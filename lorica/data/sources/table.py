@@ -22,6 +22,7 @@ DESCRIPTION = (
     "rows of a .json, .jsonl, .csv, .tsv or .parquet file with data.text_column and data.label_column, or train.* and "
     "test.* in a folder; or a folder with a .txt file for each class, a text a line"
 )
+READS = ("root", "test_fraction", "unreadable", "text_column", "label_column", "image_column", "domain_column")
 
 _LARGEST_FIELD = 2**24
 
