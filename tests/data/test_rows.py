@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from lorica.data.folders import holds_texts
@@ -20,6 +21,7 @@ from lorica.data.images import Images
 from lorica.data.rows import Columns
 from lorica.data.sources import Source, hf_dataset, labelled_texts, load_source, table, texts, texts_alone
 from lorica.data.sources.base import remarks
+from lorica.data.sources.table import texts_with_labels
 from lorica.data.texts import Texts
 from lorica.errors import DataError
 
@@ -167,6 +169,51 @@ def test_a_class_that_only_the_test_rows_have() -> None:
         texts((["x", "y"], ["kite", "lark"]), (["z"], ["wren"]))
     with pytest.raises(DataError, match="expected a list of texts and as many labels, got 2 and 1"):
         texts((["x", "y"], ["kite"]), (["z"], ["kite"]))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([3, 10, 3, 10]),
+        list(torch.tensor([3, 10, 3, 10])),
+        torch.tensor([3.0, 10.0, 3.0, 10.0]),
+        np.array([3, 10, 3, 10]),
+        np.array([3, 10, 3, 10], np.float32),
+        [b"3", b"10", b"3", b"10"],
+    ],
+    ids=["tensor", "list of tensors", "tensor of floats", "array", "array of floats", "bytes"],
+)
+def test_labels_of_other_kinds_name_the_same_classes(labels: Any) -> None:
+    names, samples, _ = texts_with_labels(["a", "b", "c", "d"], labels)
+    assert names == ["3", "10"]
+    assert samples.labels.tolist() == [0, 1, 0, 1]
+    assert texts_with_labels(["a", "b"], torch.tensor([3, 10]))[2]
+
+
+@pytest.mark.parametrize(
+    ("label", "fault"),
+    [
+        (["kite"], "its label is not a name or a number, but ['kite']"),
+        ({"is": "kite"}, "its label is not a name or a number, but {'is': 'kite'}"),
+        (b"\xff\xfe", "its label is bytes that are not UTF-8, b'\\xff\\xfe'"),
+        (float("nan"), "it has no label"),
+        ("", "it has no label"),
+        (np.zeros(2), "its label is not a name or a number, but array([0., 0.])"),
+    ],
+)
+def test_labels_that_name_nothing_are_refused_with_their_row(label: Any, fault: str) -> None:
+    with pytest.raises(DataError) as caught:
+        texts_with_labels(["a", "b"], ["kite", label])
+    assert caught.value.problems[1:] == (f"data.root: x, row 2: {fault}",)
+
+
+def test_columns_of_parquet_that_hold_bytes_lists_or_structs(tmp_path: Path) -> None:
+    file = tmp_path / "birds.parquet"
+    as_parquet(file, [row | {"label": row["label"].encode()} for row in ROWS])
+    assert table(file).class_names == ("kite", "lark", "wren")
+    as_parquet(file, [row | {"where": {"is": "sea"}} for row in ROWS])
+    with pytest.raises(DataError, match=r"birds\.parquet, row 1: its domain is not a name or a number, but {"):
+        table(file, Columns(domain="where"))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

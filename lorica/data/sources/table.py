@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from lorica.data.folders import LINES, TABLES, use_of
 from lorica.data.rows import BY_DEFAULT, Columns, Half, labelled_rows, source_of_rows
@@ -78,10 +79,13 @@ def labelled_texts(
     return names, samples, facts | told
 
 
-def texts_with_labels(given: Sequence[str], labels: Sequence[Any] | np.ndarray) -> tuple[list[str], Texts, bool]:
+def texts_with_labels(
+    given: Sequence[str], labels: Sequence[Any] | np.ndarray | Tensor
+) -> tuple[list[str], Texts, bool]:
     """The names of the classes of texts in memory, the samples, and whether the labels are numbers. DataError."""
-    names, (samples,), _ = labelled_rows([_in_memory("x", given, labels)])
-    return names, samples, np.asarray(labels).dtype.kind in "iu"
+    half = _in_memory("x", given, labels)
+    names, (samples,), _ = labelled_rows([half])
+    return names, samples, np.asarray(half.read("label")).dtype.kind in "iu"
 
 
 def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
@@ -130,7 +134,8 @@ def texts(
     return source_of_rows("texts", [_in_memory("train", *train), _in_memory("test", *test)], **options)
 
 
-def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any] | np.ndarray) -> Half:
+def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any] | np.ndarray | Tensor) -> Half:
+    labels = labels.tolist() if isinstance(labels, Tensor) else labels
     if isinstance(given, str) or len(given) != len(labels):
         raise DataError(f"{name}: expected a list of texts and as many labels, got {len(given)} and {len(labels)}")
     held = {"text": list(given), "label": list(labels)}
