@@ -283,11 +283,60 @@ def test_a_file_of_lines_has_texts_of_one_class(tmp_path: Path) -> None:
     assert names == ["kite", "wren"]
     assert list(samples.texts) == ["a kite", "red kite", "a wren", "another wren"]
     assert samples.labels.tolist() == [0, 0, 1, 1]
-    assert facts == {"root": str(tmp_path)}
+    assert facts == {"root": str(tmp_path), "passed_over": {"beside the .txt files": 1}}
     assert labelled_texts(tmp_path / "wren.txt")[0] == ["wren"]
     (tmp_path / "photos").mkdir()
     assert not holds_texts(tmp_path)
     assert not holds_texts(tmp_path / "README.md")
+
+
+def test_files_of_lines_that_are_called_like_halves(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("a wren\na kite\n")
+    with pytest.raises(DataError, match=r"has test\.txt, train\.txt: a \.txt file is a class, and these are called"):
+        table(tmp_path)
+
+
+def test_two_files_of_one_half(tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv", ROWS)
+    WRITERS[".jsonl"](tmp_path / "train.jsonl", ROWS)
+    as_csv(tmp_path / "val.csv", TEST)
+    as_csv(tmp_path / "dev.csv", TEST)
+    with pytest.raises(DataError) as caught:
+        table(tmp_path)
+    assert list(caught.value.problems) == [
+        f"data.root: {tmp_path} has {names}, all of them to {use} on; keep one of them, or put their rows into one file"
+        for names, use in (("train.csv, train.jsonl", "train"), ("dev.csv, val.csv", "test"))
+    ]
+    (tmp_path / "train.jsonl").unlink()
+    as_csv(tmp_path / "test.csv", TEST)
+    assert table(tmp_path).facts["passed_over"] == {"beside train and test": 2}
+
+
+def test_a_folder_with_a_test_half_alone(tmp_path: Path) -> None:
+    as_csv(tmp_path / "test.csv", ROWS)
+    with pytest.raises(DataError, match=r"has test\.csv to test on, and no file to train on; add train\.\*, or"):
+        table(tmp_path)
+    assert len(table(tmp_path / "test.csv").train) == 9
+
+
+def test_what_lies_beside_a_table_is_counted(tmp_path: Path) -> None:
+    as_csv(tmp_path / "birds.csv", ROWS)
+    (tmp_path / "wren.txt").write_text("a wren\n")
+    (tmp_path / "notes.md").write_text("birds")
+    (tmp_path / ".hidden.csv").write_text("text,label\n")
+    (tmp_path / "more.csv").mkdir()
+    source = table(tmp_path)
+    assert source.facts["passed_over"] == {"beside birds.csv": 3, "hidden": 1}
+    assert remarks(source.facts) == ["data.root: passed over 4 files or folders: 3 beside birds.csv, 1 hidden"]
+    (tmp_path / "birds.csv").unlink()
+    (tmp_path / "birds.json").write_text(json.dumps({"train": ROWS, "test": TEST, "oos": []}))
+    assert table(tmp_path).facts["passed_over"] == {"beside birds.json": 3, "hidden": 1, "beside train and test": 1}
+    as_csv(tmp_path / "test.csv", TEST)
+    (tmp_path / "birds.json").rename(tmp_path / "train.json")
+    (tmp_path / "train.json").write_text(json.dumps(ROWS))
+    (tmp_path / "other.csv").write_text("nobody reads it")
+    assert table(tmp_path).facts["passed_over"] == {"beside train and test": 4, "hidden": 1}
 
 
 def test_what_is_learned_is_not_split(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
-from lorica.data.folders import LINES, TABLES, use_of
+from lorica.data.folders import LINES, TABLES, Walk, use_of
 from lorica.data.rows import BY_DEFAULT, Columns, Half, labelled_rows, source_of_rows
 from lorica.data.sources.base import Source, required, some
 from lorica.data.texts import Texts
@@ -109,14 +109,7 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     facts: dict[str, object] = {"root": str(root)}
     expected = f"give a file of rows ({', '.join(TABLES)}), a folder with train.* and test.*, or {LINES} files"
     if root.is_dir():
-        files = sorted(file for file in root.iterdir() if file.suffix.lower() in TABLES)
-        lines = sorted(file for file in root.iterdir() if file.suffix.lower() == LINES)
-        if not files and not lines:
-            raise DataError(f"data.root: {root} has no texts; {expected}")
-        if not files:
-            held: Any = [row for file in lines for row in _rows(file)]
-        else:
-            held = {file.stem: _rows(file) for file in files} if len(files) > 1 else _rows(files[0])
+        held = _held_in(root, facts, expected)
     elif root.is_file():
         held = _rows(root)
     else:
@@ -124,6 +117,60 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     folder = root if root.is_dir() else root.parent
     named = {root.name: held} if isinstance(held, list) else halves_of(root, held, facts)
     return [_half(name, rows, columns, folder) for name, rows in named.items()], facts
+
+
+def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
+    """The rows of a folder's files; what is passed over is noted in `facts`."""
+    walk = Walk()
+    there = list(walk.entries(folder))
+    if walk.problems:
+        raise DataError([f"data.root: {problem}" for problem in walk.problems])
+    files, lines = (
+        [file for file in there if file.suffix.lower() in suffixes and not file.is_dir()]
+        for suffixes in (TABLES, (LINES,))
+    )
+    if not files and not lines:
+        raise DataError(f"data.root: {folder} has no texts; {expected}")
+    held: Any
+    if not files:
+        uses = {use_of(file.stem) for file in lines}
+        if "train" in uses and len(uses - {None}) > 1:
+            raise DataError(
+                f"data.root: {folder} has {some(file.name for file in lines)}: a {LINES} file is a class, and these "
+                "are called like halves; name files by their classes, or give train.* and test.* with texts and labels"
+            )
+        used, held = lines, [row for file in lines for row in _rows(file)]
+        beside = f"the {LINES} files"
+    elif len(files) == 1:
+        used, held, beside = files, _rows(files[0]), files[0].name
+        if isinstance(held, list) and use_of(files[0].stem) in ("test", "validation"):
+            raise DataError(
+                f"data.root: {folder} has {files[0].name} to test on, and no file to train on; add train.*, or, to "
+                f"split that one, give it itself: {files[0]}"
+            )
+    else:
+        _require_one_of_each(folder, files)
+        chosen: dict[str, Path] = halves_of(folder, {file.stem: file for file in files}, {})
+        used, held = list(chosen.values()), {name: _rows(file) for name, file in chosen.items()}
+        beside = " and ".join(chosen)
+    walk.passed_over[f"beside {beside}"] += len(there) - len(used)
+    if passed_over := +walk.passed_over:
+        facts["passed_over"] = dict(passed_over.most_common())
+    return held
+
+
+def _require_one_of_each(folder: Path, files: Sequence[Path]) -> None:
+    """DataError where several files are for the same."""
+    by_use = {use: [file.name for file in files if use_of(file.stem) == use] for use in ("train", "test", "validation")}
+    if by_use["test"]:
+        del by_use["validation"]  # which is passed over
+    if problems := [
+        f"data.root: {folder} has {some(names)}, all of them to {'train' if use == 'train' else 'test'} on; keep "
+        "one of them, or put their rows into one file"
+        for use, names in by_use.items()
+        if len(names) > 1
+    ]:
+        raise DataError(problems)
 
 
 def texts(
@@ -155,7 +202,8 @@ def halves_of(root: str | Path, held: Mapping[str, Any], facts: dict[str, object
             "such as train and test"
         )
     if beside := len(held) - 2:
-        facts["passed_over"] = {f"beside {train[0]} and {test[0]}": beside}
+        passed_over = cast(dict[str, int], facts.get("passed_over", {}))
+        facts["passed_over"] = passed_over | {f"beside {train[0]} and {test[0]}": beside}
     facts["split"] = "names"
     return {name: held[name] for name in (train[0], test[0])}
 
