@@ -44,12 +44,19 @@ class Columns:
         label: of the names or numbers of classes.
         image: of images, which are then the samples in place of texts.
         domain: of the names of domains; None where there are none.
+
+    Raises:
+        DataError: a list of no columns of texts.
     """
 
     text: str | Sequence[str] = "text"
     label: str = "label"
     image: str | None = None
     domain: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise DataError("data.text_column: expected a column, or a list of some, given an empty list; name one")
 
     @classmethod
     def of(cls, section: Any) -> Columns:
@@ -185,6 +192,8 @@ def _read(
 ) -> tuple[list[_Rows], int]:
     """The rows of each half, and how many were left out: those without a label or a domain, or whose values are
     `wrong`."""
+    if empty := [half.name for half in halves if not half.columns]:
+        raise DataError([f"data.root: {name} has no rows; give some" for name in empty])
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
     keys = {columns.label: "data.label_column"} | dict.fromkeys(
         wanted[:-1], "data.image_column" if columns.image else "data.text_column"

@@ -106,8 +106,11 @@ def test_what_is_not_there(root: Path) -> None:
         DataError, match=r"lacks mnli, cb, wic; place a folder of that name .*Of the hub only ag, dbped"
     ):
         load_source("cl_benchmark", root=root, dataset="mnli,ag,cb,wic")
-    with pytest.raises(DataError, match=r"no folder is given, which lacks amazon"):
+    with pytest.raises(DataError, match=r"no folder .* and there is none to fetch of amazon; place .* in one that"):
         load_source("cl_benchmark", root=None)
+    for empty in ("ag,,amazon", "ag,", " "):
+        with pytest.raises(DataError, match=rf"^data\.dataset: expected names with single commas .* given '{empty}'"):
+            load_source("cl_benchmark", root=root, dataset=empty)
     with pytest.raises(DataError, match=r"ag is named twice"):
         load_source("cl_benchmark", root=root, dataset="ag,ag")
     with pytest.raises(DataError, match=r"is not a folder"):

@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from lorica.assembly import build_source
+from lorica.config import read_recipe
 from lorica.data.folders import holds_texts
 from lorica.data.images import Images
 from lorica.data.rows import Columns
@@ -150,7 +152,10 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "x", "text": "y"}', "line 1: the key 'text' is there more than once"),
         ("a.json", "[" * 200_000, "lists within lists within lists"),
         ("a.jsonl", "[" * 200_000, "lists within lists within lists"),
-        ("a.csv", "text,label\n", "data.text_column: a.csv has no column text"),
+        ("a.csv", "text,label\n", "data.root: a.csv has no rows; give some"),
+        ("a.json", "[]", "data.root: a.json has no rows; give some"),
+        ("a.jsonl", "", "data.root: a.jsonl has no rows; give some"),
+        ("a.json", '{"train": [], "test": []}', "data.root: train has no rows; give some\ndata.root: test has no rows"),
         ("a.parquet", "no", "cannot be read"),
         ("a.md", "x", "is none of .json, .jsonl, .csv, .tsv, .parquet"),
         ("a.csv", "words,label\nx,y\n", "data.text_column: a.csv has no column text; it has words, label"),
@@ -162,6 +167,30 @@ def test_faults_of_files(name: str, content: str, expected: str, tmp_path: Path)
     with pytest.raises(DataError) as caught:
         table(tmp_path / name)
     assert expected in str(caught.value)
+
+
+def test_a_column_of_parquet_that_is_there_twice(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    cells = [["a", "b"], ["kite", "kite"], ["wren", "wren"]]
+    parquet.write_table(pyarrow.table(cells, names=["text", "label", "label"]), tmp_path / "birds.parquet")
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "birds.parquet")
+    assert str(caught.value).endswith("cannot be read (the column 'label' is there more than once)")
+
+
+def test_no_column_of_texts() -> None:
+    with pytest.raises(DataError, match=r"^data\.text_column: expected a column, or a list of some, given an empty"):
+        build_source(read_recipe("own_texts", {"data.text_column": [], "data.root": "birds.csv"}))
+
+
+def test_halves_in_parts(tmp_path: Path) -> None:
+    for name, rows in (("train-00000-of-00002", ROWS), ("train-00001-of-00002", ROWS), ("test-00000-of-00001", TEST)):
+        as_parquet(tmp_path / f"{name}.parquet", rows)
+    with pytest.raises(DataError, match=r"has halves in parts, test-0.*; give data\.source=hf_dataset, which puts"):
+        table(tmp_path)
+    assert len(hf_dataset(tmp_path).train) == 2 * len(ROWS)
 
 
 def test_a_class_that_only_the_test_rows_have() -> None:
@@ -357,6 +386,9 @@ def test_texts_without_labels(tmp_path: Path) -> None:
     as_csv(tmp_path / "a.csv", [{"says": "a wren", "more": "a kite"}])
     assert texts_alone(tmp_path / "a.csv", Columns(["says", "more"])) == ["a wren a kite"]
     with pytest.raises(DataError, match=r"data\.text_column: .*a\.csv has no column text; it has says, more"):
+        texts_alone(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"a\.csv has no rows; give some$"):
         texts_alone(tmp_path / "a.csv")
 
 

@@ -75,12 +75,17 @@ def load(
     """
     chosen = dataset or "order_1"
     names = [name.strip() for name in ORDERS.get(chosen, chosen).split(",")]
+    if not all(names):
+        raise DataError(
+            f"data.dataset: expected names with single commas between, given {dataset!r:.80}; name them all"
+        )
     given = Columns(text_column if isinstance(text_column, str) else tuple(text_column), label_column)
     folders = {name: _folder_of(name, root) for name in names}
     if missing := [name for name in names if folders[name] is None and name not in HUB]:
+        lacking = f"{root} lacks" if root else "no folder is given, and there is none to fetch of"
         raise DataError(
-            f"data.root: {root or 'no folder is given, which'} lacks {some(missing)}; place a folder of that name with "
-            f"train.* and test.* there. Of the hub only {', '.join(HUB)} are fetched"
+            f"data.root: {lacking} {some(missing)}; place a folder of that name with train.* and test.* "
+            f"{'there' if root else 'in one that you give'}. Of the hub only {', '.join(HUB)} are fetched"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"data.dataset: {some(twice)} is named twice; a data set is one task")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,8 @@ def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
     held = _rows(file)
     rows = held if isinstance(held, list) else [row for each in held.values() for row in each]
     rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
+    if not rows:
+        raise DataError(f"data.root: {file} has no rows; give some")
     half = _half(file.name, rows, columns, file.parent)
     if missing := [each for each in columns.texts if each not in half.columns]:
         raise DataError(f"data.text_column: {file} has no column {some(missing)}; it has {some(half.columns)}")
@@ -149,6 +152,11 @@ def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
                 f"split that one, give it itself: {files[0]}"
             )
     else:
+        if shards := [file.name for file in files if re.search(r"-\d+-of-\d+$", file.stem)]:
+            raise DataError(
+                f"data.root: {folder} has halves in parts, {some(shards)}; give data.source=hf_dataset, which puts "
+                "them together, or one file to train on and one to test on"
+            )
         _require_one_of_each(folder, files)
         chosen: dict[str, Path] = halves_of(folder, {file.stem: file for file in files}, {})
         used, held = list(chosen.values()), {name: _rows(file) for name, file in chosen.items()}
@@ -240,7 +248,7 @@ def _rows(file: Path) -> Any:
     except RecursionError as error:
         raise DataError(f"data.root: {file} cannot be read (lists within lists within lists)") from error
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"data.root: {file} cannot be read ({str(error)[:200]})") from error
+        raise DataError(f"data.root: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
     lists = rows.values() if isinstance(rows, dict) else [rows]
     if not all(isinstance(each, list) for each in lists):
         raise DataError(
@@ -280,8 +288,7 @@ def _separated(file: Path, delimiter: str) -> list[Any]:
         before = csv.field_size_limit(_LARGEST_FIELD)
         try:
             reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise ValueError(f"the column {twice[0]!r} is there more than once")
+            _require_once(reader.fieldnames or ())
             rows = list(reader)
         finally:
             csv.field_size_limit(before)
@@ -297,7 +304,14 @@ def _parquet(file: Path) -> list[Any]:
         raise DataError(
             f"data.root: {file} needs pyarrow; install it with lorica: pip install lorica[datasets]"
         ) from error
+    _require_once(parquet.read_schema(file).names)
     return parquet.read_table(file).to_pylist()
+
+
+def _require_once(columns: Sequence[str]) -> None:
+    """ValueError that names a column which is there more than once."""
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise ValueError(f"the column {twice[0]!r} is there more than once")
 
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {
