@@ -64,6 +64,14 @@ def constant(statements: Sequence[ast.stmt], name: str) -> Any:
     return None
 
 
+def literal(statements: Sequence[ast.stmt], name: str, default: Any = None) -> Any:
+    """What is written out for a name in one of these statements, of texts, numbers and tuples; else the default."""
+    for statement in statements:
+        if name in _defined(statement) and (value := getattr(statement, "value", None)) is not None:
+            return ast.literal_eval(value)
+    return default
+
+
 def defines(statements: Sequence[ast.stmt], name: str) -> bool:
     """Whether one of these statements gives something this name."""
     return any(name in _defined(statement) for statement in statements)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from lorica.calibration import expected_calibration_error
 from lorica.data.decoding import DEFAULT
 from lorica.data.rows import BY_DEFAULT, Columns
-from lorica.data.sources import labelled_images, labelled_texts
+from lorica.data.sources import labelled_images, labelled_texts, remarks
 from lorica.data.sources.base import likeness, some
 from lorica.errors import DataError
 from lorica.predictor import Predictor
@@ -81,8 +82,11 @@ def examine(
     """
     shown = reporter or Silent()
     if predictor.method.encoder.modality == "texts":
-        names, texts, _ = labelled_texts(folder, columns)
+        names, texts, facts = labelled_texts(folder, columns)
         labelled, given = texts[-1], texts[-1].texts
+        reader: Any = predictor.reader  # of texts
+        for remark in remarks(facts | {"cut": reader.cut(given)}):
+            shown.say(remark)
     else:
         decoding = getattr(predictor.reader, "decoding", DEFAULT)
         names, files, _ = labelled_images(folder, decoding=decoding, reporter=shown)

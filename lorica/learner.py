@@ -45,7 +45,7 @@ from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, KEEP, Recipe, read_recipe
 from lorica.data.reader import Reader
-from lorica.data.sources.base import likeness, some
+from lorica.data.sources.base import likeness, remarks, some
 from lorica.data.stream import Split
 from lorica.descent import Fit
 from lorica.environment import environment
@@ -776,6 +776,8 @@ class Learner:
 
         reader = build_reader(self._recipe, method.encoder)
         opened = reader.open(arrival.samples, int(self._recipe.data.cache_gib * 2**30))
+        for remark in remarks(opened.facts):
+            reporter.say(remark)
         aside = album.to_set_aside(labels, self._keep, self._recipe.data.split_seed)
         juries = [Jury.of_kept(*album.kept()), *(judge.jury(by_likeness, reader) for judge in judges)]
         judged = torch.cat([jury.labels for jury in juries])

@@ -13,7 +13,7 @@ import pytest
 
 from lorica import definitions
 from lorica.config import read_recipe
-from lorica.definitions import class_attribute, constant, defines, parsed
+from lorica.definitions import class_attribute, constant, defines, literal, parsed
 from lorica.errors import RecipeError
 from lorica.methods import config_of, find_method, method_names
 
@@ -144,3 +144,10 @@ def test_what_statements_define() -> None:
     ).body
     assert [name for name in ("c", "ONE", "TWO", "three", "Four") if not defines(statements, name)] == []
     assert [name for name in ("a", "b", "FIVE", "int") if defines(statements, name)] == []
+
+
+def test_what_is_written_out_is_taken_from_the_text() -> None:
+    statements = ast.parse('NAMES: tuple[str, ...] = ("root", "dataset")\nNONE = ()\n').body
+    assert literal(statements, "NAMES") == ("root", "dataset")
+    assert literal(statements, "NONE", ("root",)) == ()
+    assert literal(statements, "OTHERS", ("root",)) == ("root",)

@@ -104,6 +104,7 @@ def test_demo_says_what_it_cannot_do_before_anything_runs(lorica: Lorica, tmp_pa
         (("fit.epochs=1",), "they go with --images or --text"),
         (("--text", "--images", tmp_path / "one"), "--images and --text: a demonstration is made on one of them"),
         (("--text", "backbone.weights=x"), "backbone.weights: lorica_tiny_text ships with its weights"),
+        (("--text", "data.root=x"), "data.root: the source requests does not read it"),
     ):
         code, _, error = lorica("demo", *arguments, "--out", tmp_path / "out")
         assert code == 2

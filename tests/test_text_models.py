@@ -198,6 +198,28 @@ def test_the_commands(
     assert load("topics").class_names == ("green", "red")
 
 
+def test_the_commands_tell_how_many_texts_were_cut(
+    lorica: Lorica, tiny_text_folder: Path, rows: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    longer = [(f"{text} {text} {text}" if label == "red" else "of it", label) for text, label in rows]
+    with Path("may.csv").open("w", newline="") as stream:
+        given = [row for row in dict.fromkeys(longer) if row[1] == "red"]
+        csv.writer(stream).writerows([("text", "label"), *given, *((f"green{n}", "green") for n in range(4))])
+    settings = ["backbone.name=hf:tiny", f"backbone.weights={tiny_text_folder}", "backbone.pooling=mean"]
+    settings += ["method.passes=0", "method.layers=1", "data.max_tokens=6"]
+    told = f"data.max_tokens: cut {len(given)} texts, which are longer"
+    code, out, err = lorica("learn", "topics", "--data", "may.csv", "--keep", "2", *settings)
+    assert code == 0, err
+    assert told in out + err
+    code, out, err = lorica("predict", "topics", "may.csv", "--csv")
+    assert (code, told in err, told in out) == (0, True, False)
+    code, out, err = lorica("evaluate", "topics", "--data", "may.csv")
+    assert code == 0, err
+    assert told in out + err
+    assert "data.max_tokens" not in lorica("predict", "topics", "green1 green2", "--csv")[2]
+
+
 def test_an_export_is_compared_on_what_was_set_aside(
     lorica: Lorica, recipe: dict[str, Any], rows: list[tuple[str, str]], tmp_path: Path
 ) -> None:

@@ -603,11 +603,19 @@ def _tokeniser(folder: Path, settings: Any) -> tuple[str, int, int]:
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         written = tokenizer.backend_tokenizer.to_str()
+        if not _has_vocabulary(folder, tokenizer):  # of config.json alone transformers makes one that knows no word
+            raise ValueError(f"none of {', '.join(sorted(tokenizer.vocab_files_names.values()))} is there")
     except (OSError, ValueError, AttributeError, KeyError) as error:
         raise BackboneError(
             f"backbone.weights: {folder} has no tokeniser that the tokenizers library reads ({str(error)[:120]}); give "
             "a folder with its tokenizer.json"
         ) from error
+    largest = max(tokenizer.get_vocab().values(), default=-1)
+    if largest >= settings.vocab_size:
+        raise BackboneError(
+            f"backbone.weights: the tokeniser in {folder} gives tokens up to number {largest}, and its config.json has "
+            f"{settings.vocab_size}, from 0 on; give the tokenizer.json that belongs to the weights"
+        )
     bounds = [
         tokenizer.model_max_length,
         _read_json(folder / "sentence_bert_config.json").get("max_seq_length") or _UNKNOWN,
@@ -618,6 +626,12 @@ def _tokeniser(folder: Path, settings: Any) -> tuple[str, int, int]:
     longest = min(bounds)
     padding = settings.pad_token_id if settings.pad_token_id is not None else tokenizer.pad_token_id
     return written, padding or 0, int(longest if longest < _UNKNOWN else _UNBOUNDED)
+
+
+def _has_vocabulary(folder: Path, tokenizer: Any) -> bool:
+    """Whether the tokeniser was made of files of its own."""
+    names = set(tokenizer.vocab_files_names.values())
+    return any(file.name in names or file.match("tokenizer.*json") for file in folder.iterdir())
 
 
 def _pooling_of(folder: Path) -> Pooling | None:

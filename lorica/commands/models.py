@@ -143,6 +143,7 @@ def predict(
         raise LoricaError("--json, --csv: give one of them")
     given = read_overrides(moved or [])
     from lorica import Answer, Learner, load
+    from lorica.data.sources import remarks
 
     found = load(model, version=version, method_file=method_file, **given)
     predictor = found.predictor if isinstance(found, Learner) else found
@@ -167,6 +168,10 @@ def predict(
             else:
                 problems += answer.problems
             reporter.step()
+    if things == "texts":
+        reader: Any = predictor.reader
+        for remark in remarks({"cut": reader.cut(asked)}):
+            Screen(stderr=True).print(remark, soft_wrap=True)
     if problems:
         raise DataError(problems)
 

@@ -40,35 +40,7 @@ class Walk:
         self.problems: list[str] = []
         self._seen: dict[tuple[int, int], Path] = {}
 
-    def folders(self, folder: Path) -> list[Path]:
-        """The folders in a folder, sorted; files beside them are passed over."""
-        self._is_new(folder)
-        found = []
-        for entry in self._entries(folder):
-            if entry.is_dir():
-                found.append(entry)
-            else:
-                self.passed_over["beside the class folders"] += 1
-        return found
-
-    def images(self, folder: Path) -> list[Path]:
-        """Image files in a folder and in those within, sorted."""
-        found, waiting = [], [folder]
-        while waiting:
-            place = waiting.pop()
-            if not self._is_new(place):
-                continue
-            for entry in self._entries(place):
-                if entry.is_dir():
-                    waiting.append(entry)
-                elif entry.suffix.lower() not in image_suffixes():
-                    ending = f"*{shown(entry.suffix)}" if entry.suffix else "without an ending"
-                    self.passed_over[f"{ending} (no image format)"] += 1
-                elif self._is_new(entry):
-                    found.append(entry)
-        return sorted(found)
-
-    def _entries(self, folder: Path) -> Iterator[Path]:
+    def entries(self, folder: Path) -> Iterator[Path]:
         """What is in a folder, without what is hidden or the system's own."""
         try:
             entries = sorted(folder.iterdir())
@@ -84,6 +56,34 @@ class Walk:
                 self.passed_over[f"system folder ({entry.name})"] += 1
             else:
                 yield entry
+
+    def folders(self, folder: Path) -> list[Path]:
+        """The folders in a folder, sorted; files beside them are passed over."""
+        self._is_new(folder)
+        found = []
+        for entry in self.entries(folder):
+            if entry.is_dir():
+                found.append(entry)
+            else:
+                self.passed_over["beside the class folders"] += 1
+        return found
+
+    def images(self, folder: Path) -> list[Path]:
+        """Image files in a folder and in those within, sorted."""
+        found, waiting = [], [folder]
+        while waiting:
+            place = waiting.pop()
+            if not self._is_new(place):
+                continue
+            for entry in self.entries(place):
+                if entry.is_dir():
+                    waiting.append(entry)
+                elif entry.suffix.lower() not in image_suffixes():
+                    ending = f"*{shown(entry.suffix)}" if entry.suffix else "without an ending"
+                    self.passed_over[f"{ending} (no image format)"] += 1
+                elif self._is_new(entry):
+                    found.append(entry)
+        return sorted(found)
 
     def _is_new(self, path: Path) -> bool:
         """A problem where the file or folder has been read already, through a link or under another name."""

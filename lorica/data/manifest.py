@@ -145,6 +145,8 @@ class Manifest:
         Raises:
             DataError: samples that are not there, are of another class or in two parts; or as `Division.of`.
         """
+        if source.spare is not None:  # then what was drawn does not decide what is in it
+            source = replace(source, train=source.train.followed_by(source.spare), spare=None)
         names = {"train": _names(source, source.train), "test": _names(source, source.test)}
         places = {
             half: dict(zip(own, range(begin, begin + len(own)), strict=True))

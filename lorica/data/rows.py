@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int
+from torch import Tensor
 
 from lorica.data.decoding import DEFAULT, Decoding
 from lorica.data.images import Pictures, faults
@@ -43,12 +44,19 @@ class Columns:
         label: of the names or numbers of classes.
         image: of images, which are then the samples in place of texts.
         domain: of the names of domains; None where there are none.
+
+    Raises:
+        DataError: a list of no columns of texts.
     """
 
     text: str | Sequence[str] = "text"
     label: str = "label"
     image: str | None = None
     domain: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.texts:
+            raise DataError("data.text_column: expected a column, or a list of some, given an empty list; name one")
 
     @classmethod
     def of(cls, section: Any) -> Columns:
@@ -62,6 +70,9 @@ class Columns:
 
 
 BY_DEFAULT = Columns()
+
+_NoName = list | tuple | Mapping | set | np.ndarray | Tensor
+"""What a column can hold that names nothing."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,8 @@ def _read(
 ) -> tuple[list[_Rows], int]:
     """The rows of each half, and how many were left out: those without a label or a domain, or whose values are
     `wrong`."""
+    if empty := [half.name for half in halves if not half.columns]:
+        raise DataError([f"data.root: {name} has no rows; give some" for name in empty])
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
     keys = {columns.label: "data.label_column"} | dict.fromkeys(
         wanted[:-1], "data.image_column" if columns.image else "data.text_column"
@@ -234,14 +247,16 @@ class _Rows:
 
     @classmethod
     def of(cls, half: Half, columns: Columns, wrong: Callable[[Sequence[Any]], list[str | None]]) -> _Rows:
-        labels = [_label(value) for value in half.read(columns.label)]
-        domains = [_label(value) for value in half.read(columns.domain)] if columns.domain else [""] * len(labels)
+        named = [_label(value) for value in half.read(columns.label)]
+        places = [_label(value) for value in half.read(columns.domain)] if columns.domain else [""] * len(named)
         values = half.read(columns.image) if columns.image else half.texts(columns)
         faults = {}
-        for row, (why, label, domain) in enumerate(zip(wrong(values), labels, domains, strict=True)):
-            why = "it has no label" if not label else "it has no domain" if columns.domain and not domain else why
-            if why:
+        for row, (why, label, domain) in enumerate(zip(wrong(values), named, places, strict=True)):
+            if columns.domain:
+                why = _name_fault(domain, "domain") or why
+            if why := _name_fault(label, "label") or why:
                 faults[row] = f"{half.name}, row {row + 1}: {why}"
+        labels, domains = ([each if isinstance(each, str) else "" for each in names] for names in (named, places))
         return cls(values, labels, domains, np.arange(len(labels)), faults)
 
     def sound(self) -> _Rows:
@@ -258,10 +273,28 @@ def _joined(parts: Sequence[Any]) -> Any:
     return wrong[0] if wrong else " ".join(part for part in parts if part)
 
 
-def _label(value: Any) -> str:
-    """The name of a class; empty where there is none."""
+def _label(value: Any) -> str | bytes | _NoName | None:
+    """The name of a class, or None where there is none; what cannot be one stays what it is."""
+    if isinstance(value, Tensor | np.number) and not value.ndim:
+        value = value.item()
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return value
+    if isinstance(value, _NoName):
+        return value
     if value is None or value != value:  # as a missing number is not itself
-        return ""
+        return None
     if isinstance(value, float) and value.is_integer():  # in a column where some are missing
         value = int(value)
-    return str(value).strip()
+    return str(value).strip() or None
+
+
+def _name_fault(label: Any, what: str) -> str | None:
+    """Why this, of `_label`, names no class or domain."""
+    if label is None:
+        return f"it has no {what}"
+    if isinstance(label, bytes):
+        return f"its {what} is bytes that are not UTF-8, {label!r:.60}"
+    return None if isinstance(label, str) else f"its {what} is not a name or a number, but {label!r:.60}"

@@ -245,7 +245,7 @@ class Stream:
             "test": (opened_test, _by_length(torch.arange(len(test_labels)), opened_test), test_labels, test_task),
         }
         read = Counter(opened_train.facts) + Counter(opened_test.facts)
-        self.source = replace(source, facts=source.facts | read)
+        self.source = replace(source, facts=source.facts | read, spare=None)
         self._memory = Memory(cache_bytes // 4)
         self._splits: dict[tuple[str, Task], Split] = {}
 

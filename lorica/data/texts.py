@@ -65,6 +65,10 @@ class Tokeniser:
             raise DataError(f"a text without a token: {empty[0][:60]!a}; leave it out")
         return [each.ids for each in encoded], sum(bool(each.overflowing) for each in encoded)
 
+    def cut(self, texts: Sequence[str]) -> int:
+        """How many of these texts are longer than what is read of them."""
+        return sum(bool(each.overflowing) for each in self._tokenizer.encode_batch_fast(list(texts)))
+
     def words(self, ids: Sequence[int]) -> str:
         """The text of some ids, without the tokens that it adds itself."""
         return self._tokenizer.decode(list(ids))
@@ -137,6 +141,11 @@ class TextReader:
             raise DataError(problems)
         opened = OpenedTexts(given, self.tokeniser, self.padding)
         return opened.fetch(torch.arange(len(given)), device=torch.device("cpu"))
+
+    def cut(self, given: Sequence[Any]) -> int:
+        """How many of these are texts that are longer than what is read of them."""
+        texts = [each for each in given if text_fault(each) is None]
+        return sum(self.tokeniser.cut(texts[first : first + _TOGETHER]) for first in range(0, len(texts), _TOGETHER))
 
     def words(self, tokens: Tokens) -> list[str]:
         """Texts of tokens, as far as these tell; not of those that tell nothing."""

@@ -280,6 +280,8 @@ def test_training_drops_nothing(folder: Path) -> None:
          "has no model.safetensors, and no other weights are read"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "is not a whole safetensors file"),
         (lambda folder: (folder / "tokenizer.json").write_text("{}"), "has no tokeniser that"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "reads (none of tokenizer.json, vocab.txt is there)"),
+        (lambda folder: with_more_words(folder), "gives tokens up to number 9000, and its config.json has"),
     ],
 )  # fmt: skip
 def test_faults_of_a_folder(damage: Callable[[Path], Any], expected: str, folder: Path) -> None:
@@ -323,6 +325,14 @@ def test_without_a_network_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, t
 def edited(folder: Path, file: str, **values: Any) -> None:
     content = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(content | values))
+
+
+def with_more_words(folder: Path) -> None:
+    """The tokeniser of another model, which knows more words."""
+    file = folder / "tokenizer.json"
+    told = json.loads(file.read_text())
+    told["model"]["vocab"]["zebra"] = 9000
+    file.write_text(json.dumps(told))
 
 
 def swapped(folder: Path) -> None:

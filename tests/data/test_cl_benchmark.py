@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from lorica.config import packaged_recipes, read_recipe
+from lorica.data.contents import digests_of
+from lorica.data.manifest import read_manifest
 from lorica.data.sources import Source, cl_benchmark, load_source
 from lorica.data.sources.cl_benchmark import ORDERS
 from lorica.data.stream import Stream
@@ -75,13 +77,40 @@ def test_of_more_texts_of_a_class_some_are_drawn(root: Path, monkeypatch: pytest
     assert len(load_source("cl_benchmark", root=root, dataset="ag").test) == 4
 
 
+def test_a_manifest_is_the_same_stream_at_any_split_seed(
+    root: Path, tmp_path: Path, tiny_text_encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cl_benchmark, "MOST", 2)
+    reader = TextReader(**tiny_text_encoder().reading())
+
+    def source(seed: int) -> Source:
+        return load_source("cl_benchmark", root=root, dataset="ag,dbpedia,amazon", split_seed=seed)
+
+    stream = Stream(source(0), by="domain", tasks=3, reader=reader)
+    drawn = stream.source.train
+    assert [drawn.name(place) // 6 for place in range(4)] == [0] * 4  # rows of the first data set, which has six
+    assert [(number - 6) // 4 for number in drawn.numbers[4:].tolist()] == [0] * 4 + [1] * 4
+    told = stream.manifest(digests_of(stream.source))
+    file = tmp_path / "stream.jsonl"
+    file.write_text(told.text)
+    others = [source(seed) for seed in range(1, 9)]
+    assert any(set(other.train.numbers.tolist()) != set(drawn.numbers.tolist()) for other in others)
+    for other in others:
+        again = Stream(other, reader=reader, manifest=read_manifest(file))
+        assert again.manifest(digests_of(again.source)).text == told.text
+        assert read(again.source, "train") == read(stream.source, "train")
+
+
 def test_what_is_not_there(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"lacks mnli, cb, wic; place a folder of that name .*Of the hub only ag, dbped"
     ):
         load_source("cl_benchmark", root=root, dataset="mnli,ag,cb,wic")
-    with pytest.raises(DataError, match=r"no folder is given, which lacks amazon"):
+    with pytest.raises(DataError, match=r"no folder .* and there is none to fetch of amazon; place .* in one that"):
         load_source("cl_benchmark", root=None)
+    for empty in ("ag,,amazon", "ag,", " "):
+        with pytest.raises(DataError, match=rf"^data\.dataset: expected names with single commas .* given '{empty}'"):
+            load_source("cl_benchmark", root=root, dataset=empty)
     with pytest.raises(DataError, match=r"ag is named twice"):
         load_source("cl_benchmark", root=root, dataset="ag,ag")
     with pytest.raises(DataError, match=r"is not a folder"):

@@ -74,3 +74,21 @@ def test_what_has_no_domains(tmp_path: Path, name: str) -> None:
     write_images(tmp_path / "wren", 2)
     with pytest.raises(DataError, match=r"^data\.root: .* expected one for each of several domains"):
         domain_folders(tmp_path / name)
+
+
+@pytest.mark.parametrize("names", [("train", "test"), ("Training", "val"), ("train", "test", "photo")])
+def test_halves_of_one_data_set_are_no_domains(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write_images(tmp_path / name / "wren", 2)
+        write_images(tmp_path / name / "kite", 2)
+    with pytest.raises(DataError, match=r"^data\.root: .*: these are halves .* give data\.source=image_folder, or a"):
+        domain_folders(tmp_path)
+
+
+def test_a_domain_may_be_called_like_one_half(tmp_path: Path) -> None:
+    for name in ("test", "photo"):
+        write_images(tmp_path / name / "wren", 2)
+        write_images(tmp_path / name / "kite", 2)
+    found = domain_folders(tmp_path).domains
+    assert found is not None
+    assert found.names == ("photo", "test")

@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from lorica.assembly import build_source
+from lorica.config import read_recipe
 from lorica.data.folders import holds_texts
 from lorica.data.images import Images
 from lorica.data.rows import Columns
 from lorica.data.sources import Source, hf_dataset, labelled_texts, load_source, table, texts, texts_alone
 from lorica.data.sources.base import remarks
+from lorica.data.sources.table import texts_with_labels
 from lorica.data.texts import Texts
 from lorica.errors import DataError
 
@@ -148,7 +152,10 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "x", "text": "y"}', "line 1: the key 'text' is there more than once"),
         ("a.json", "[" * 200_000, "lists within lists within lists"),
         ("a.jsonl", "[" * 200_000, "lists within lists within lists"),
-        ("a.csv", "text,label\n", "data.text_column: a.csv has no column text"),
+        ("a.csv", "text,label\n", "data.root: a.csv has no rows; give some"),
+        ("a.json", "[]", "data.root: a.json has no rows; give some"),
+        ("a.jsonl", "", "data.root: a.jsonl has no rows; give some"),
+        ("a.json", '{"train": [], "test": []}', "data.root: train has no rows; give some\ndata.root: test has no rows"),
         ("a.parquet", "no", "cannot be read"),
         ("a.md", "x", "is none of .json, .jsonl, .csv, .tsv, .parquet"),
         ("a.csv", "words,label\nx,y\n", "data.text_column: a.csv has no column text; it has words, label"),
@@ -162,11 +169,80 @@ def test_faults_of_files(name: str, content: str, expected: str, tmp_path: Path)
     assert expected in str(caught.value)
 
 
+def test_a_column_of_parquet_that_is_there_twice(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    cells = [["a", "b"], ["kite", "kite"], ["wren", "wren"]]
+    parquet.write_table(pyarrow.table(cells, names=["text", "label", "label"]), tmp_path / "birds.parquet")
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "birds.parquet")
+    assert str(caught.value).endswith("cannot be read (the column 'label' is there more than once)")
+
+
+def test_no_column_of_texts() -> None:
+    with pytest.raises(DataError, match=r"^data\.text_column: expected a column, or a list of some, given an empty"):
+        build_source(read_recipe("own_texts", {"data.text_column": [], "data.root": "birds.csv"}))
+
+
+def test_halves_in_parts(tmp_path: Path) -> None:
+    for name, rows in (("train-00000-of-00002", ROWS), ("train-00001-of-00002", ROWS), ("test-00000-of-00001", TEST)):
+        as_parquet(tmp_path / f"{name}.parquet", rows)
+    with pytest.raises(DataError, match=r"has halves in parts, test-0.*; give data\.source=hf_dataset, which puts"):
+        table(tmp_path)
+    assert len(hf_dataset(tmp_path).train) == 2 * len(ROWS)
+
+
 def test_a_class_that_only_the_test_rows_have() -> None:
     with pytest.raises(DataError, match=r"^data\.root: test has classes that train lacks: wren$"):
         texts((["x", "y"], ["kite", "lark"]), (["z"], ["wren"]))
     with pytest.raises(DataError, match="expected a list of texts and as many labels, got 2 and 1"):
         texts((["x", "y"], ["kite"]), (["z"], ["kite"]))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        torch.tensor([3, 10, 3, 10]),
+        list(torch.tensor([3, 10, 3, 10])),
+        torch.tensor([3.0, 10.0, 3.0, 10.0]),
+        np.array([3, 10, 3, 10]),
+        np.array([3, 10, 3, 10], np.float32),
+        [b"3", b"10", b"3", b"10"],
+    ],
+    ids=["tensor", "list of tensors", "tensor of floats", "array", "array of floats", "bytes"],
+)
+def test_labels_of_other_kinds_name_the_same_classes(labels: Any) -> None:
+    names, samples, _ = texts_with_labels(["a", "b", "c", "d"], labels)
+    assert names == ["3", "10"]
+    assert samples.labels.tolist() == [0, 1, 0, 1]
+    assert texts_with_labels(["a", "b"], torch.tensor([3, 10]))[2]
+
+
+@pytest.mark.parametrize(
+    ("label", "fault"),
+    [
+        (["kite"], "its label is not a name or a number, but ['kite']"),
+        ({"is": "kite"}, "its label is not a name or a number, but {'is': 'kite'}"),
+        (b"\xff\xfe", "its label is bytes that are not UTF-8, b'\\xff\\xfe'"),
+        (float("nan"), "it has no label"),
+        ("", "it has no label"),
+        (np.zeros(2), "its label is not a name or a number, but array([0., 0.])"),
+    ],
+)
+def test_labels_that_name_nothing_are_refused_with_their_row(label: Any, fault: str) -> None:
+    with pytest.raises(DataError) as caught:
+        texts_with_labels(["a", "b"], ["kite", label])
+    assert caught.value.problems[1:] == (f"data.root: x, row 2: {fault}",)
+
+
+def test_columns_of_parquet_that_hold_bytes_lists_or_structs(tmp_path: Path) -> None:
+    file = tmp_path / "birds.parquet"
+    as_parquet(file, [row | {"label": row["label"].encode()} for row in ROWS])
+    assert table(file).class_names == ("kite", "lark", "wren")
+    as_parquet(file, [row | {"where": {"is": "sea"}} for row in ROWS])
+    with pytest.raises(DataError, match=r"birds\.parquet, row 1: its domain is not a name or a number, but {"):
+        table(file, Columns(domain="where"))
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:
@@ -236,11 +312,60 @@ def test_a_file_of_lines_has_texts_of_one_class(tmp_path: Path) -> None:
     assert names == ["kite", "wren"]
     assert list(samples.texts) == ["a kite", "red kite", "a wren", "another wren"]
     assert samples.labels.tolist() == [0, 0, 1, 1]
-    assert facts == {"root": str(tmp_path)}
+    assert facts == {"root": str(tmp_path), "passed_over": {"beside the .txt files": 1}}
     assert labelled_texts(tmp_path / "wren.txt")[0] == ["wren"]
     (tmp_path / "photos").mkdir()
     assert not holds_texts(tmp_path)
     assert not holds_texts(tmp_path / "README.md")
+
+
+def test_files_of_lines_that_are_called_like_halves(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.txt").write_text("a wren\na kite\n")
+    with pytest.raises(DataError, match=r"has test\.txt, train\.txt: a \.txt file is a class, and these are called"):
+        table(tmp_path)
+
+
+def test_two_files_of_one_half(tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv", ROWS)
+    WRITERS[".jsonl"](tmp_path / "train.jsonl", ROWS)
+    as_csv(tmp_path / "val.csv", TEST)
+    as_csv(tmp_path / "dev.csv", TEST)
+    with pytest.raises(DataError) as caught:
+        table(tmp_path)
+    assert list(caught.value.problems) == [
+        f"data.root: {tmp_path} has {names}, all of them to {use} on; keep one of them, or put their rows into one file"
+        for names, use in (("train.csv, train.jsonl", "train"), ("dev.csv, val.csv", "test"))
+    ]
+    (tmp_path / "train.jsonl").unlink()
+    as_csv(tmp_path / "test.csv", TEST)
+    assert table(tmp_path).facts["passed_over"] == {"beside train and test": 2}
+
+
+def test_a_folder_with_a_test_half_alone(tmp_path: Path) -> None:
+    as_csv(tmp_path / "test.csv", ROWS)
+    with pytest.raises(DataError, match=r"has test\.csv to test on, and no file to train on; add train\.\*, or"):
+        table(tmp_path)
+    assert len(table(tmp_path / "test.csv").train) == 9
+
+
+def test_what_lies_beside_a_table_is_counted(tmp_path: Path) -> None:
+    as_csv(tmp_path / "birds.csv", ROWS)
+    (tmp_path / "wren.txt").write_text("a wren\n")
+    (tmp_path / "notes.md").write_text("birds")
+    (tmp_path / ".hidden.csv").write_text("text,label\n")
+    (tmp_path / "more.csv").mkdir()
+    source = table(tmp_path)
+    assert source.facts["passed_over"] == {"beside birds.csv": 3, "hidden": 1}
+    assert remarks(source.facts) == ["data.root: passed over 4 files or folders: 3 beside birds.csv, 1 hidden"]
+    (tmp_path / "birds.csv").unlink()
+    (tmp_path / "birds.json").write_text(json.dumps({"train": ROWS, "test": TEST, "oos": []}))
+    assert table(tmp_path).facts["passed_over"] == {"beside birds.json": 3, "hidden": 1, "beside train and test": 1}
+    as_csv(tmp_path / "test.csv", TEST)
+    (tmp_path / "birds.json").rename(tmp_path / "train.json")
+    (tmp_path / "train.json").write_text(json.dumps(ROWS))
+    (tmp_path / "other.csv").write_text("nobody reads it")
+    assert table(tmp_path).facts["passed_over"] == {"beside train and test": 4, "hidden": 1}
 
 
 def test_what_is_learned_is_not_split(tmp_path: Path) -> None:
@@ -261,6 +386,9 @@ def test_texts_without_labels(tmp_path: Path) -> None:
     as_csv(tmp_path / "a.csv", [{"says": "a wren", "more": "a kite"}])
     assert texts_alone(tmp_path / "a.csv", Columns(["says", "more"])) == ["a wren a kite"]
     with pytest.raises(DataError, match=r"data\.text_column: .*a\.csv has no column text; it has says, more"):
+        texts_alone(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match=r"a\.csv has no rows; give some$"):
         texts_alone(tmp_path / "a.csv")
 
 

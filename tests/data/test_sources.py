@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pickle
 import re
 import tarfile
@@ -16,7 +17,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR100, utils
 
+from lorica.assembly import build_source
+from lorica.config import read_recipe
 from lorica.data.sources import (
+    KEYS,
     Source,
     arrays,
     arrays_file,
@@ -528,6 +532,40 @@ def test_a_source_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(load_source("invented", root=None, test_fraction=0.25, split_seed=0).train) == 2
     with pytest.raises(DataError, match=r"unknown source 'inventd'; did you mean invented\?"):
         load_source("inventd", root=None, test_fraction=0.25, split_seed=0)
+
+
+NOT_READ = {
+    "data.root": "birds",
+    "data.dataset": "birds",
+    "data.test_fraction": 0.5,
+    "data.unreadable": "skip",
+    "data.text_column": "says",
+    "data.label_column": "kind",
+    "data.image_column": "picture",
+    "data.domain_column": "place",
+}
+
+
+@pytest.mark.parametrize("name", source_names())
+def test_keys_that_a_source_does_not_read_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    reads = importlib.import_module(f"lorica.data.sources.{name}").READS
+    assert set(reads) <= set(KEYS)
+    given = {key: value for key, value in NOT_READ.items() if key.removeprefix("data.") not in reads}
+    if not given:
+        return
+    with pytest.raises(DataError) as caught:
+        build_source(read_recipe("requests", {"data.source": name} | given))
+    assert [problem.partition(":")[0] for problem in problems_of(caught)] == sorted(given, key=list(NOT_READ).index)
+    assert all(f"the source {name} does not read it, given '" in problem for problem in problems_of(caught))
+
+
+def test_keys_that_a_source_does_not_read_may_have_their_defaults() -> None:
+    given = {"data.test_fraction": 0.25, "data.split_seed": 3, "data.text_column": "text", "data.root": None}
+    assert len(build_source(read_recipe("requests", given)).test) == 260
+    with pytest.raises(DataError, match=r"^data\.image_column: .* given 'x'; .*: hf_dataset, table$"):
+        build_source(read_recipe("requests", {"data.image_column": "x"}))
+    with pytest.raises(DataError, match=r"^data\.root: .*: hf_dataset, table, cl_benchmark, domain_folders, …$"):
+        build_source(read_recipe("requests", {"data.root": "x"}))
 
 
 class Series:

@@ -64,6 +64,8 @@ def test_what_is_cut_is_counted_and_told(tiny_tokenizer: str) -> None:
     assert source.facts == {"classes": 2, "train": 2, "test": 2}  # which others may read otherwise
     (batch,) = stream.train(stream.tasks[0]).batches(8, device=CPU)
     assert sorted(batch.inputs.ids.tolist()) == [[2, 4, 4, 3], [2, 5, 5, 3]]
+    cutting = TextReader(tiny_tokenizer, 0, 32, max_tokens=4)
+    assert cutting.cut(["a a a a", "the the", "is is is", " ", None]) == 2
     with pytest.raises(DataError, match=r"^data\.max_tokens: 40 is more than the backbone reads, 32"):
         TextReader(tiny_tokenizer, 0, 32, max_tokens=40)
 

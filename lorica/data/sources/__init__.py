@@ -4,6 +4,7 @@ classes.
 The name of a file is what recipes call its source (`data.source`); adding a file to this folder adds a source. It has
 
     DESCRIPTION    a line for `lorica list sources`, a text as it stands: it is read without running the file
+    READS          the keys of a recipe's data section that it reads, of `KEYS`, as a tuple; absent = all of them
     load(*, root: Path | None, test_fraction: float, split_seed: int, …, **_) -> Source
     BENCHMARK      of a benchmark, what `lorica data` knows of it (`lorica.data.benchmarks`)
 
@@ -16,10 +17,11 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorica.definitions import constant, defines, parsed
+from lorica.definitions import constant, defines, literal, parsed
 from lorica.errors import DataError
 from lorica.lazy import lazily
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from lorica.data.sources.table import labelled_texts, table, texts, texts_alone, texts_with_labels
 
 __all__ = [
+    "KEYS",
     "OF_ROWS",
     "ClassOrder",
     "Source",
@@ -48,6 +51,7 @@ __all__ = [
     "labelled_texts",
     "load_source",
     "remarks",
+    "require_read",
     "source_names",
     "split_per_class",
     "table",
@@ -70,6 +74,21 @@ lazily(
 )
 
 
+KEYS = (
+    "root",
+    "dataset",
+    "test_fraction",
+    "unreadable",
+    "text_column",
+    "label_column",
+    "image_column",
+    "domain_column",
+)
+"""Keys of a recipe's data section that say what a source is made of, so that one which does not read a key that is
+given would be something else than was meant. `split_seed` and `class_order` are not among them: the first also divides
+what any source gives, the second cannot change what has an order of its own."""
+
+
 def source_names() -> dict[str, str]:
     """Every source by name, with the line that describes it."""
     return {name: constant(statements, "DESCRIPTION") for name, statements in _statements().items()}
@@ -84,6 +103,22 @@ def _statements() -> dict[str, list[ast.stmt]]:
     """The files of the sources, in order."""
     files = {file.stem: file for folder in __path__ for file in Path(folder).glob("*.py")}
     return {name: parsed(files[name]).body for name in sorted(files.keys() - {"__init__", "base"})}
+
+
+def require_read(name: str, given: Mapping[str, Any]) -> None:
+    """DataError that names those of the keys that are `given`, with their values, which the source `name` does not
+    read."""
+    read_by = {each: literal(statements, "READS", KEYS) for each, statements in _statements().items()}
+    problems = []
+    for key, value in given.items():
+        if name in read_by and key not in read_by[name]:
+            others = [each for each in sorted(read_by, key=lambda each: -len(read_by[each])) if key in read_by[each]]
+            problems.append(
+                f"data.{key}: the source {name} does not read it, given {str(value)!r:.80}; leave it out, or give a "
+                f"data.source that reads it: {', '.join(others[:4])}{', …' if len(others) > 4 else ''}"
+            )
+    if problems:
+        raise DataError(problems)
 
 
 def load_source(name: str, *, root: Path | None, **options: Any) -> Source:

@@ -32,6 +32,7 @@ ArrayLike = np.ndarray | Tensor | Sequence | HasArray
 DESCRIPTION = (
     "an .npz file with x_train, y_train, x_test, y_test; in Python: lorica.run(..., source=lorica.arrays(...))"
 )
+READS = ("root",)
 
 
 def load(*, root: Path | None, class_order: ClassOrder = "natural", **_: Any) -> Source:

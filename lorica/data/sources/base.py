@@ -40,6 +40,7 @@ class Source:
         facts: plain values for the record of a run.
         in_order: its classes come in an order of their own, which no stream may shuffle.
         domains: in which its classes recur, for streams of domains; None where there are none.
+        spare: training samples that were not drawn, which a manifest may name all the same; None where all are there.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Source:
     facts: dict[str, object]
     in_order: bool = False
     domains: Domains | None = None
+    spare: Samples | None = None
 
 
 def split_per_class(

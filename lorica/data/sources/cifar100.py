@@ -13,6 +13,7 @@ from lorica.data.sources.base import Source, make_source, required
 from lorica.errors import DataError
 
 DESCRIPTION = "CIFAR-100 through torchvision, downloaded into data.root when it is not there"
+READS = ("root",)
 
 
 def load(*, root: Path | None, download: bool = True, **_: Any) -> Source:

@@ -23,6 +23,7 @@ DESCRIPTION = (
     "data sets of texts, each a task: data.root, a folder with one for each, and data.dataset, order_1 to order_6 of "
     "O-LoRA, or names with commas; give stream.by=domain"
 )
+READS = ("root", "dataset", "unreadable", "text_column", "label_column")
 
 ORDERS = {
     "order_1": "dbpedia,amazon,yahoo,ag",
@@ -74,12 +75,17 @@ def load(
     """
     chosen = dataset or "order_1"
     names = [name.strip() for name in ORDERS.get(chosen, chosen).split(",")]
+    if not all(names):
+        raise DataError(
+            f"data.dataset: expected names with single commas between, given {dataset!r:.80}; name them all"
+        )
     given = Columns(text_column if isinstance(text_column, str) else tuple(text_column), label_column)
     folders = {name: _folder_of(name, root) for name in names}
     if missing := [name for name in names if folders[name] is None and name not in HUB]:
+        lacking = f"{root} lacks" if root else "no folder is given, and there is none to fetch of"
         raise DataError(
-            f"data.root: {root or 'no folder is given, which'} lacks {some(missing)}; place a folder of that name with "
-            f"train.* and test.* there. Of the hub only {', '.join(HUB)} are fetched"
+            f"data.root: {lacking} {some(missing)}; place a folder of that name with train.* and test.* "
+            f"{'there' if root else 'in one that you give'}. Of the hub only {', '.join(HUB)} are fetched"
         )
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"data.dataset: {some(twice)} is named twice; a data set is one task")
@@ -90,7 +96,8 @@ def load(
 
     class_names = [f"{name}: {label}" for name, each in zip(names, sources, strict=True) for label in each.class_names]
     kept = [_some_of_each(each.train.labels, split_seed) for each in sources]
-    train = _together([each.train for each in sources], kept, sources, "train")
+    spare = [np.setdiff1d(np.arange(len(each.train)), rows) for each, rows in zip(sources, kept, strict=True)]
+    train, left = (_together([each.train for each in sources], rows, sources, "train") for rows in (kept, spare))
     test = _together([each.test for each in sources], [np.arange(len(each.test)) for each in sources], sources, "test")
     facts: dict[str, object] = {"data_sets": names, "most_of_a_class": MOST}
     facts |= {} if root is None else {"root": str(root)}
@@ -99,7 +106,8 @@ def load(
         np.repeat(np.arange(len(names)), [len(rows) for rows in kept]),
         np.repeat(np.arange(len(names)), [len(each.test) for each in sources]),
     )
-    return replace(make_source("cl_benchmark", class_names, train, test, facts), domains=domains)
+    made = make_source("cl_benchmark", class_names, train, test, facts)
+    return replace(made, domains=domains, spare=left if len(left) else None)
 
 
 def _plain(name: str) -> str:
@@ -150,7 +158,12 @@ def _some_of_each(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _together(halves: Sequence[Any], kept: Sequence[np.ndarray], sources: Sequence[Source], name: str) -> Texts:
+    """Some samples of each data set; their numbers count the rows of all of them, one after another."""
     first = np.cumsum([0, *(len(each.class_names) for each in sources)])
+    before = np.cumsum([0, *(half.numbers.max(initial=-1) + 1 for half in halves)])
     texts = chain.from_iterable([half.texts[row] for row in rows] for half, rows in zip(halves, kept, strict=True))
     labels = [half.labels[rows] + start for half, rows, start in zip(halves, kept, first, strict=False)]
-    return Texts(list(texts), np.concatenate(labels), name)
+    made = Texts(list(texts), np.concatenate(labels), name)
+    numbers = [half.numbers[rows] + start for half, rows, start in zip(halves, kept, before, strict=False)]
+    made.numbers = np.concatenate(numbers)
+    return made

@@ -14,6 +14,7 @@ from lorica.data.sources.base import Source, listed
 from lorica.errors import DataError
 
 DESCRIPTION = "CUB-200-2011, 200 species of birds; `lorica data show cub200` says what to place where"
+READS = ("root",)
 
 _TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 

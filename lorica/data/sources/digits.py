@@ -10,6 +10,7 @@ from lorica.data.images import ImageArrays
 from lorica.data.sources.base import Source, held_out, make_source
 
 DESCRIPTION = "scikit-learn's 1,797 handwritten digits, 8x8; nothing to download"
+READS = ("test_fraction",)
 
 
 def load(*, test_fraction: float, split_seed: int, **_: Any) -> Source:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from lorica.data.folders import Walk
+from lorica.data.folders import Walk, use_of
 from lorica.data.images import ImageFiles
 from lorica.data.sources.base import (
     OF_ROWS,
@@ -21,6 +22,7 @@ from lorica.data.sources.base import (
     make_source,
     name_faults,
     required,
+    some,
 )
 from lorica.data.sources.image_folder import image_folder
 from lorica.errors import DataError
@@ -29,6 +31,7 @@ DESCRIPTION = (
     "data.root/<domain>/train/<class>/*.png and data.root/<domain>/test/<class>/*.png, or "
     "data.root/<domain>/<class>/*.png to split"
 )
+READS = ("root", "test_fraction", "unreadable")
 
 
 def load(*, root: Path | None, **options: Any) -> Source:
@@ -54,6 +57,12 @@ def domain_folders(root: str | Path, *, class_order: ClassOrder = "natural", **o
         problems.append(
             f"data.root: {root} {there}; expected one for each of several domains, {root}/<domain>/train/<class>/*.jpg "
             f"and {root}/<domain>/test/<class>/*.jpg, or {root}/<domain>/<class>/*.jpg"
+        )
+    elif halves := _halves(folders):
+        problems.append(
+            f"data.root: {root} has {some(halves)}: these are halves of one data set, and no domains; give "
+            f"data.source=image_folder, or a folder for each domain with halves in it, {root}/<domain>/train/<class> "
+            f"and {root}/<domain>/test/<class>"
         )
     else:
         problems += [f"data.root: {fault}" for fault in name_faults([folder.name for folder in folders], "domain")]
@@ -96,3 +105,9 @@ def domain_folders(root: str | Path, *, class_order: ClassOrder = "natural", **o
         facts["unreadable"] = unreadable
     made = make_source("domain_folders", class_names, halves[0], halves[1], facts)
     return replace(made, domains=Domains(tuple(domain_names), *of_domains))
+
+
+def _halves(folders: Sequence[Path]) -> list[str]:
+    """Names of folders to train on and to test on, where there are both."""
+    uses = {folder.name: use for folder in folders if (use := use_of(folder.name))}
+    return list(uses) if "train" in uses.values() and len(set(uses.values())) > 1 else []

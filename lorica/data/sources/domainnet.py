@@ -14,6 +14,7 @@ from lorica.data.sources.base import Source, listed
 from lorica.errors import DataError
 
 DESCRIPTION = "DomainNet, 345 classes in six domains; `lorica data show domainnet` says what to place where"
+READS = ("root",)
 
 DOMAINS = {
     "clipart": (33525, 14604),

@@ -17,6 +17,16 @@ DESCRIPTION = (
     "a dataset of Hugging Face: data.root, a folder, or data.dataset, its name; data.text_column (or image_column) and "
     "data.label_column"
 )
+READS = (
+    "root",
+    "dataset",
+    "test_fraction",
+    "unreadable",
+    "text_column",
+    "label_column",
+    "image_column",
+    "domain_column",
+)
 
 
 def load(

@@ -10,6 +10,7 @@ from lorica.data.benchmarks import Benchmark, Split
 from lorica.data.sources.base import Source
 
 DESCRIPTION = "ImageNet-A, 200 classes of hard images; `lorica data show imagenet_a` says what to place where"
+READS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

@@ -9,6 +9,7 @@ from lorica.data.benchmarks import Benchmark, Split
 from lorica.data.sources.base import Source
 
 DESCRIPTION = "ObjectNet-200, 200 classes of household objects; `lorica data show objectnet` says what to place where"
+READS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

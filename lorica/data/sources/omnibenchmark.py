@@ -9,6 +9,7 @@ from lorica.data.benchmarks import Benchmark, Split
 from lorica.data.sources.base import Source
 
 DESCRIPTION = "OmniBenchmark-300, 300 classes of many realms; `lorica data show omnibenchmark` says what to place where"
+READS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

@@ -9,6 +9,7 @@ from lorica.data.sources.base import Source
 from lorica.data.sources.table import texts
 
 DESCRIPTION = "800 everyday requests in 20 intents, a text each; nothing to download"
+READS = ()
 
 _EVERY = 3
 """The last of that many requests of an intent is for testing."""

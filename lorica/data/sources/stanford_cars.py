@@ -12,6 +12,7 @@ from lorica.data.sources.base import Source
 from lorica.errors import DataError
 
 DESCRIPTION = "Stanford Cars, 196 makes and models; `lorica data show stanford_cars` says what to place where"
+READS = ("root",)
 
 _ANNOTATIONS = {
     "train": ("devkit/cars_train_annos.mat",),

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from torch import Tensor
 
-from lorica.data.folders import LINES, TABLES, use_of
+from lorica.data.folders import LINES, TABLES, Walk, use_of
 from lorica.data.rows import BY_DEFAULT, Columns, Half, labelled_rows, source_of_rows
 from lorica.data.sources.base import Source, required, some
 from lorica.data.texts import Texts
@@ -22,6 +24,7 @@ DESCRIPTION = (
     "rows of a .json, .jsonl, .csv, .tsv or .parquet file with data.text_column and data.label_column, or train.* and "
     "test.* in a folder; or a folder with a .txt file for each class, a text a line"
 )
+READS = ("root", "test_fraction", "unreadable", "text_column", "label_column", "image_column", "domain_column")
 
 _LARGEST_FIELD = 2**24
 
@@ -77,10 +80,13 @@ def labelled_texts(
     return names, samples, facts | told
 
 
-def texts_with_labels(given: Sequence[str], labels: Sequence[Any] | np.ndarray) -> tuple[list[str], Texts, bool]:
+def texts_with_labels(
+    given: Sequence[str], labels: Sequence[Any] | np.ndarray | Tensor
+) -> tuple[list[str], Texts, bool]:
     """The names of the classes of texts in memory, the samples, and whether the labels are numbers. DataError."""
-    names, (samples,), _ = labelled_rows([_in_memory("x", given, labels)])
-    return names, samples, np.asarray(labels).dtype.kind in "iu"
+    half = _in_memory("x", given, labels)
+    names, (samples,), _ = labelled_rows([half])
+    return names, samples, np.asarray(half.read("label")).dtype.kind in "iu"
 
 
 def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
@@ -93,6 +99,8 @@ def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
     held = _rows(file)
     rows = held if isinstance(held, list) else [row for each in held.values() for row in each]
     rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
+    if not rows:
+        raise DataError(f"data.root: {file} has no rows; give some")
     half = _half(file.name, rows, columns, file.parent)
     if missing := [each for each in columns.texts if each not in half.columns]:
         raise DataError(f"data.text_column: {file} has no column {some(missing)}; it has {some(half.columns)}")
@@ -104,14 +112,7 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     facts: dict[str, object] = {"root": str(root)}
     expected = f"give a file of rows ({', '.join(TABLES)}), a folder with train.* and test.*, or {LINES} files"
     if root.is_dir():
-        files = sorted(file for file in root.iterdir() if file.suffix.lower() in TABLES)
-        lines = sorted(file for file in root.iterdir() if file.suffix.lower() == LINES)
-        if not files and not lines:
-            raise DataError(f"data.root: {root} has no texts; {expected}")
-        if not files:
-            held: Any = [row for file in lines for row in _rows(file)]
-        else:
-            held = {file.stem: _rows(file) for file in files} if len(files) > 1 else _rows(files[0])
+        held = _held_in(root, facts, expected)
     elif root.is_file():
         held = _rows(root)
     else:
@@ -119,6 +120,65 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     folder = root if root.is_dir() else root.parent
     named = {root.name: held} if isinstance(held, list) else halves_of(root, held, facts)
     return [_half(name, rows, columns, folder) for name, rows in named.items()], facts
+
+
+def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
+    """The rows of a folder's files; what is passed over is noted in `facts`."""
+    walk = Walk()
+    there = list(walk.entries(folder))
+    if walk.problems:
+        raise DataError([f"data.root: {problem}" for problem in walk.problems])
+    files, lines = (
+        [file for file in there if file.suffix.lower() in suffixes and not file.is_dir()]
+        for suffixes in (TABLES, (LINES,))
+    )
+    if not files and not lines:
+        raise DataError(f"data.root: {folder} has no texts; {expected}")
+    held: Any
+    if not files:
+        uses = {use_of(file.stem) for file in lines}
+        if "train" in uses and len(uses - {None}) > 1:
+            raise DataError(
+                f"data.root: {folder} has {some(file.name for file in lines)}: a {LINES} file is a class, and these "
+                "are called like halves; name files by their classes, or give train.* and test.* with texts and labels"
+            )
+        used, held = lines, [row for file in lines for row in _rows(file)]
+        beside = f"the {LINES} files"
+    elif len(files) == 1:
+        used, held, beside = files, _rows(files[0]), files[0].name
+        if isinstance(held, list) and use_of(files[0].stem) in ("test", "validation"):
+            raise DataError(
+                f"data.root: {folder} has {files[0].name} to test on, and no file to train on; add train.*, or, to "
+                f"split that one, give it itself: {files[0]}"
+            )
+    else:
+        if shards := [file.name for file in files if re.search(r"-\d+-of-\d+$", file.stem)]:
+            raise DataError(
+                f"data.root: {folder} has halves in parts, {some(shards)}; give data.source=hf_dataset, which puts "
+                "them together, or one file to train on and one to test on"
+            )
+        _require_one_of_each(folder, files)
+        chosen: dict[str, Path] = halves_of(folder, {file.stem: file for file in files}, {})
+        used, held = list(chosen.values()), {name: _rows(file) for name, file in chosen.items()}
+        beside = " and ".join(chosen)
+    walk.passed_over[f"beside {beside}"] += len(there) - len(used)
+    if passed_over := +walk.passed_over:
+        facts["passed_over"] = dict(passed_over.most_common())
+    return held
+
+
+def _require_one_of_each(folder: Path, files: Sequence[Path]) -> None:
+    """DataError where several files are for the same."""
+    by_use = {use: [file.name for file in files if use_of(file.stem) == use] for use in ("train", "test", "validation")}
+    if by_use["test"]:
+        del by_use["validation"]  # which is passed over
+    if problems := [
+        f"data.root: {folder} has {some(names)}, all of them to {'train' if use == 'train' else 'test'} on; keep "
+        "one of them, or put their rows into one file"
+        for use, names in by_use.items()
+        if len(names) > 1
+    ]:
+        raise DataError(problems)
 
 
 def texts(
@@ -129,7 +189,8 @@ def texts(
     return source_of_rows("texts", [_in_memory("train", *train), _in_memory("test", *test)], **options)
 
 
-def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any] | np.ndarray) -> Half:
+def _in_memory(name: str, given: Sequence[str], labels: Sequence[Any] | np.ndarray | Tensor) -> Half:
+    labels = labels.tolist() if isinstance(labels, Tensor) else labels
     if isinstance(given, str) or len(given) != len(labels):
         raise DataError(f"{name}: expected a list of texts and as many labels, got {len(given)} and {len(labels)}")
     held = {"text": list(given), "label": list(labels)}
@@ -149,7 +210,8 @@ def halves_of(root: str | Path, held: Mapping[str, Any], facts: dict[str, object
             "such as train and test"
         )
     if beside := len(held) - 2:
-        facts["passed_over"] = {f"beside {train[0]} and {test[0]}": beside}
+        passed_over = cast(dict[str, int], facts.get("passed_over", {}))
+        facts["passed_over"] = passed_over | {f"beside {train[0]} and {test[0]}": beside}
     facts["split"] = "names"
     return {name: held[name] for name in (train[0], test[0])}
 
@@ -186,7 +248,7 @@ def _rows(file: Path) -> Any:
     except RecursionError as error:
         raise DataError(f"data.root: {file} cannot be read (lists within lists within lists)") from error
     except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"data.root: {file} cannot be read ({str(error)[:200]})") from error
+        raise DataError(f"data.root: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
     lists = rows.values() if isinstance(rows, dict) else [rows]
     if not all(isinstance(each, list) for each in lists):
         raise DataError(
@@ -226,8 +288,7 @@ def _separated(file: Path, delimiter: str) -> list[Any]:
         before = csv.field_size_limit(_LARGEST_FIELD)
         try:
             reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise ValueError(f"the column {twice[0]!r} is there more than once")
+            _require_once(reader.fieldnames or ())
             rows = list(reader)
         finally:
             csv.field_size_limit(before)
@@ -243,7 +304,14 @@ def _parquet(file: Path) -> list[Any]:
         raise DataError(
             f"data.root: {file} needs pyarrow; install it with lorica: pip install lorica[datasets]"
         ) from error
+    _require_once(parquet.read_schema(file).names)
     return parquet.read_table(file).to_pylist()
+
+
+def _require_once(columns: Sequence[str]) -> None:
+    """ValueError that names a column which is there more than once."""
+    if twice := [name for name, count in Counter(columns).items() if count > 1]:
+        raise ValueError(f"the column {twice[0]!r} is there more than once")
 
 
 _READERS: Mapping[str, Callable[[Path], Any]] = {

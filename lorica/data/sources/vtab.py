@@ -10,6 +10,7 @@ from lorica.data.benchmarks import Benchmark, Split
 from lorica.data.sources.base import Source
 
 DESCRIPTION = "VTAB-50, five data sets of ten classes, never shuffled; `lorica data show vtab` says what to place where"
+READS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:
