@@ -1253,7 +1253,7 @@ def test_a_ridge_that_frozen_tasks_kept_is_a_trace(recipe: Values, tmp_path: Pat
     learner.learn(of_classes(0, 1))
     learner.learn(of_classes(2), frozen=True)
     (trace,) = learner.forget(CLASS_NAMES[1]).remarks
-    assert f"may have been chosen on images of {CLASS_NAMES[1]}, too" in trace
+    assert f"may have been chosen on samples of {CLASS_NAMES[1]}, too" in trace
     learner.learn(of_classes(3, 4))
     assert learner.forget(CLASS_NAMES[0]).remarks == ()
 

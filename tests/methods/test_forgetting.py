@@ -139,7 +139,7 @@ def test_the_ridge_of_the_latest_task_is_said(tiny_encoder, stream) -> None:
     learn(method, stream)
     assert list(method.traces_of([0, 2])) == []
     (trace,) = method.traces_of([2, 5])
-    assert "may have been chosen on images of f, too" in trace
+    assert "may have been chosen on samples of f, too" in trace
 
 
 def test_a_class_from_before_the_trunk_was_trained_goes_with_what_moved_it(tiny_encoder, stream) -> None:
