@@ -189,7 +189,7 @@ def create_app(
                     )
             except Refused as refusal:
                 with anyio.move_on_after(_COURTESY):
-                    await _pass_over(body, max_bytes)
+                    await _pass_over(body, 2 * max_bytes)
                 return JSONResponse({"detail": refusal.reason}, refusal.status, {"Connection": "close"})
             except TimeoutError:
                 return JSONResponse({"detail": f"the {reads} did not arrive within {_PATIENCE:g} s"}, 408)

@@ -45,8 +45,10 @@ def grown(encoder, name: str, variant: str | None, **options) -> LinearHeadMetho
         options["total_tasks"] = TOTAL[name, variant]
     method = cls(cls.Config(name=name, **options), encoder)
     assert isinstance(method, LinearHeadMethod)
-    for index in range(2):
-        method.grow(Task.of_new_classes(index, 20 * index, tuple(f"class {20 * index + i}" for i in range(20))))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for index in range(2):
+            method.grow(Task.of_new_classes(index, 20 * index, tuple(f"class {20 * index + i}" for i in range(20))))
     return method
 
 
