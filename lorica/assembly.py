@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -249,6 +251,8 @@ def make_accelerator(recipe: Recipe, *, of: int = 1) -> Accelerator:
             "processes; start as many as there are, or let all of them compute with device=cpu"
         )
     found = Accelerator(cpu=not on_gpus, mixed_precision=precision)
+    atexit.unregister(_leave)
+    atexit.register(_leave)
     if found.num_processes != of or found.distributed_type not in ("MULTI_GPU", "MULTI_CPU"):
         raise LoricaError(
             f"WORLD_SIZE is {of}, and Accelerate finds {found.num_processes} processes of kind "
@@ -260,6 +264,13 @@ def make_accelerator(recipe: Recipe, *, of: int = 1) -> Accelerator:
             "--gradient_accumulation_steps of `accelerate launch`: the recipe says it, as fit.accumulate; leave it out"
         )
     return found
+
+
+def _leave() -> None:
+    """Ends the exchange with other processes while the interpreter is whole: what is left of it at its end may abort,
+    where another process has gone before."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def arrivals(stream: Stream, method: Method | type[Method]) -> list[tuple[Task, Any]]:
