@@ -53,7 +53,8 @@ TINY = "backbone.name=lorica_tiny backbone.weights=null backbone.image_size=32 f
 SMALLER = {
     r"lorica run mine.yaml": "stream.classes_per_task=1",
     r"lorica run own_images": f"{TINY} stream.tasks=2 method.passes=1 fit.augment=none",
-    r"lorica run digits": "fit.epochs=1 stream.tasks=2",
+    r"lorica run digits": "fit.epochs=1",
+    r"lorica run digits(?!.*manifest)": "stream.tasks=2",
     r"lorica run sd_lora_paper": f"{TINY} data.source=image_folder stream.tasks=2 fit.augment=none",
     r"lorica run cifar100": f"{TINY} data.source=image_folder data.root=FOLDER stream.tasks=2 fit.augment=none",
     r"lorica run clinc150": "stream.tasks=3 fit.epochs=1",
@@ -69,6 +70,7 @@ SMALLER = {
     r"python benchmarks/operations": "--image-size 32 --batch 2 --repeats 1 --tasks 1,2",
     r"python benchmarks/data_path": f"--rounds 1 {TINY} stream.tasks=2 stream.classes_per_task=null",
     r"python benchmarks/bag_of_words": "--classes-per-task 2",
+    r"python benchmarks/domains": "--classes 2",
     r"python benchmarks/unknowns": f"{TINY} stream.tasks=4 stream.classes_per_task=null --seeds 0 --out .",
     r"python benchmarks/unknowns.*sd_lora": "method.cross_entropy=all_seen",
 }
@@ -175,6 +177,8 @@ def place(
     for domain in ("day", "night"):
         (place / "garden").mkdir(exist_ok=True)
         shutil.copytree(place / "FOLDER", place / "garden" / domain)
+    for half in ("train", "test"):
+        shutil.copytree(place / "FOLDER", place / "OMNIGLOT" / half)
     draw("wren", generator).save(place / "unknown.png")
     (place / "mine.yaml").write_text(
         "{method: {name: prototypes}, backbone: {name: lorica_tiny}, data: {source: digits}}"
