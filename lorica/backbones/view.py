@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 from torch import nn
@@ -29,6 +30,9 @@ def view(root: Root, changes: Mapping[nn.Module, Change]) -> Root:
     if any(child is not root._modules[name] for name, child in children.items()):
         seen = copy.copy(root)
         seen.__dict__["_modules"] = children
+        own = root.__dict__.get("forward")
+        if isinstance(own, MethodType) and own.__self__ is root:  # set by somebody; it would pass the changes by
+            seen.forward = MethodType(own.__func__, seen)
     return cast(Root, changes[root](seen)) if root in changes else seen
 
 

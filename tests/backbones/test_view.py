@@ -26,6 +26,15 @@ def test_changes_at_every_depth_each_on_those_below_it() -> None:
     assert torch.equal(changed(X), -net(X))
 
 
+def test_a_module_with_its_own_forward_has_the_changes_below_it() -> None:
+    """Whoever wraps a module and takes it off again may leave its `forward` on the module itself, bound to it."""
+    net = network()
+    before = view(net, {net[1][0]: lambda _: nn.Tanh()})(X)
+    net[1].forward = net[1].forward
+    assert torch.equal(view(net, {net[1][0]: lambda _: nn.Tanh()})(X), before)
+    assert net[1].forward.__self__ is net[1]
+
+
 def test_the_rest_is_shared_and_the_original_left_alone() -> None:
     net, same = network(), network()
     seen = view(net, {net[1][0]: lambda _: nn.Tanh()})
