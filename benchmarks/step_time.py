@@ -29,7 +29,8 @@ none. `ratio_to_floor` is SD-LoRA's time over the floor's time in the same round
 `ratio_to_token_floor` and `ratio_to_peft` its time over those two; reported are the medians over the rounds, with
 quartiles. A ratio to the floor of 1.10 means that everything learning adds to the bare backbone takes a tenth of its
 time. A column of equal ratios means that a step costs the same at the hundredth task as at the first. PEFT's LoRA is a
-single update that knows nothing of tasks: it is a yardstick for adapting once, not for remembering.
+single update that knows nothing of tasks: it is a yardstick for adapting once, not for remembering. With --precisions
+fp32,bf16 everything is timed in both, and the ratios of each are over the floors and PEFT in the same.
 
 Weights are random (time does not depend on their values) except those of lorica_tiny, and all configurations share
 the frozen ones in memory; of texts, those of lorica do.
@@ -98,6 +99,7 @@ class StepTime:
     batch: int
     rank: int
     tasks: int
+    precision: str
     ratio_to_floor: float
     ratio_to_floor_quartiles: Quartiles
     ratio_to_token_floor: float
@@ -124,12 +126,13 @@ def measure(
     image_size: int | None = None,
     rank: int = 10,
     methods: Sequence[str] = (SDLoRA.name,),
+    precisions: Sequence[str] = ("fp32",),
     weights: Path | None = None,
     length: int = 64,
     reporter: Reporter | None = None,
 ) -> list[StepTime]:
     """Times all configurations, interleaved, with the number of threads that torch is set to; one result for each
-    method and T."""
+    method, T and precision."""
     reporter = reporter or Silent()
     encoder = _encoder(backbone, image_size, weights)
     labels = torch.randint(CLASSES, (batch,))
@@ -152,17 +155,35 @@ def measure(
     for name, number in wanted:
         steps[f"{name} {number}"] = own_step(grown(encoder, number, rank, name), inputs, labels, accelerator)
         reporter.step()
-    seconds = {name: np.array(times) for name, times in interleaved(steps, repeats, reporter).items()}
-    seconds.setdefault(TOKEN_FLOOR, seconds[FLOOR])
-    return [
-        StepTime(
-            name, backbone, size, batch, rank, number,
-            *_summary(own / seconds[FLOOR]), *_summary(own / seconds[TOKEN_FLOOR]), *_summary(own / seconds[PEFT]),
-            *_summary(own), *_summary(seconds[FLOOR]), *_summary(seconds[PEFT]),
-            repeats, torch.get_num_threads(), str(torch.__version__),
-        )
-        for name, number in wanted for own in [seconds[f"{name} {number}"]]
-    ]  # fmt: skip
+    timed = {
+        f"{key} {precision}": in_precision(precision, step) for key, step in steps.items() for precision in precisions
+    }
+    seconds = {name: np.array(times) for name, times in interleaved(timed, repeats, reporter).items()}
+    results = []
+    for name, number, precision in ((*method, precision) for method in wanted for precision in precisions):
+        own, floor, peft = (seconds[f"{key} {precision}"] for key in (f"{name} {number}", FLOOR, PEFT))
+        token_floor = seconds.get(f"{TOKEN_FLOOR} {precision}", floor)
+        results.append(
+            StepTime(
+                name, backbone, size, batch, rank, number, precision,
+                *_summary(own / floor), *_summary(own / token_floor), *_summary(own / peft),
+                *_summary(own), *_summary(floor), *_summary(peft),
+                repeats, torch.get_num_threads(), str(torch.__version__),
+            )
+        )  # fmt: skip
+    return results
+
+
+def in_precision(precision: str, step: Step) -> Step:
+    """The step under torch's autocast where that is bf16, which is what `precision: bf16` turns on."""
+    if precision == "fp32":
+        return step
+
+    def cast_step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            step()
+
+    return cast_step
 
 
 def interleaved(steps: Mapping[str, Step], repeats: int, reporter: Reporter) -> dict[str, list[float]]:
@@ -402,9 +423,12 @@ def _table(results: Sequence[StepTime]) -> Table:
         title=f"Training step, {first.backbone} at {first.size} {'tokens' if of_texts else 'pixels'}, batch "
         f"{first.batch}",
         caption=f"medians of {first.repeats} rounds (quartiles), {first.threads} threads, torch {first.torch}; "
-        f"floor {first.floor_seconds:.4f} s, PEFT {first.peft_seconds:.4f} s",
+        + "; ".join(
+            f"{precision}: floor {floor:.4f} s, PEFT {peft:.4f} s"
+            for precision, floor, peft in sorted({(r.precision, r.floor_seconds, r.peft_seconds) for r in results})
+        ),
     )
-    for heading in ("method", "tasks", "seconds", "x floor", "x token floor", "x PEFT"):
+    for heading in ("method", "tasks", "precision", "seconds", "x floor", "x token floor", "x PEFT"):
         table.add_column(heading, justify="right")
     for result in results:
         ratios = [
@@ -413,7 +437,7 @@ def _table(results: Sequence[StepTime]) -> Table:
             (result.ratio_to_peft, *result.ratio_to_peft_quartiles),
         ]
         cells = [f"{median:.3f} ({lower:.3f}-{upper:.3f})" for median, lower, upper in ratios]
-        table.add_row(result.method, str(result.tasks), f"{result.seconds:.4f}", *cells)
+        table.add_row(result.method, str(result.tasks), result.precision, f"{result.seconds:.4f}", *cells)
     return table
 
 
@@ -427,6 +451,13 @@ def _numbers(text: str) -> list[int]:
     return numbers
 
 
+def _precisions(text: str) -> list[str]:
+    found = text.split(",")
+    if not set(found) <= {"fp32", "bf16"}:
+        raise typer.BadParameter(f"expected fp32, bf16, or both, separated by a comma; got {text!r}")
+    return found
+
+
 def main(
     backbone: Annotated[str, typer.Option(help="lorica_tiny, any timm ViT, or hf:NAME")] = "vit_base_patch16_224",
     tasks: Annotated[str, typer.Option(help="numbers of tasks, separated by commas")] = "1,10,50,100",
@@ -436,6 +467,7 @@ def main(
     threads: Annotated[int | None, typer.Option(min=1, help="absent: torch's choice")] = None,
     rank: Annotated[int, typer.Option(min=1, help="of each update")] = 10,
     methods: Annotated[str, typer.Option(help="names, separated by commas")] = SDLoRA.name,
+    precisions: Annotated[str, typer.Option(help="fp32, bf16, or both, separated by a comma")] = "fp32",
     weights: Annotated[Path | None, typer.Option(help="of hf:NAME: its folder; absent: the hub's")] = None,
     length: Annotated[int, typer.Option("--tokens", min=4, help="of the longest text")] = 64,
     as_json: Annotated[
@@ -455,6 +487,7 @@ def main(
             image_size=image_size,
             rank=rank,
             methods=methods.split(","),
+            precisions=_precisions(precisions),
             weights=weights,
             length=length,
             reporter=reporter,

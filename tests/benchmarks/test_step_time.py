@@ -46,6 +46,19 @@ def test_every_task_count_is_compared_with_the_floor_and_with_peft(step_time) ->
             assert 0 < lower <= getattr(result, name) <= upper < math.inf
 
 
+def test_each_precision_is_compared_with_floors_of_its_own(step_time) -> None:
+    results = step_time.measure("lorica_tiny", [1], batch=2, repeats=2, precisions=("fp32", "bf16"))
+    assert [result.precision for result in results] == ["fp32", "bf16"]
+    assert results[0].floor_seconds_quartiles != results[1].floor_seconds_quartiles
+
+
+def test_a_step_in_bf16_runs_under_autocast(step_time) -> None:
+    found = []
+    for precision in ("fp32", "bf16"):
+        step_time.in_precision(precision, lambda: found.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype))()
+    assert found == [torch.float32, torch.bfloat16]
+
+
 def test_json_is_one_object_a_line(step_time) -> None:
     app = step_time.typer.Typer()
     app.command()(step_time.main)
