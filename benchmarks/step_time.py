@@ -428,7 +428,7 @@ def _table(results: Sequence[StepTime]) -> Table:
             for precision, floor, peft in sorted({(r.precision, r.floor_seconds, r.peft_seconds) for r in results})
         ),
     )
-    for heading in ("method", "tasks", "precision", "seconds", "x floor", "x token floor", "x PEFT"):
+    for heading in ("method", "tasks", "seconds", "x floor", "x token floor", "x PEFT"):
         table.add_column(heading, justify="right")
     for result in results:
         ratios = [
@@ -436,8 +436,9 @@ def _table(results: Sequence[StepTime]) -> Table:
             (result.ratio_to_token_floor, *result.ratio_to_token_floor_quartiles),
             (result.ratio_to_peft, *result.ratio_to_peft_quartiles),
         ]
-        cells = [f"{median:.3f} ({lower:.3f}-{upper:.3f})" for median, lower, upper in ratios]
-        table.add_row(result.method, str(result.tasks), result.precision, f"{result.seconds:.4f}", *cells)
+        cells = [f"{median:.3f}\n({lower:.2f}-{upper:.2f})" for median, lower, upper in ratios]
+        name = result.method if result.precision == "fp32" else f"{result.method}, {result.precision}"
+        table.add_row(name, str(result.tasks), f"{result.seconds:.4f}", *cells)
     return table
 
 
