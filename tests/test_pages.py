@@ -134,6 +134,9 @@ def test_the_site_is_built_without_a_warning(site: Path) -> None:
     )  # for whoever copies the formula that is drawn
     assert "fit.learning_rate" in keys.read_text()
     assert "Learner" in api.read_text()
+    results = [page.read_text() for page in (site / "results").glob("*.html")]
+    assert len(results) > 25
+    assert [page for page in results if re.search(r"<h1[^>]*>[a-z0-9_-]+<", page)] == []  # the name of a file
     assert "fonts.googleapis" not in (site / "index.html").read_text()  # nothing is fetched
 
 
