@@ -89,7 +89,8 @@ def prose(page: Path) -> list[str]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     lines, listed = [], False
     for line in text.splitlines():
-        listed = bool(re.match(r" *([*-]|\d+\.) ", line)) or (listed and line.startswith("  "))
+        begins = re.match(r" *([*-]|\d+\.) ", line) and (listed or not line.startswith("    "))
+        listed = bool(begins) or (listed and line.startswith("  "))
         if not line.startswith("|") and (listed or not line.startswith("    ")):
             lines.append(line)
     return lines
