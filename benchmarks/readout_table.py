@@ -153,8 +153,9 @@ def main(
     command += (f" --tuned {tuned} " if tuned else " ") + without_places(overrides or [])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", {"command": command, "acc_aaa": found})
-    write_text(out / f"{name}.md", page(name, command, found))
-    Console().print(page(name, command, found), markup=False)
+    title = f"{Path(recipe).stem.capitalize()}: trunks by their read-outs"
+    write_text(out / f"{name}.md", page(title, command, found))
+    Console().print(page(title, command, found), markup=False)
 
 
 def read_all(recipe: str, given: list[str]) -> dict[str, list[list[float]]]:
@@ -180,11 +181,11 @@ def read_all(recipe: str, given: list[str]) -> dict[str, list[list[float]]]:
     return matrices
 
 
-def page(name: str, command: str, found: dict[str, dict[str, list[list[float]]]]) -> str:
+def page(title: str, command: str, found: dict[str, dict[str, list[list[float]]]]) -> str:
     """The table as Markdown: a line for each trunk, Acc / AAA in percent."""
     columns = [OWN, *READOUTS]
     lines = [
-        f"# {name}",
+        f"# {title}",
         "",
         "Made by the following command; do not edit. Acc / AAA in percent, mean ± standard deviation over seeds; – "
         "where a method cannot be read so.",

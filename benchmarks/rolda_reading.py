@@ -68,7 +68,7 @@ def main(
         found[number] = written["acc"]
     command = f"python benchmarks/rolda_reading.py {recipe} --passes {passes} {without_places(overrides or [])}"
     lines = [
-        f"# {name}",
+        f"# {Path(recipe).stem.capitalize()}: RoLDA read in several ways",
         "",
         "Made by the following command; do not edit. Acc in percent on held-out data, one run (seed 1000) for each "
         "number of passes.",

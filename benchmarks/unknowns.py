@@ -103,7 +103,7 @@ def main(
     command += (f" --tuned {tuned}" if tuned else "") + (f" --page {page}" if page else "")
     command = f"{command} {without_places(overrides or [])}".rstrip()
     name = page or name
-    text = written(name, command, runs)
+    text = written(Path(recipe).stem.capitalize(), command, runs)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", {"command": command, "runs": runs})
     write_text(out / f"{name}.md", text)
@@ -281,9 +281,9 @@ def few(logits: Tensor, labels: Tensor, number: int, random: np.random.RandomSta
     return {"number": number} | spread
 
 
-def written(name: str, command: str, runs: Sequence[Mapping[str, Any]]) -> str:
+def written(data: str, command: str, runs: Sequence[Mapping[str, Any]]) -> str:
     """The tables as Markdown."""
-    return "\n".join([*_head(name, command, runs), *_calibrated(runs), *_scored(runs), *_older_only(runs), *_few(runs)])
+    return "\n".join([*_head(data, command, runs), *_calibrated(runs), *_scored(runs), *_older_only(runs), *_few(runs)])
 
 
 def _by_method(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -297,11 +297,12 @@ def _percent(values: Sequence[float]) -> str:
     return Spread.of(values).percent()
 
 
-def _head(name: str, command: str, runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _head(data: str, command: str, runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     images, machine = runs[0]["images"], runs[0]["environment"]
+    methods = " and ".join(dict.fromkeys(run["method"] for run in runs))
     commits = ", ".join(dict.fromkeys(str(run["environment"]["git_revision"])[:7] for run in runs))
     yield from (
-        f"# {name}",
+        f"# {data}: images of unknown classes, {methods}",
         "",
         "Made by the following command; do not edit. What it means: [unknowns.md](../unknowns.md).",
         "",

@@ -39,6 +39,11 @@ def draw(kind: str, generator: np.random.Generator) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def without_numbers(text: str) -> str:
+    """What a command says on any machine, however it is broken into lines."""
+    return " ".join(re.sub(r"\d[\d.e-]*", "N", text).split())
+
+
 @pytest.mark.parametrize("exports", [False, pytest.param(True, marks=pytest.mark.slow)])  # which takes most of the time
 def test_the_page(exports: bool, lorica: Lorica, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,13 +55,15 @@ def test_the_page(exports: bool, lorica: Lorica, tmp_path: Path, monkeypatch: py
             for number in range(30):
                 draw(kind, generator).save(tmp_path / folder / kind / f"{folder}-{number:03}.png")
     (tmp_path / "unsorted").mkdir()
-    draw("wren", generator).save(tmp_path / "unsorted" / "a.png")
+    for kind, name in (("wren", "a"), ("crow", "b"), ("owl", "c")):
+        draw(kind, generator).save(tmp_path / "unsorted" / f"{name}.png")
     (tmp_path / "who.jpg").write_bytes((tmp_path / "test" / "kite" / "test-000.png").read_bytes())
 
     blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     commands = [line for block in blocks for line in block.splitlines()]
     assert len(commands) >= 13
     known: list[str] = []
+    said = ""
     for command in commands:
         if "onnx" in command and not exports:
             continue
@@ -72,6 +79,12 @@ def test_the_page(exports: bool, lorica: Lorica, tmp_path: Path, monkeypatch: py
             assert lorica("rollback", "birds", "--to", "2")[0] == 0  # the page has gone back to version 1
         code, out, err = lorica(*arguments)
         assert code == 0, (command, out, err)
+        said += f"{out}\n{err}\n"
+    shown = re.findall(r"^    (?![ ┏┡└]|\w+=)(.*)$", PAGE.read_text(), re.MULTILINE)
+    assert len(shown) > 18
+    plain = without_numbers(said)
+    expected = [line for line in shown if exports or ("onnx" not in line and "Loaded back" not in line)]
+    assert [line for line in expected if without_numbers(line) not in plain] == []
     assert (tmp_path / "figures" / "confusion.png").exists()
     assert bool(list(tmp_path.rglob("model.onnx"))) == exports
     code, out, _ = lorica("history", "birds")

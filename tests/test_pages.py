@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import typer
 
 from lorica.cli import app
 from lorica.config import packaged_text
+from tests.browser import browsing, find_browser
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -87,7 +89,8 @@ def prose(page: Path) -> list[str]:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     lines, listed = [], False
     for line in text.splitlines():
-        listed = bool(re.match(r" *([*-]|\d+\.) ", line)) or (listed and line.startswith("  "))
+        begins = re.match(r" *([*-]|\d+\.) ", line) and (listed or not line.startswith("    "))
+        listed = bool(begins) or (listed and line.startswith("  "))
         if not line.startswith("|") and (listed or not line.startswith("    ")):
             lines.append(line)
     return lines
@@ -109,9 +112,12 @@ def test_a_sentence_has_a_line_of_its_own(page: Path) -> None:
     assert [line for line in lines if len(line) > 160] == []
 
 
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
-        [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--strict", "--site-dir", tmp_path],
+        [Path(sys.executable).with_name("mkdocs"), "build", "--quiet", "--strict", "--site-dir", folder],
         cwd=ROOT,
         env={"NO_MKDOCS_2_WARNING": "1", "PATH": "", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -119,8 +125,38 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    methods, keys, api = (tmp_path / "reference" / f"{each}.html" for each in ("methods", "keys", "api"))
-    assert "W_eff" in methods.read_text() or "W0 + sum" in methods.read_text()
+    return folder
+
+
+def test_the_site_is_built_without_a_warning(site: Path) -> None:
+    methods, keys, api = (site / "reference" / f"{each}.html" for each in ("methods", "keys", "api"))
+    assert "W = W0 + sum_{k<=t} alpha_k" in unescape(
+        methods.read_text()
+    )  # for whoever copies the formula that is drawn
     assert "fit.learning_rate" in keys.read_text()
     assert "Learner" in api.read_text()
-    assert "fonts.googleapis" not in (tmp_path / "index.html").read_text()  # nothing is fetched
+    results = [page.read_text() for page in (site / "results").glob("*.html")]
+    assert len(results) > 25
+    assert [page for page in results if re.search(r"<h1[^>]*>[a-z0-9_-]+<", page)] == []  # the name of a file
+    assert "fonts.googleapis" not in (site / "index.html").read_text()  # nothing is fetched
+
+
+WIDER_THAN_THE_WINDOW = """
+    [...document.querySelectorAll('.md-content *')].filter(each => {
+        if (each.getBoundingClientRect().right <= innerWidth + 1) return false;
+        for (let box = each; !box.classList.contains('md-content'); box = box.parentElement)
+            if (getComputedStyle(box).overflowX !== 'visible') return false;
+        return true;
+    }).map(each => each.outerHTML.slice(0, 200))
+"""
+
+
+@pytest.mark.skipif(find_browser() is None, reason="no browser is installed")
+def test_what_is_wide_moves_within_its_own_box(site: Path, tmp_path: Path) -> None:
+    with browsing(tmp_path) as tab:
+        for page in ("index", "results/index", "reference/keys", "reference/commands", "reference/methods"):
+            tab.open((site / f"{page}.html").as_uri(), width=400, height=800)
+            assert tab.evaluate(WIDER_THAN_THE_WINDOW) == [], page
+            assert tab.evaluate("document.documentElement.scrollWidth") == 400, page
+            assert tab.evaluate("document.querySelectorAll('math').length > 150") == (page == "reference/methods")
+            assert tab.complaints == []

@@ -288,6 +288,12 @@ def test_the_examples_can_begin(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert {each.name.partition(":")[0] for each in plan.methods} == set(method_names()) - ablations
 
 
+@pytest.mark.parametrize("title", ["", " of old", "two\nlines"])
+def test_a_title_is_a_line(written: Written, title: str) -> None:
+    with pytest.raises(LoricaError, match="title"):
+        read_plan(Path(written(title=title)))
+
+
 def test_the_page_has_every_key_and_a_file_that_can_begin(written: Written) -> None:
     text = (PROJECT / "docs" / "sweeps.md").read_text()
     keys = [key for model in (Sweep, Search, Space) for key in model.model_fields]
@@ -611,6 +617,7 @@ def test_a_sweep_from_its_file_to_its_table(
     file = written(
         methods=["lora", {"method": "prototypes", "search": False}, broken],
         search=search, seeds=[0, 4], out="results/small", times="time.json", drawn=["prototypes"],
+        title="Six digits: what is small",
     )  # fmt: skip
     code, said, _ = lorica("sweep", file, "--dry-run")
     assert code == 0
@@ -656,6 +663,7 @@ def test_a_sweep_from_its_file_to_its_table(
         assert rate not in finals or finals[rate] == pytest.approx(run.aaa)
 
     text = Path("results/small.md").read_text()
+    assert text.startswith("# Six digits: what is small\n\n")
     assert "    lorica sweep sweep.yaml fit.batch_size=6\n" in text
     cells = {line.split(" | ")[0]: line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")}
     assert cells == {"| Method": "Time |", "| ---": "---: |", "| lora": "0.46 |", "| prototypes": "– |"}
@@ -696,6 +704,7 @@ def test_two_workers_of_which_one_is_killed_end_with_the_same_table(
     assert sweep.returncode == 0, errors
     assert "a worker failed, others did its part: a worker ended with exit code -9" in errors
     assert (left / "metrics.json").exists()
+    assert Path("alone/table.md").read_text().startswith("# table\n\n")
     for name in ("table.md", "table.json", "table-search.json"):
         assert (Path("two") / name).read_bytes() == (Path("alone") / name).read_bytes()
     assert "sd_lora" in said

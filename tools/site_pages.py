@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from equations import equations, in_prose, symbols
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -129,8 +130,10 @@ def as_markdown(docstring: str) -> str:
     """A docstring of a module, which is laid out to be read as it stands, as Markdown that shows the same.
 
     Lists get the blank line before them that Markdown wants, and lines of an item go on within it. Lines that are
-    aligned in columns become code, as indented ones are. In prose, signs of formulas stand for themselves.
+    aligned in columns become code, as indented ones are, unless these are equations. In prose, what is not understood
+    as a formula stands as it is, its signs too.
     """
+    known = symbols(docstring)
     blocks: list[tuple[str, list[str]]] = []
     kind = ""
     for line in docstring.splitlines():
@@ -154,19 +157,21 @@ def as_markdown(docstring: str) -> str:
     text = ""
     for number, (kind, lines) in enumerate(blocks):
         in_list = kind == "item" and number and blocks[number - 1][0] == "item"
-        text += ("" if not number else "\n" if in_list else "\n\n") + _block(kind, lines)
+        text += ("" if not number else "\n" if in_list else "\n\n") + _block(kind, lines, known)
     return text
 
 
-def _block(kind: str, lines: list[str]) -> str:
+def _block(kind: str, lines: list[str], known: set[str]) -> str:
+    """`known`: letters that are symbols wherever they stand alone."""
     if kind == "code":
-        return "\n".join(lines).rstrip()
+        paragraphs = [each.splitlines() for each in re.split(r"\n(?:\s*\n)+", "\n".join(lines).rstrip())]
+        return "\n\n".join(equations(each) or "\n".join(each) for each in paragraphs)
     if kind == "prose" and len(lines) > 1 and all(re.search(r"\S {2,}\S", line) or line[0] == " " for line in lines):
         return "\n".join(f"    {_in_columns(line)}" for line in lines)
     text = "\n".join(line.strip() for line in lines)
     if kind == "item":
-        return "* " + _plain(text[2:]).replace("\n", "\n    ")
-    return _plain(text)
+        return "* " + _plain(text[2:], known).replace("\n", "\n    ")
+    return _plain(text, known)
 
 
 def _in_columns(line: str) -> str:
@@ -175,10 +180,16 @@ def _in_columns(line: str) -> str:
     return (head.replace("`", "") + gap + " " * head.count("`") * bool(rest) + rest.replace("`", "")).rstrip()
 
 
-def _plain(prose: str) -> str:
-    """Prose in which nothing but code and pairs of stars around words is set otherwise than it stands."""
+def _plain(prose: str, known: set[str]) -> str:
+    """Prose in which nothing but formulas, code and pairs of stars around words is set otherwise than it stands."""
     parts = _KEPT.split(prose)
-    parts[::2] = (re.sub(r"[\\_*\[\]]", r"\\\g<0>", part).replace("<", "&lt;") for part in parts[::2])
+    parts[::2] = (
+        "".join(
+            drawn or re.sub(r"[\\_*\[\]]", r"\\\g<0>", text).replace("<", "&lt;")
+            for text, drawn in in_prose(part, known)
+        )
+        for part in parts[::2]
+    )
     return "".join(parts)
 
 

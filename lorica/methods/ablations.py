@@ -1,14 +1,14 @@
 """The three ablation rows of SD-LoRA's Table 4: what is lost when one half of the idea is taken away.
 
-With U_k D_k/||U_k D_k||_F written as the unit direction k, the weight of a projection while learning task t is
+With the unit directions X_k = U_k D_k / ||U_k D_k||_F, the weight of a projection while learning task t is
 
-    lora_fixed   row A   W0 + alpha * (direction 1)                direction 1 trains at the first task, alpha always
-    lora_single  row B   W0 + alpha * (direction)                  one direction and alpha, both trained on and on
-    lora_frozen  row C   W0 + sum_{k<t} (direction k) + alpha_t * (direction t)      earlier coefficients do not train
+    W = W0 + alpha X_1                        lora_fixed, row A: X_1 trains at the first task, alpha always
+    W = W0 + alpha X                          lora_single, row B: one direction and alpha, both trained on and on
+    W = W0 + sum_{k<t} X_k + alpha_t X_t      lora_frozen, row C: earlier coefficients do not train
 
 and SD-LoRA itself is row D. One scalar alpha serves all projections, as there; starts, head, loss and optimiser are
-SD-LoRA's too, so that with one seed rows A, B and D agree after the first task. No reference code exists for these
-rows.
+SD-LoRA's too, so that with one seed rows A and B agree with SD-LoRA after the first task. No reference code exists for
+these rows.
 
 Figs. 2b and 2c compare with two baselines that are not normalised: `lora_fixed` with `normalised: false`, W0 + alpha
 U_1 D_1, which starts as LoRA does, at U_1 = 0; and one direction that trains on and on without alpha, which is `lora`.

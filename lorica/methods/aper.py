@@ -28,9 +28,9 @@ LAMDA-PILOT (ImageNet-1k): adapter the same, and on ImageNet-R 0.05, 10 epochs, 
 decay 0.05.
 
 Equation numbers are this file's. Done otherwise than in the released code: prompts start uniform, as VPT's own do (the
-code: zeros), and enter before the other tokens, which attention cannot tell from after them. Sigma starts at 16 (the
-code: 1, `head_scale: 1`), from where the rates that train do not throw it about. A first task of one class is refused,
-since (1) is then always 0. ResNets are not here.
+code: zeros), and enter before the other tokens, which attention cannot tell from after them. The scale sigma starts at
+16 (the code: 1, `head_scale: 1`), from where the rates that train do not throw it about. A first task of one class is
+refused, since (1) is then always 0. ResNets are not here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """CL-LoRA: a shared lower half and task-specific upper halves (He, Duan and Zhu, CVPR 2025).
 
-Blocks are numbered j = 1 … L and L_s = L // 2. With U "up" and D "down" (the paper writes B and A, its code lora_A and
-lora_B), the weight of an adapted projection p (q, v) while learning task t is
+Blocks are numbered j = 1 … L and L_s = L / 2, rounded down. With U "up" and D "down" (the paper writes B and A,
+its code `lora_A` and `lora_B`), the weight of an adapted projection p (q, v) while learning task t is
 
     W_j = W0_j + U_j D_j                   j <= L_s: one update for all tasks, D fixed (orthonormal), U trained      (1)
-    W_j = W0_j + w_tjp U_tj D_tj           j > L_s:  an update and a block weight w for each task, all trained       (2)
+    W_j = W0_j + w_t,j,p U_t,j D_t,j       j > L_s:  an update and a block weight w for each task, all trained       (2)
 
     loss = CE + l1 KD + l2 ORTH,           l1 = 5, l2 = 1e-4; the first task has CE alone                            (3)
 
@@ -16,8 +16,8 @@ U,
     KD = -sum_c softmax(s' / 2)_c log softmax(s / 2)_c                                                               (4)
 
 The heads go once a task is learned. A class c of task i is then scored by cos(f_i(x), p_c): f_i has the shared half as
-it is now and task i's upper half, p_c is the mean raw feature in that space at the end of task i. The largest score
-wins. The shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one batch where that is faster.
+it is now and the upper half of task i, p_c is the mean raw feature in that space at the end of task i. The largest
+score wins. The shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows of one batch where that is faster.
 
 `variant: paper` (default) follows the paper, with one step on (3):
   * gradient reassignment: dKD/dU is multiplied by |dKD/dU' - dKD/dU|, U' the teacher's. The product of two gradients
@@ -32,7 +32,7 @@ wins. The shared half runs once: 1/2 + T/2 passes for T tasks, branches as rows 
   * two steps for each batch, on l1 KD and then on CE + l2 ORTH. One optimiser takes both, so momentum and weight decay
     act twice a batch on the shared U and on the head; what has no part in KD has no gradient in the first step and is
     skipped;
-  * row i of dKD/dU is multiplied by d ||U'_i|| / sum_j ||U'_j||, which pulls hardest where the teacher is large;
+  * row i of dKD/dU is multiplied by d ||U'_i|| / (sum_j ||U'_j||), which pulls hardest where the teacher is large;
   * ORTH = mean_{i<t} |cos(w_t, w_i)| over the block weights;
   * the head trains by KD too, through both of its sides; D comes from a uniform matrix, whose first row is then nearly
     constant.

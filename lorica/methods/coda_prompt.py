@@ -1,8 +1,8 @@
 """CODA-Prompt: prompts assembled from components, with weights that depend on the input (Smith et al., CVPR 2023).
 
-Each of some blocks (0 to 4) has components m of its own: a prompt P_m [2, length, D] (rows of keys, then of values), a
-key K_m [D] and an attention A_m [D]. With q(x) the feature that the frozen backbone gives x, * the product by entries,
-and m over the components of all tasks so far, the block attends to the rows p(x) as a prefix:
+Each of some blocks (0 to 4) has components m of its own: a prompt P_m, [2, length, D] (rows of keys, then of values),
+a key K_m, [D], and an attention A_m, [D]. With q(x) the feature that the frozen backbone gives x, * the product by
+entries, and m over the components of all tasks so far, the block attends to the rows p(x) as a prefix:
 
     alpha_m(x) = cos(q(x) * A_m, K_m)                      no softmax: weights lie in [-1, 1]                       (1)
     p(x) = sum_m alpha_m(x) P_m                                                                                     (2)

@@ -1,6 +1,6 @@
 """EASE: adapters and a feature space for each task, prototypes of all classes in all spaces (Zhou et al., CVPR 2024).
 
-Tasks count from 0, t is the latest. The features phi_i(x) are the frozen backbone's with task i's own adapters beside
+Tasks count from 0, t is the latest. The features phi_i(x) are the frozen backbone's with the adapters of task i beside
 the MLP of every block (`Bottlenecks`: rank 64, scale 0.1, dropout 0.1); at their start they are the plain f(x).
 While task t is learned, its adapters train with a cosine head, sigma learned from 16, that is dropped afterwards:
 
@@ -11,14 +11,15 @@ has nothing to tell apart: its loss is 0 and its space that of the backbone).
 
 Then P_c,i, the mean of phi_i over the training images of class c, is measured for the new classes in all spaces i <= t.
 A class o of an earlier task tau cannot be measured in the later spaces i = tau + 1 … t. There its prototype is put
-together from those of the classes n of tasks i … t, which are measured in both spaces, by their nearness to o in tau's:
+together from those of the classes n of tasks i … t, which are measured in both spaces, by their nearness to o in that
+of tau:
 
     w_o,n = softmax over n of cos(P_o,tau, P_n,tau) / temperature                  P_o,i = sum_n w_o,n P_n,i       (2)
 
 `recalculate: true` (default) does so after each task for every pair of tau and i; `false` does it once, for i = t from
-the classes of task t. Completed prototypes are never a source of others. A class c of task tau then scores
+the classes of task t. Completed prototypes are never a source of others. A class c of task tau then has the
 
-    cos(phi_tau(x), P_c,tau) + (alpha / t) sum_{i != tau} cos(phi_i(x), P_c,i) + beta cos(f(x), P_c,f)             (3)
+    score = cos(phi_tau(x), P_c,tau) + (alpha / t) sum_{i != tau} cos(phi_i(x), P_c,i) + beta cos(f(x), P_c,f)     (3)
 
 with P_c,f the class mean on the plain backbone; alpha = 0.1, and beta = 0 (the code's setting for CUB: 1). At t = 0 the
 second term is empty. Each cosine is of one space, not of the features joined. A prediction takes t + 1 passes, one more

@@ -9,7 +9,7 @@ alpha_i and the logit l_i are one scalar each per task, shared by all projection
 otherwise 0; sparsemax is the projection onto the simplex (Martins and Astudillo, 2016), whose entries reach 0 exactly.
 The loss is
 
-    cross-entropy + lambda H(beta),                    H(beta) = -sum_i beta_i log(beta_i + 1e-8)                (2)
+    loss = cross-entropy + lambda H(beta),             H(beta) = -sum_i beta_i log(beta_i + 1e-8)                (2)
 
 tau falls during a task, and when the task is learned a direction with beta = 0 is pruned for good: removing it changes
 nothing. Since beta sums to 1, every direction that is added takes weight from the old ones; nothing protects what they

@@ -6,8 +6,8 @@ With U "up" and D "down" (the paper writes A and B), the weights of the k and v 
 
 k and v share D_t, which does not train: only U_t^k, U_t^v (0 at the start) and the task's head rows (at the start as
 `nn.Linear`'s) do, by cross-entropy over the task's logits. Since D_t spans all that the update can see, its rows are
-chosen, not learned. With H [d, n] the tokens that enter the block's attention, class token included, C = H H' / n, and
-M [d, m] an orthonormal basis of the protected directions,
+chosen, not learned. With H, [d, n], the tokens that enter the block's attention, class token included, C = H H' / n,
+and M, [d, m], an orthonormal basis of the protected directions,
 
     D_t = (the r leading left singular vectors of (I - M M') H)' / sqrt(3)                before training on t  (2)
 

@@ -19,7 +19,7 @@ The choice in (1) has no gradient: the second term of (2) alone moves keys, and 
                             M, L, N = 30, 10, 5; start uniform in [0, 1), the head as `nn.Linear`; no clipping.
 
 Equation numbers are this file's. The numbers of `paper` are those of the authors' CIFAR-100 configuration
-(google-research/ l2p, in JAX), and so is lambda = 1. `prefix` is what GT-RIPL/CODA-Prompt calls L2P++; its M (20 + 1)
+(google-research/l2p, in JAX), and so is lambda = 1. `prefix` is what GT-RIPL/CODA-Prompt calls L2P++; its M (20 + 1)
 768 = 0.48 million parameters are what the SD-LoRA paper states for L2P. Predictions take two passes: one for q, one
 with prompts.
 

@@ -7,7 +7,7 @@ With U "up" and D "down", the weight of each adapted projection while learning t
 where U_i, D_i of earlier tasks are frozen, U_t = 0 at the start and D_t starts uniform in +-1/sqrt(d_in), as in LoRA. A
 task lives in the row space of its D; what keeps the spaces apart is the loss, summed over projections,
 
-    cross-entropy + lambda_1 sum_{i<t} L(D_i D_t') + lambda_2 (||U_t||_F + ||D_t||_F)                           (2)
+    loss = cross-entropy + lambda_1 sum_{i<t} L(D_i D_t') + lambda_2 (||U_t||_F + ||D_t||_F)                    (2)
 
 where D_i D_t' is [r, r]. The penalty's gradient reaches D_t alone: it pushes spaces apart but guarantees nothing, and U
 is free. All updates are summed for predictions and merge into W0: no task identity, no extra cost.

@@ -2,7 +2,7 @@
 
 On the **first task** a small module in the frozen backbone (`tuning`) and a cosine head are trained by
 
-    cross-entropy of sigma cos(f(x), row), sigma learned from 16                                                   (1)
+    loss = cross-entropy of sigma cos(f(x), row),    sigma learned from 16                                         (1)
 
 over its classes. Then the head goes, the module stays as it is, and nothing is trained any more. A fixed random layer,
 drawn once after this, widens the features:
@@ -16,7 +16,7 @@ the rows h of these images and Y their one-hot labels over all classes seen; the
     W_o = (G + lambda I)^-1 Q,    logits = h(x) W_o                                                                (4)
 
 so that, given f and lambda, the result is that of one regression on the images of all tasks, whatever their order.
-Lambda is chosen for each task among 1e-8, 1e-7, …, 1e8, as that with which a regression on a random 80 % of the task's
+For each task lambda is chosen among 1e-8, 1e-7, …, 1e8, as that with which a regression on a random 80 % of the task's
 own images has the least mean squared error on the other 20 %; no test data, and no image of an earlier task. (4) takes
 that of the latest task, through which the order may enter.
 
@@ -38,7 +38,7 @@ of lambda with the cube of the smaller of M and those 80 % (`benchmarks/ridge_ti
 Equation numbers are this file's; what is not in the paper's text is that of the released code
 (RanPAC/RanPAC). Done otherwise than there:
   * the sums, factorisations and solutions are in float64: with lambda below 1, they mean little in the code's float32;
-  * one eigendecomposition serves all lambdas, of H H' where that is smaller than H' H; (4) takes a Cholesky
+  * one eigendecomposition serves every lambda, of H H' where that is smaller than H' H; (4) takes a Cholesky
     factorisation (`lorica.statistics`). A lambda that vanishes beside G in float64 is raised until it does not;
   * an error that is not finite never wins; in the code NaN does, by numpy's argmin;
   * sigma starts at 16, from where the rates that train do not throw it about (the code: 1, `head_scale: 1`), and the

@@ -175,7 +175,7 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         else ""
     )
     lines = [
-        f"# {plan.out.name}",
+        f"# {plan.sweep.title or plan.out.name}",
         "",
         _MADE,
         "",

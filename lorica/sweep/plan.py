@@ -155,6 +155,9 @@ class Sweep(Section):
     """The keys of a sweep's file."""
 
     recipe: str
+    title: str | None = Field(
+        default=None, pattern=r"^\S(.*\S)?$", description="of the table's page, on one line; absent = the page's name"
+    )
     overrides: dict[str, Any] = Field(default={}, description="keys of the recipe, dotted or in sections")
     methods: list[Entry] = Field(min_length=1)
     seeds: list[int] = Field(default=[0], description="of the rows; [] for a search alone")

@@ -46,6 +46,7 @@ def test_the_table_has_a_line_for_each_trunk(script: Any, small_recipe: dict[str
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs/results/small-readouts.md").read_text()
+    assert page.startswith("# Small: trunks by their read-outs\n")
     cells = {line.split(" | ")[0]: line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| ")}
     assert all("±" in cell for cell in cells["| linear_probe"])
     assert "–" in cells["| prototypes"][1]  # they are class means already

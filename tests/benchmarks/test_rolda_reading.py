@@ -29,6 +29,7 @@ def test_readings_of_one_training(
     done = CliRunner().invoke(app, ["small.yaml", "--passes", "1,2", *given])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs/results/small-rolda-reading.md").read_text()
+    assert page.startswith("# Small: RoLDA read in several ways\n")
     cells = {line.split(" | ")[0][2:]: line.split(" | ")[1:] for line in page.splitlines() if line.startswith("| ")}
     assert set(cells) == {"reading", *script.READINGS}
     for name, options in (("as it is", {}), ("layers 1", {"layers": 1}), ("shrinkage 0.4", {"shrinkage": 0.4})):

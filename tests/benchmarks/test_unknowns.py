@@ -63,6 +63,7 @@ def test_tables_of_a_small_stream(
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs/results/small-unknowns.md").read_text()
+    assert page.startswith("# Small: images of unknown classes, ")
     runs = json.loads((tmp_path / "docs/results/small-unknowns.json").read_text())["runs"]
     recipe = {**small_recipe, "method": {"name": "rolda", "enough": 1}, "stream": {"tasks": 3, "seed": 1996}}
     recipe["data"] = {**small_recipe["data"], "validation_fraction": 0.2}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pytest
 FILE = Path(__file__).parents[2] / "tools" / "site_pages.py"
 DOCSTRING = """What it is, with a_k and b_k, and x * y_k.
 
-    W = sum_k a_k * b_k
+    nn.W = sum_k a_k * b_k
 
 The paper is followed (`variant:
 paper_k`), **strictly**, where i < t:
@@ -31,12 +31,9 @@ End.
 @pytest.fixture(scope="module")
 def pages():
     pytest.importorskip("mkdocs")
-    spec = importlib.util.spec_from_file_location("site_pages", FILE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FILE.parent))
+        return importlib.import_module("site_pages")
 
 
 def html(text: str) -> str:
@@ -48,9 +45,12 @@ def html(text: str) -> str:
 def test_a_docstring_as_markdown(pages) -> None:
     shown = html(pages.as_markdown(DOCSTRING))
     assert "<em>" not in shown
-    assert "with a_k and b_k, and x * y_k." in shown
-    assert "<code>W = sum_k a_k * b_k\n</code>" in shown
-    assert "<strong>strictly</strong>, where i &lt; t:</p>\n<ul>\n<li>the first\n    goes on;</li>" in shown
+    assert "<msub><mi>a</mi><mrow><mi>k</mi></mrow></msub></math></span> and <span" in shown
+    assert "<code>nn.W = sum_k a_k * b_k\n</code>" in shown
+    assert (
+        '<strong>strictly</strong>, where <span class="formula"><math><mi>i</mi><mo>&lt;</mo><mi>t</mi></math>' in shown
+    )
+    assert "</span>:</p>\n<ul>\n<li>the first\n    goes on;</li>" in shown
     assert "<li>the second_k.</li>\n</ul>\n<p>After the list.</p>" in shown
     columns = "tuning: one (default)     the_first\ntuning: other             the second, which\n"
     assert f"<code>{columns}                          goes on\n</code>" in shown
