@@ -71,3 +71,35 @@ class Interruptions:
 
 def _leave(number: int) -> None:
     raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Whatever a signal that stops the process would raise in this block, it raises at its end; a second one at once.
+
+    Python raises it between any two lines of the main thread, those of its own `concurrent.futures` and `threading`
+    among them, which then leave a lock locked: a thread waits for it for ever, and so does who waits for that thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: found for number in _SIGNALS if callable(found := signal.getsignal(number))}
+    waiting: list[int] = []
+    holding = True
+
+    def arrived(number: int, frame: FrameType | None) -> None:
+        if holding and not waiting:
+            waiting.append(number)
+        else:
+            handlers[number](number, frame)
+
+    try:
+        for number in handlers:
+            signal.signal(number, arrived)
+        yield
+    finally:
+        holding = False
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in waiting:
+            handlers[number](number, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias, cast
 
@@ -21,6 +20,7 @@ from jaxtyping import Bool, Float, Int, Int32, UInt8
 from torch import Tensor
 
 from lorica.checkpoint import Checkpoints
+from lorica.data.ahead import by_threads
 from lorica.data.samples import Samples
 from lorica.data.sources.base import likeness
 from lorica.errors import DataError, LoricaError, RegressionError
@@ -229,7 +229,7 @@ class Album:
         Raises:
             DataError: samples that cannot be read; or one that is there twice under unlike classes.
         """
-        shown, problems, found = reporter or Silent(), list[str](), list[bytes]()
+        shown = reporter or Silent()
         shown.stage(f"looking which {things} are new", len(samples))
 
         def digest(index: int) -> bytes | str:
@@ -238,11 +238,9 @@ class Album:
             except OSError as error:
                 return f"{samples.describe(index)}: cannot be read: {error.strerror or error}"
 
-        with ThreadPoolExecutor() as pool:
-            for each in pool.map(digest, range(len(samples))):
-                problems += [each] if isinstance(each, str) else []
-                found.append(each if isinstance(each, bytes) else b"")
-                shown.step()
+        made = by_threads(digest, range(len(samples)), after_each=shown.step)
+        problems = [each for each in made if isinstance(each, str)]
+        found = [each for each in made if isinstance(each, bytes)]
         if problems:
             raise DataError(problems)
         first: dict[bytes, int] = {}

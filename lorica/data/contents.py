@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
+from lorica.data.ahead import by_threads
 from lorica.data.sources.base import Source, some
 from lorica.errors import DataError
 from lorica.progress import Reporter, Silent
@@ -62,14 +62,9 @@ def digests_of(source: Source, reporter: Reporter | None = None) -> Digests:
             except OSError as error:
                 return f"{samples.describe(index)}: cannot be read: {error.strerror or error}"
 
-        found[half] = []
-        with ThreadPoolExecutor() as pool:
-            for each in pool.map(digest, range(len(samples))):
-                if isinstance(each, str):
-                    problems.append(each)
-                else:
-                    found[half].append(each)
-                shown.step()
+        made = by_threads(digest, range(len(samples)), after_each=shown.step)
+        problems += [each for each in made if isinstance(each, str)]
+        found[half] = [each for each in made if isinstance(each, bytes)]
     if problems:
         raise DataError(problems)
     return found

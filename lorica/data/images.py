@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from lorica.data.ahead import sent
+from lorica.data.ahead import by_threads, sent
 from lorica.data.decoding import DECODING, DEFAULT, Decoding
 from lorica.data.samples import Samples
 from lorica.data.transforms import AUGMENTATIONS, augment, centre_crop, enlarge_squares, fit_square, without_ends
@@ -191,11 +191,7 @@ def faults(
             return str(error)
         return None
 
-    found = []
-    for each in _decoders().map(fault, pictures):
-        found.append(each)
-        shown.step()
-    return found
+    return by_threads(fault, pictures, _decoders(), after_each=shown.step)
 
 
 def _range_fault(images: Shaped[np.ndarray, "n h w c"]) -> str | None:
@@ -232,7 +228,7 @@ class ImageCache:
         absent = [number for number in dict.fromkeys(numbers) if number not in self._kept]
         decoded: dict[int, UInt8[np.ndarray, "3 _ _"]] = {}
         problems: list[str] = []
-        for number, image in zip(absent, _decoders().map(self._decode, absent), strict=True):
+        for number, image in zip(absent, by_threads(self._decode, absent, _decoders()), strict=True):
             if isinstance(image, DataError):
                 problems += image.problems
             else:
@@ -291,7 +287,7 @@ def _enlarged(images: Sequence[UInt8[np.ndarray, "3 _ _"]], size: int) -> UInt8[
             image = images[place]
             squares[place] = image if image.shape[1:] == (size, size) else fit_square(image.transpose(1, 2, 0), size)
 
-    list(_decoders().map(fill, range(min(WORKERS, len(images)))))
+    by_threads(fill, range(min(WORKERS, len(images))), _decoders())
     return torch.from_numpy(squares)
 
 
@@ -363,7 +359,7 @@ class ImageReader:
             except DataError as error:
                 return error
 
-        for each in _decoders().map(square, given) if len(given) > 1 else map(square, given):
+        for each in by_threads(square, given, _decoders()) if len(given) > 1 else map(square, given):
             if isinstance(each, DataError):
                 problems += each.problems
             else:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from lorica.data.ahead import by_threads
 from lorica.data.benchmarks import FOLDERS, Benchmark, Layout, Split
 from lorica.data.decoding import DEFAULT, Decoding
 from lorica.data.folders import Walk
@@ -336,11 +336,8 @@ def _in_both(halves: Sequence[ImageFiles], reporter: Reporter | None) -> Iterato
         return None  # it is named as one that cannot be read
 
     first: dict[bytes | None, Path] = {}
-    with ThreadPoolExecutor() as pool:
-        for path, content in zip(train, pool.map(digest, train), strict=True):
-            first.setdefault(content, path)
-            shown.step()
-        for path, content in zip(test, pool.map(digest, test), strict=True):
-            if content and content in first:
-                yield f"{path} is {first[content]}"
-            shown.step()
+    for path, content in zip(train, by_threads(digest, train, after_each=shown.step), strict=True):
+        first.setdefault(content, path)
+    for path, content in zip(test, by_threads(digest, test, after_each=shown.step), strict=True):
+        if content and content in first:
+            yield f"{path} is {first[content]}"
