@@ -51,7 +51,7 @@ from lorica.descent import Fit
 from lorica.environment import environment
 from lorica.errors import CheckpointError, DataError, LoricaError, RegressionError
 from lorica.evaluation import plain_form
-from lorica.files import RunFolder, refusals, write_json, write_text
+from lorica.files import RunFolder, refusals, without_empty, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
 from lorica.journal import Change, line_of_descent
@@ -555,7 +555,7 @@ class Learner:
             raise LoricaError(f"{target}: is there already; name a folder that is not")
         _ = self.predictor
         partial_copy = target.with_name(f".{target.name}.{uuid4().hex}.partial")
-        with refusals(target.parent):
+        with refusals(target.parent), without_empty(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self.folder.taken():

@@ -1,5 +1,5 @@
-"""Whether the weights of a backbone are finite numbers: one that is not makes NaN of every feature, and training would be
-blamed for it."""
+"""Whether the weights of a backbone are finite numbers: one that is not makes NaN of every feature, and training would
+be blamed for it."""
 
 from __future__ import annotations
 
