@@ -182,9 +182,22 @@ class RunFolder:
 
 
 @contextmanager
+def without_empty(folder: Path) -> Iterator[None]:
+    """Of a folder and those that it is in, what is made within this block and is empty at its end is removed: whatever
+    was to be in it has been refused."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty, or never made
+            for each in missing:
+                each.rmdir()
+
+
+@contextmanager
 def taken(folder: Path) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone; what a killed process left half-written in it is
-    cleared.
+    cleared, and a folder that was made in vain.
 
     The lock goes with its process, however that ends.
 
@@ -193,24 +206,25 @@ def taken(folder: Path) -> Iterator[None]:
     """
     file = folder / LOCK
     lock = FileLock(file, timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise LoricaError(
-            f"{folder}: {_holder(file)} is at work in it; wait for it, or choose another folder"
-        ) from None
-    except OSError as error:
-        raise LoricaError(f"{_short(folder)}: cannot be made a folder: {error.strerror or error}") from error
-    try:
-        with refusals(folder):
-            file.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": _now()}))
-            clear_partial(folder)
-        yield
-    finally:
-        with suppress(OSError):  # of a disk that can no longer be written; the lock itself goes with the process
-            file.unlink(missing_ok=True)  # while it is held, so that it is nobody else's
-        lock.release()
+    with without_empty(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise LoricaError(
+                f"{folder}: {_holder(file)} is at work in it; wait for it, or choose another folder"
+            ) from None
+        except OSError as error:
+            raise LoricaError(f"{_short(folder)}: cannot be made a folder: {error.strerror or error}") from error
+        try:
+            with refusals(folder):
+                file.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": _now()}))
+                clear_partial(folder)
+            yield
+        finally:
+            with suppress(OSError):  # of a disk that can no longer be written; the lock itself goes with the process
+                file.unlink(missing_ok=True)  # while it is held, so that it is nobody else's
+            lock.release()
 
 
 @contextmanager

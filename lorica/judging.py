@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, cast
+from typing import NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -60,6 +60,22 @@ def _together(several: Sequence[Tensor]) -> Tensor:
     return torch.cat(
         [F.pad(each, (0, width - each.shape[1]), value=-1) if each.ndim == 2 else each for each in several]
     )
+
+
+class Unseen(NamedTuple):
+    """Of samples that have come, those that a model has not learned yet.
+
+    Attributes:
+        places: of them among all that have come, each once.
+        digests: of their names and contents.
+        elsewhere: how many of them were learned as another class.
+        copies: how many are there besides that are copies of one of them.
+    """
+
+    places: Int[Tensor, " m"]
+    digests: UInt8[Tensor, "m 16"]
+    elsewhere: int
+    copies: int
 
 
 class Album:
@@ -218,9 +234,8 @@ class Album:
         reporter: Reporter | None = None,
         *,
         things: str = "images",
-    ) -> tuple[Int[Tensor, " m"], UInt8[Tensor, "m 16"], int]:
-        """Which samples have not been learned yet, by name and contents; their digests; and how many of them were
-        learned as another class.
+    ) -> Unseen:
+        """Which samples have not been learned yet, by name and contents.
 
         Args:
             numbers: of the classes that the samples' labels stand for, None where it is not known.
@@ -244,7 +259,7 @@ class Album:
         if problems:
             raise DataError(problems)
         first: dict[bytes, int] = {}
-        indices, elsewhere = [], 0
+        indices, elsewhere, copies = [], 0, 0
         for index, (each, label) in enumerate(zip(found, samples.labels.tolist(), strict=True)):
             twin = first.setdefault(each, index)
             if twin != index and samples.labels[twin] != label:
@@ -253,14 +268,18 @@ class Album:
                     f"{samples.describe(twin)}; remove one"
                 )
             known = self._known.get(each, ())
-            if twin == index and numbers[label] not in known:
+            if numbers[label] in known:
+                continue
+            if twin == index:
                 indices.append(index)
                 elsewhere += bool(known)
+            else:
+                copies += 1
         if problems:
             raise DataError(problems)
         chosen = [np.frombuffer(found[index], np.uint8) for index in indices]
         digests = torch.from_numpy(np.stack(chosen)) if chosen else torch.zeros(0, DIGEST, dtype=torch.uint8)
-        return torch.tensor(indices, dtype=torch.long), digests, elsewhere
+        return Unseen(torch.tensor(indices, dtype=torch.long), digests, elsewhere, copies)
 
 
 def forgotten_after(checkpoints: Checkpoints, number: int) -> set[int]:

@@ -51,7 +51,7 @@ from lorica.descent import Fit
 from lorica.environment import environment
 from lorica.errors import CheckpointError, DataError, LoricaError, RegressionError
 from lorica.evaluation import plain_form
-from lorica.files import RunFolder, refusals, write_json, write_text
+from lorica.files import RunFolder, refusals, without_empty, write_json, write_text
 from lorica.interruption import Interruptions
 from lorica.isolation import isolated
 from lorica.journal import Change, line_of_descent
@@ -280,7 +280,8 @@ class Learner:
         """Learns what has come: new classes, more images of known ones, or both. None of it is kept but the images set
         aside.
 
-        Images that this model has learned already, by name and contents, are passed over.
+        Images that this model has learned already, by name and contents, are passed over, and so are copies among
+        those that come together.
 
         Args:
             source: a folder of class folders, or texts in files as the source `table` reads them (where there are
@@ -554,7 +555,7 @@ class Learner:
             raise LoricaError(f"{target}: is there already; name a folder that is not")
         _ = self.predictor
         partial_copy = target.with_name(f".{target.name}.{uuid4().hex}.partial")
-        with refusals(target.parent):
+        with refusals(target.parent), without_empty(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self.folder.taken():
@@ -758,11 +759,13 @@ class Learner:
             if unknown := [name for name in there if likeness(name) not in arriving and album.number_of(name) is None]:
                 raise DataError(f"test {things}: of classes that nobody has learned: {some(unknown)}")
         numbers = [album.number_of(name) for name in arrival.names]
-        fresh, digests, elsewhere = album.unseen(arrival.samples, numbers, reporter, things=things)
+        fresh, digests, elsewhere, copies = album.unseen(arrival.samples, numbers, reporter, things=things)
+        if copies:
+            reporter.say(f"{copies} {things} are copies of others that have come with them, and are passed over")
         if elsewhere:
             reporter.say(f"{elsewhere} of the {things} were learned as another class before")
-        if passed_over := len(arrival.samples) - len(fresh):
-            reporter.say(f"{passed_over} {things} have been learned already, and are passed over")
+        if known := len(arrival.samples) - len(fresh) - copies:
+            reporter.say(f"{known} {things} have been learned already, and are passed over")
         if not len(fresh):
             return None
         own = torch.from_numpy(arrival.samples.labels)[fresh]

@@ -55,6 +55,9 @@ READ_OUTS = {
 }
 """The values of `evaluate.readout` but for the method's own predictions, as labels say them."""
 
+By = Literal["class", "domain", "class_and_domain"]
+"""What a task brings, see `lorica.data.division`."""
+
 CrossEntropy = Literal["current_task", "all_seen"]
 """The classes that the cross-entropy of a method's loss is over."""
 
@@ -174,7 +177,8 @@ class Metrics(BaseModel):
          "diagnostics": {"magnitudes": [[1.0], [1.1, 0.8], …]},   what the method reports, plain values
          "train_seconds": [61.2, …],                 one for each thing learned: a task, or all of them at once
          "complete": true,
-         "recipe": {"method": {…}, "fit": {…}, …}}  every setting, as in recipe.yaml
+         "recipe": {"method": {…}, "fit": {…}, …},  every setting, as in recipe.yaml
+         "stream_by": "domain"}                      what a task brings, see docs/streams.md
 
     The measures are no fields: they are computed from the matrix whenever they are asked for, as attributes (`acc`,
     `head.acc`), so that the two cannot disagree.
@@ -190,6 +194,8 @@ class Metrics(BaseModel):
         head_accuracy: the same by the method's own predictions, where `accuracy` is by another read-out.
         error_rates: of a stream of two classes, of the predictions of `accuracy`; see `lorica.metrics.Errors`.
         complete: whether every task has been learned; follows from the matrix where it is not given.
+        stream_by: what a task brings, also where the recipe leaves that to a manifest; where it is not given, as the
+            recipe says.
 
     Raises:
         ValueError: a malformed matrix, a task without test samples, or `complete`, the times and the matrix disagree.
@@ -211,6 +217,7 @@ class Metrics(BaseModel):
     identity: Plain = {}
     complete: bool = Field(default_factory=lambda known: len(known["accuracy"]) == len(known["tasks"]))
     recipe: Plain = {}
+    stream_by: By = Field(default_factory=lambda known: _by_recipe(known["recipe"]) or "class", validate_default=True)
 
     @model_validator(mode="after")
     def _agrees(self) -> Metrics:
@@ -274,8 +281,7 @@ class Metrics(BaseModel):
 
     def averaged_over(self, measure: str) -> str:
         """What one of `lorica.metrics.MEASURES` is a mean over in this run."""
-        by = dict(flatten(self.recipe)).get("stream.by")
-        return MEASURES[measure].over.format(tasks="domains" if by == "domain" else "tasks")
+        return MEASURES[measure].over.format(tasks="domains" if self.stream_by == "domain" else "tasks")
 
     def _with_counts(self, accuracy: Matrix) -> Measured:
         return Measured(accuracy, [task["test"] for task in self.tasks[: len(accuracy)]])
@@ -373,9 +379,17 @@ def _unlike(error_rates: Sequence[Sequence[Rates | None]], accuracy: Matrix) -> 
     return None
 
 
+def _by_recipe(recipe: Mapping[str, Any]) -> Any:
+    """What a task brings as a recipe says it; None where a manifest does."""
+    values = dict(flatten(recipe))
+    return None if values.get("stream.manifest") else values.get("stream.by", "class")
+
+
 def _unlike_the_recipe(read: Metrics) -> Iterator[str]:
     """What metrics say of a run that its recipe, which they repeat, does not; runs older than a key do not have it."""
     recipe = dict(flatten(read.recipe))
+    if (by := _by_recipe(read.recipe)) not in (None, read.stream_by):
+        yield f"stream_by is {read.stream_by}, but the recipe has {shown(by)}"
     said = {
         "method.name": read.method,
         "method.variant": read.variant,
@@ -489,6 +503,7 @@ class Record:
         variant: str | None,
         seed: int,
         tasks: Sequence[Mapping[str, Any]],
+        stream_by: By,
         cross_entropy: CrossEntropy | None,
         recipe: Mapping[str, Any],
         identity: Mapping[str, str],
@@ -496,7 +511,7 @@ class Record:
         """The contents of metrics.json, once there is an entry.
 
         Args:
-            tasks: of the whole stream; see `Metrics`.
+            tasks, stream_by: of the whole stream; see `Metrics`.
             cross_entropy: of the recipe; it is left out where nothing has been trained.
             identity: digests of the backbone's weights and of the data; unlike ones are never averaged.
         """
@@ -505,6 +520,7 @@ class Record:
             variant=variant,
             seed=seed,
             tasks=[dict(task) for task in tasks],
+            stream_by=stream_by,
             accuracy=self.rows,
             head_accuracy=self.head_rows,
             error_rates=[row for entry in self.entries for row in entry.error_rows] or None,

@@ -27,6 +27,7 @@ from lorica.backbones import TINY_TEXT, load_backbone
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, Recipe, as_saved, packaged_text, read_recipe, read_saved
 from lorica.data.contents import Contents, contents_from, differences, digests_of, short_digest
+from lorica.data.division import By
 from lorica.data.manifest import Manifest, read_manifest
 from lorica.data.sources import Source, remarks
 from lorica.data.sources.base import some
@@ -286,7 +287,7 @@ def _learn_stream(
         identity["split"] = str(split)[:16]
     if recipe.stream.manifest:
         identity["stream"] = manifest.sha256[:16]
-    results = _Results(session, recipe, tasks, identity)
+    results = _Results(session, recipe, tasks, stream.by, identity)
     _settle(session, folder)
     results.write()  # a process that was stopped may not have come to it
     tracking = tracked(recipe, session, folder.path)
@@ -348,9 +349,10 @@ class _Results:
     """
 
     def __init__(
-        self, session: Session, recipe: Recipe, tasks: list[dict[str, Any]], identity: Mapping[str, str]
+        self, session: Session, recipe: Recipe, tasks: list[dict[str, Any]], by: By, identity: Mapping[str, str]
     ) -> None:
         self._session, self._recipe, self._tasks, self._identity = session, recipe, tasks, identity
+        self._by: By = by
         self._entries = 0  # of the record, written
         self._ended = self._took = 0.0
 
@@ -369,6 +371,7 @@ class _Results:
             variant=getattr(recipe.method, "variant", None),
             seed=recipe.seed,
             tasks=self._tasks,
+            stream_by=self._by,
             cross_entropy=recipe.method.cross_entropy,
             recipe=recipe.resolved(),
             identity=self._identity,

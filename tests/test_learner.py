@@ -216,6 +216,26 @@ def test_a_class_from_one_image(recipe: Values) -> None:
     assert learner.predict(coloured(2, 3, seed=4)).tolist() == ["blue"] * 3
 
 
+def test_copies_that_come_together_are_not_called_learned_already(recipe: Values, tmp_path: Path) -> None:
+    """Files of one name and contents in two folders of a class, and the same array twice; then all of them again."""
+    folder = written(tmp_path / "photos", 0, 1)
+    copied = next((folder / "red").iterdir())
+    (folder / "red" / "more").mkdir()
+    shutil.copy(copied, folder / "red" / "more" / copied.name)
+    learner, said = Learner(tmp_path / "m", recipe=recipe), Sayings()
+    change = learner.learn(folder, progress=said)
+    assert change is not None
+    assert change.images + change.set_aside == 24
+    assert said.said == ["1 images are copies of others that have come with them, and are passed over"]
+    said.said.clear()
+    assert learner.learn(folder, progress=said) is None
+    assert said.said == ["25 images have been learned already, and are passed over"]
+    images, labels = of_classes(2, 3, images=4, seed=2)
+    said.said.clear()
+    learner.learn((np.concatenate([images, images[:3]]), labels + labels[:3]), progress=said)
+    assert said.said == ["3 images are copies of others that have come with them, and are passed over"]
+
+
 def test_images_learned_already_are_passed_over(recipe: Values, tmp_path: Path) -> None:
     folder = written(tmp_path / "photos", 0, 1)
     learner, said = Learner(tmp_path / "m", recipe=recipe), Sayings()

@@ -50,7 +50,7 @@ def test_the_schema_of_metrics_json() -> None:
         "lorica", "method", "variant", "seed", "tasks", "accuracy",
         "acc", "aaa", "acc_samples", "aaa_samples", "forgetting", "forgetting_first_last", "bwt", "new_task",
         "averaged_over",
-        "cross_entropy", "diagnostics", "train_seconds", "identity", "complete", "recipe",
+        "cross_entropy", "diagnostics", "train_seconds", "identity", "complete", "recipe", "stream_by",
     ]  # fmt: skip
     assert content["lorica"] == "0.1.0"
     assert content["tasks"] == TASKS
@@ -465,7 +465,13 @@ ENTRIES = [
         cost={"trainable": 0, "stored": 9},
     ),
 ]
-ABOUT: dict[str, Any] = {"method": "sd_lora", "variant": "paper", "seed": 3, "cross_entropy": "all_seen"}
+ABOUT: dict[str, Any] = {
+    "method": "sd_lora",
+    "variant": "paper",
+    "seed": 3,
+    "cross_entropy": "all_seen",
+    "stream_by": "class",
+}
 
 
 def test_a_record_collects_its_entries() -> None:

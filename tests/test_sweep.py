@@ -730,6 +730,7 @@ def test_a_mistake_of_the_users_stops_every_worker_with_its_message(
     written: Written, lorica: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(overrides={"data.root": "nowhere.npz"}, seeds=[0, 1])
+    Board(read_plan(file))  # it began while the data was there
     code, _, errors = lorica("sweep", file, "--jobs", "2")
     assert code == 2
     assert errors.count("nowhere.npz") == 1

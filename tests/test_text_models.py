@@ -132,6 +132,18 @@ def test_what_cannot_be_learned(recipe: dict[str, Any], tmp_path: Path) -> None:
         numbers.predict("red3")
 
 
+def test_a_text_that_stands_twice_in_a_file_is_a_copy(
+    lorica: Lorica, rows: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "may.csv"
+    with file.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("text", "label"), *rows, *rows[:5]])
+    settings = ["method=prototypes", "backbone.name=lorica_tiny_text"]
+    code, out, err = lorica("learn", str(tmp_path / "topics"), "--data", str(file), *settings)
+    assert (code, err) == (0, "5 texts are copies of others that have come with them, and are passed over\n")
+    assert "learned already" not in out
+
+
 def test_the_commands(
     lorica: Lorica, tiny_text_folder: Path, rows: list[tuple[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +22,9 @@ from lorica.data.sources import Source
 from lorica.data.texts import TextReader, Texts
 from lorica.errors import LoricaError, RecipeError
 from lorica.export import export, own_images
-from lorica.methods import find_method
+from lorica.methods import find_method, method_names
 from lorica.predictor import Predictor
-from lorica.run import run
+from lorica.run import check, run
 from lorica.types import Task
 from tests.conftest import CLASS_NAMES
 
@@ -98,6 +102,34 @@ def test_an_export_is_what_its_readme_says(
     with warnings.catch_warnings(action="ignore"):  # PEFT asks transformers for what is out of date there
         exec(code.replace("what is my balance", text), {})
     assert capsys.readouterr().out.split() == lorica.load(result.path).predict([text])
+
+
+def test_the_words_on_the_embedded_encoder_lead_to_it(recipe: dict[str, Any], tmp_path: Path, capsys: Any) -> None:
+    """As a reader follows them: the command that they give prints what stands for BACKBONE in their code."""
+    changed = {"method": {"name": "lora", "rank": 2}, "backbone": {"name": "lorica_tiny_text"}}
+    result = run(recipe | changed, out=tmp_path / "run", progress=False)
+    folder = export(lorica.load(result.path), tmp_path / "exported", "peft", own_images(result.path, {})).folder
+    words = (folder / "README.md").read_text()
+    [command] = re.findall(r"^    python (-c '.*')$", words, flags=re.MULTILINE)
+    done = subprocess.run([sys.executable, *shlex.split(command)], capture_output=True, text=True, check=True)
+    code = words.split("```python\n")[1].split("```")[0].replace("FOLDER", str(folder))
+    with warnings.catch_warnings(action="ignore"):  # PEFT asks transformers for what is out of date there
+        exec(code.replace("BACKBONE", done.stdout.strip()), {})
+    assert capsys.readouterr().out.split() == lorica.load(result.path).predict(["what is my balance"])
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_what_a_refusal_of_the_embedded_encoder_says_to_give_works(method: str, recipe: dict[str, Any]) -> None:
+    """Methods whose usual blocks lie deeper than its two say keys and values with which they run."""
+    changed = {"method": {"name": method}, "backbone": {"name": "lorica_tiny_text"}}
+    try:
+        check(recipe | changed, progress=False)
+    except LoricaError as error:
+        given = re.findall(r"method\.\w+=\S+\d\]", str(error))
+        if "has blocks" not in str(error):
+            return
+        assert given
+        check(read_recipe(recipe | changed, given), progress=False)
 
 
 def test_what_is_of_images_alone_is_refused_before_training(recipe: dict[str, Any], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 
 from lorica.backbones.encoder import Encoder, Site
+from lorica.backbones.finite import require_finite
 from lorica.backbones.hf_text import FAMILIES, Pooling, load_hf_text
 from lorica.backbones.timm_vit import TimmViT, load_timm_vit
 from lorica.backbones.tiny import NAME as TINY
@@ -66,8 +67,22 @@ def load_backbone(
 
     Raises:
         BackboneError: see `load_timm_vit`, `load_tiny` and `load_hf_text`; keys of the other modality; weights of what
-            ships with its own.
+            ships with its own; weights that are no finite numbers.
     """
+    encoder = _load(name, weights, image_size, normalisation, pooling, pretrained)
+    if pretrained:
+        require_finite(encoder, weights)
+    return encoder
+
+
+def _load(
+    name: str,
+    weights: Path | None,
+    image_size: int | None,
+    normalisation: str,
+    pooling: Pooling | None,
+    pretrained: bool,
+) -> Encoder:
     if weights is not None and name in (TINY, TINY_TEXT):
         others = f"backbone.name={TEXT}NAME" if name == TINY_TEXT else "a ViT of timm's by backbone.name"
         raise BackboneError(f"backbone.weights: {name} ships with its weights; leave the key out, or name {others}")

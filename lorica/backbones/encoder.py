@@ -256,9 +256,10 @@ class Encoder(nn.Module, ABC):
         """
         existing = tuple(block for block in wanted if block < len(self.blocks))
         if (wanted and not existing) or any(block < 0 for block in wanted) or len(set(wanted)) < len(wanted):
+            some = ",".join(str(block) for block in range(len(self.blocks))[: len(wanted)])
             raise BackboneError(
                 f"{key}: {self.name} has blocks 0 to {len(self.blocks) - 1}, asked for {list(wanted)}; give some of "
-                "them, each once"
+                f"them, each once, such as {key}=[{some}]"
             )
         unable = [block for block in existing if not self.takes_prefix(block)]
         if unable:

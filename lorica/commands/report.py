@@ -49,7 +49,7 @@ def report(
 ) -> None:
     """Report on runs: spreads and intervals over seeds, paired comparisons, and a page with everything about each
     run."""
-    from lorica.files import refusals, write_text
+    from lorica.files import refusals, without_empty, write_text
     from lorica.ownership import marked, require_ours
     from lorica.report.document import Report, to_text
     from lorica.report.html import to_html
@@ -62,7 +62,7 @@ def report(
         console.out(to_text(found, form.value), end="", highlight=False)
         return
     require_ours(targets)
-    with refusals(out or Path()):
+    with refusals(out or Path()), without_empty(next(iter(targets)).parent):
         for file, kind in targets.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             text = to_html(found, title=title) if kind is Form.html else to_text(found, kind.value)

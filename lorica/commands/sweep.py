@@ -56,6 +56,10 @@ def sweep(
     if not worker:
         page.require_place(plan)
         drawing()
+    if not plan.folder.exists():
+        from lorica.sweep.worker import require_runnable
+
+        require_runnable(plan)
     board = Board(plan)
     failed: list[str] = []
     with _Watch.over(board) as watch:

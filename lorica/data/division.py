@@ -31,6 +31,7 @@ class Division:
         train: the task of each training sample.
         held: which of these are held out for validation.
         test: the task of each test sample.
+        by: what a task brings.
     """
 
     order: Int[np.ndarray, " classes"]
@@ -38,6 +39,7 @@ class Division:
     train: Int[np.ndarray, " n_train"]
     held: Bool[np.ndarray, " n_train"]
     test: Int[np.ndarray, " n_test"]
+    by: By = "class"
 
     @classmethod
     def of(
@@ -48,6 +50,7 @@ class Division:
         train: Int[np.ndarray, " n_train"],
         held: Bool[np.ndarray, " n_train"],
         test: Int[np.ndarray, " n_test"],
+        by: By = "class",
     ) -> Division:
         """Classes of earlier tasks come before those of later ones, else they stay in that order.
 
@@ -56,7 +59,7 @@ class Division:
         """
         first = np.full(len(source.class_names), tasks)
         np.minimum.at(first, source.train.labels, train)
-        made = cls(order[np.argsort(first[order], kind="stable")], tasks, train, held, test)
+        made = cls(order[np.argsort(first[order], kind="stable")], tasks, train, held, test, by)
         problems = []
         if early := [
             source.class_names[each] for each in np.unique(source.test.labels[test < first[source.test.labels]])
@@ -143,7 +146,7 @@ def divide(
         held[out] = True
     if recurring:
         train = _with_returns(source, train, held, len(sizes), recurring, recur_in, recur_share, seed or 0)
-    return Division.of(source, order, len(sizes), train, held, test)
+    return Division.of(source, order, len(sizes), train, held, test, by)
 
 
 def _with_returns(

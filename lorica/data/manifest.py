@@ -6,9 +6,10 @@ It is a file of JSON lines, a line for each class of each half of each task:
     {"stream": 1, "sha256": "…"}
     {"task": 1, "half": "train", "class": "wren", "samples": ["train/wren/01.png", …], "digest": "…", "marks": "…"}
 
-The first line is lorica's own: its hash is over all that follows. `samples` are paths below the data's root, or numbers
-in what the rows were read from. `digest` is of their names and contents together, and `marks` has four digits of each,
-by which those that have changed are named. docs/streams.md says what a manifest written by hand needs.
+The first line is lorica's own: its hash is over all that follows, and where a task is no mere group of classes, `by`
+says what it brings, as `stream.by` does. Lines without text say nothing. `samples` are paths below the data's root, or
+numbers in what the rows were read from. `digest` is of their names and contents together, and `marks` has four digits
+of each, by which those that have changed are named. docs/streams.md says what a manifest written by hand needs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from jaxtyping import Int
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from lorica.data.contents import Digests
-from lorica.data.division import Division
+from lorica.data.division import By, Division
 from lorica.data.samples import Samples
 from lorica.data.sources.base import LISTED, Source, listed, some
 from lorica.errors import DataError
@@ -40,12 +41,13 @@ _OF_EACH = 4  # digits of a sample's digest
 
 
 class Header(BaseModel):
-    """The first line; a manifest written by hand has none."""
+    """The first line; a manifest written by hand may do without."""
 
     model_config = WRITTEN
 
     stream: Literal[1]
-    sha256: str
+    by: By = Field(default="class", exclude_if=lambda value: value == "class")
+    sha256: str | None = None
 
 
 class Part(BaseModel):
@@ -94,10 +96,12 @@ class Manifest:
     Attributes:
         parts: by task, half and class; classes are numbered in the order in which they first have training samples.
         file: where it was read.
+        by: what a task brings.
     """
 
     parts: tuple[Part, ...]
     file: Path | None = None
+    by: By = "class"
 
     @classmethod
     def of(cls, source: Source, division: Division, digests: Digests) -> Manifest:
@@ -122,12 +126,12 @@ class Manifest:
             which = {"half": _HALVES[half], "class": source.class_names[division.order[number]]}
             part = Part.model_validate({"task": task + 1, **which, "samples": names})
             parts.append(part.sealed(contents))
-        return cls(tuple(parts))
+        return cls(tuple(parts), by=division.by)
 
     @property
     def text(self) -> str:
         """The contents of its file."""
-        header = Header(stream=1, sha256=self.sha256)
+        header = Header(stream=1, by=self.by, sha256=self.sha256)
         return "".join(f"{line}\n" for line in (header.model_dump_json(), *self._lines()))
 
     @property
@@ -201,7 +205,8 @@ class Manifest:
             domains=None,
         )
         tasks = max(part.task for part in self.parts)
-        division = Division.of(made, np.searchsorted(used, order), tasks, task[train], half_of[train] == 1, task[test])
+        held = half_of[train] == 1
+        division = Division.of(made, np.searchsorted(used, order), tasks, task[train], held, task[test], self.by)
         return made, division
 
     def require_contents(self, source: Source, digests: Digests) -> None:
@@ -236,16 +241,17 @@ def read_manifest(file: Path) -> Manifest:
     problems, parts = list[str](), list[Part]()
     header: Header | None = None
     try:
-        lines = file.read_bytes().splitlines()
+        read = enumerate(file.read_bytes().splitlines(), 1)
     except OSError as error:
         raise DataError(
             f"stream.manifest: {file}: cannot be read: {error.strerror or error}; give the stream.jsonl of a run, or "
             "one written by hand"
         ) from error
-    for number, line in enumerate(lines, 1):
+    lines = {number: line for number, line in read if line.strip()}
+    for number, line in lines.items():
         try:
             values = parsed(line)
-            if number == 1 and isinstance(values, dict) and "stream" in values:
+            if header is None and not parts and isinstance(values, dict) and "stream" in values:
                 header = Header.model_validate(values)
             else:
                 parts.append(Part.model_validate(values))
@@ -258,11 +264,14 @@ def read_manifest(file: Path) -> Manifest:
     tasks = {part.task for part in parts}
     if not problems and (gap := next(number for number in count(1) if number not in tasks)) <= len(tasks):
         problems.append(f"no line has task {gap}, and some task {max(tasks)}; tasks are numbered from 1, without gaps")
-    if not problems and header and header.sha256 != _hash(line.decode() for line in lines[1:]):
-        problems.append("altered since it was written; restore it, or leave out its first line if this is meant")
+    noted = header and header.sha256
+    if not problems and noted and noted != _hash(line.decode() for line in list(lines.values())[1:]):
+        problems.append(
+            "altered since it was written; restore it, or leave out sha256 in its first line if it is meant"
+        )
     if problems:
         raise DataError([f"stream.manifest: {file}: {problem}" for problem in problems[:LISTED]])
-    return Manifest(tuple(parts), file)
+    return Manifest(tuple(parts), file, header.by if header else Manifest.by)
 
 
 def _hash(lines: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lorica.data.ahead import ahead, sent
 from lorica.data.contents import Digests
-from lorica.data.division import divide
+from lorica.data.division import By, divide
 from lorica.data.manifest import Manifest
 from lorica.data.reader import Opened, Reader
 from lorica.data.sources.base import Source
@@ -227,6 +227,7 @@ class Stream:
     ) -> None:
         source, divided = manifest.divided(source) if manifest else (source, divide(source, **division))
         self._given, self._divided = manifest, divided
+        self.by: By = divided.by
         self.class_order: tuple[int, ...] = tuple(divided.order.tolist())
         self.class_names: tuple[str, ...] = tuple(source.class_names[name] for name in self.class_order)
         position = np.argsort(divided.order)  # class number in the source -> in the stream

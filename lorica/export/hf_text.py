@@ -91,7 +91,9 @@ def lines(subject: Subject, imports: str, weights: str, wrapped: str) -> str:
         wrapped: further lines after it.
     """
     family = FAMILIES[subject.encoder.model.config.model_type]
-    kind, options = family.model, "".join(f", {name}={value}" for name, value in family.options.items())
+    # as lorica loads them: transformers would go on in half precision where the file has that
+    settings = {"dtype": '"float32"'} | dict(family.options)
+    kind, options = family.model, "".join(f", {name}={value}" for name, value in settings.items())
     pooled = (
         "hidden[:, 0]"
         if subject.encoder.pooling == "cls"

@@ -194,19 +194,24 @@ def remark(subject: Subject) -> str:
     return f"an adapter of {len(updates)} layers, rank {' to '.join(map(str, ranks[:1] + ranks[1:][-1:]))}"
 
 
+def embedded(name: str) -> str:
+    """Where weights that ship with lorica are, for a reader who has it installed."""
+    return (
+        f"what lorica ships as lorica/backbones/{name}; where it is installed, this prints its place:\n\n"
+        f'    python -c \'from importlib.resources import files; print(files("lorica") / "backbones" / "{name}")\'\n'
+    )
+
+
 def readme(subject: Subject) -> str:
     """How to load it."""
     architecture, arguments = subject.architecture(NAME)
     given = "".join(f", {key}={value!r}" for key, value in arguments.items())
     classes, mean_std = len(subject.class_names), subject.normalisation
     name, rest = subject.encoder.name, ""
-    if name == TINY:
-        weights = f"the file {TINY}.safetensors in the folder lorica/backbones"
-    else:
-        weights = f"the weights {subject.encoder.tag}"
+    weights = embedded(f"{TINY}.safetensors") if name == TINY else f"the weights {subject.encoder.tag}."
     if name == TINY or "(" in subject.encoder.tag or subject.encoder.tag.endswith(".random"):
         rest = 'base.load_state_dict(load_file("BACKBONE"), strict=False)  # all but the head\n'
-        imports, source = "from safetensors.torch import load_file\n", f"\nBACKBONE is {weights}.\n"
+        imports, source = "from safetensors.torch import load_file\n", f"\nBACKBONE is {weights}\n"
     else:
         given = f", pretrained=True{given}"
         imports, source, architecture = "", "", subject.encoder.tag

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from lorica.adapters.attach import unadapted
+from lorica.backbones import TINY_TEXT
 from lorica.export import hf_text
-from lorica.export.peft import NAME, adapted, quiet, remark, require_adapter
+from lorica.export.peft import NAME, adapted, embedded, quiet, remark, require_adapter
 from lorica.export.subject import Subject, extra
 from lorica.export.target import Loaded
 
@@ -52,5 +53,7 @@ def readme(subject: Subject) -> str:
     wrapped = 'model = PeftModel.from_pretrained(model, "FOLDER").eval()\n'
     code = hf_text.lines(subject, "from peft import PeftModel\n", "BACKBONE", wrapped)
     name, at, _ = subject.encoder.tag.rpartition("@")
-    where = f"{name}, on the hub" if at else f"the folder with the weights {subject.encoder.tag}"
-    return f"{code}\nBACKBONE is {where}; its fingerprint is {subject.encoder.fingerprint}.\n"
+    where = f"{name}, on the hub." if at else f"the folder with the weights {subject.encoder.tag}."
+    if subject.encoder.name == TINY_TEXT:
+        where = embedded(TINY_TEXT)
+    return f"{code}\nBACKBONE is {where}\nIts fingerprint is {subject.encoder.fingerprint}.\n"

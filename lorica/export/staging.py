@@ -42,7 +42,6 @@ def arriving(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
     """
     place = Path(os.path.realpath(folder))
     require_export(place)
-    missing = [parent for parent in place.parents if not parent.exists()]
     workshop = place.with_name(f".{place.name}.lorica")
     new, earlier = workshop / "new", workshop / "earlier"
     try:
@@ -58,10 +57,8 @@ def arriving(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
             finally:
                 _tidy(place, new, earlier)
     finally:
-        with suppress(OSError):  # not empty: another process makes an export there
+        with suppress(OSError):  # gone, as it was made here; or not empty: another process makes an export there
             workshop.rmdir()
-            for parent in missing:
-                parent.rmdir()
 
 
 def _replace(place: Path, new: Path, earlier: Path) -> None:

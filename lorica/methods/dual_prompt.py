@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from lorica.adapters.prefix import TaskPrompts, prefixes, query, scrambled
 from lorica.backbones.encoder import Encoder
+from lorica.errors import BackboneError
 from lorica.heads import cosines
 from lorica.methods.base import MethodConfig
 from lorica.methods.linear_head import LinearHeadConfig, LinearHeadMethod
@@ -90,6 +91,14 @@ class DualPrompt(LinearHeadMethod):
 
     def __init__(self, config: DualPromptConfig, encoder: Encoder) -> None:
         super().__init__(config, encoder)
+        depth = len(encoder.blocks)
+        if depth > 1 and all(block >= depth for block in config.blocks):  # the usual ones lie deeper
+            numbers = [str(block) for block in range(depth)]
+            general, own = (",".join(part) for part in (numbers[: (depth + 1) // 2], numbers[(depth + 1) // 2 :]))
+            raise BackboneError(
+                f"method.blocks: {encoder.name} has blocks 0 to {depth - 1}, asked for {list(config.blocks)}; "
+                f"divide those among the two prompts: method.general_blocks=[{general}] method.blocks=[{own}]"
+            )
         self.general_blocks = encoder.prefix_blocks(config.general_blocks, key="method.general_blocks")
         blocks = encoder.prefix_blocks(config.blocks, key="method.blocks")
         shape = (len(self.general_blocks), 2, config.general_length, encoder.width)

@@ -163,6 +163,8 @@ class Board:
         if look:
             self._storage = self._opened(look=True)
             return
+        if plan.sweep.storage:  # a database that cannot be opened is refused before there is a folder
+            self._opened(look=True)
         with refusals(plan.folder):
             (plan.folder / ".claims").mkdir(parents=True, exist_ok=True)
             with self.alone:

@@ -181,7 +181,7 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         "",
         f"    {plan.command}",
         "",
-        f"{rows[0].classes} classes in {rows[0].tasks} {_kind_of_tasks(settings)}, class order {order}, backbone "
+        f"{rows[0].classes} classes in {rows[0].tasks} {_kind_of_tasks(run)}, class order {order}, backbone "
         f"{machine['backbone']['tag']}{_size(settings['backbone'])}, "
         f"{fit['epochs']} epochs a task, batches of {fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and "
         f"learning rate: {_rates(rows)}. Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, "
@@ -194,11 +194,10 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
     return "\n".join(lines)
 
 
-def _kind_of_tasks(recipe: Mapping[str, Any]) -> str:
-    stream = recipe["stream"]
+def _kind_of_tasks(run: Result) -> str:
     told = {"domain": "domains", "class_and_domain": "tasks of new classes and domains"}
-    kind = told.get(stream.get("by", "class"), "tasks")
-    return f"{kind} of a manifest" if stream.get("manifest") else kind
+    kind = told.get(run.stream_by, "tasks")
+    return f"{kind} of a manifest" if run.recipe["stream"].get("manifest") else kind
 
 
 def _size(backbone: Mapping[str, Any]) -> str:

@@ -9,15 +9,20 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
-from lorica.errors import TrainingError
+from lorica.errors import LoricaError, TrainingError
 from lorica.interruption import Interruptions
 from lorica.progress import Reporter
 from lorica.results import Measured, Result
 from lorica.sweep import page
 from lorica.sweep.board import Board, Claim
+from lorica.sweep.plan import Plan
+
+if TYPE_CHECKING:  # torch comes with the data
+    from lorica.data.sources import Source
 
 POLL = 0.5  # seconds between looks at what others do
 
@@ -44,6 +49,30 @@ def work(board: Board, reporter: Callable[[Claim | None], Reporter]) -> None:
             claim.give_back()
         if claim.stage != "rows":
             page.write_search(board)
+
+
+def require_runnable(plan: Plan) -> None:
+    """What keeps a row of the table from being learned, said before there is a folder; images are not decoded for it.
+
+    Raises:
+        LoricaError: all of it.
+    """
+    from lorica.assembly import build_source
+    from lorica.run import check
+
+    sources: dict[str, Source] = {}
+    problems: list[str] = []
+    for method in plan.methods:
+        recipe = plan.row(method, method.settings or {}, plan.sweep.seeds[0])
+        read = recipe.data.model_dump_json()  # mostly the same for all
+        try:
+            if read not in sources:
+                sources[read] = build_source(recipe)
+            check(recipe, source=sources[read], progress=False)
+        except LoricaError as error:
+            problems += error.problems
+    if problems:
+        raise LoricaError(list(dict.fromkeys(problems)))
 
 
 def start(arguments: Sequence[str], jobs: int, watch: Callable[[], None]) -> list[str]:

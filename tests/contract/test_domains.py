@@ -156,6 +156,27 @@ def test_methods_that_need_new_classes_say_so(small_recipe: dict[str, Any], day_
             check(recipe | {"method": {"name": name}}, source=day_and_night, progress=False)
 
 
+@pytest.mark.parametrize(("by", "over"), [("domain", "domains"), ("class_and_domain", "tasks"), ("class", "tasks")])
+def test_a_replayed_stream_averages_over_what_the_original_does(
+    by: str, over: str, small_recipe: dict[str, Any], day_and_night: Source, tmp_path: Path
+) -> None:
+    """The recipe of a replay has a manifest alone, which says what its tasks are; also when it is replayed again."""
+    recipe = small_recipe | {"method": "prototypes", "stream": {"by": by, "tasks": 2}}
+    runs = [run(recipe, out=tmp_path / "0", source=day_and_night, progress=False)]
+    for number in (1, 2):
+        manifest = {"stream": {"manifest": str(tmp_path / str(number - 1) / "stream.jsonl")}}
+        runs.append(run(recipe | manifest, out=tmp_path / str(number), source=day_and_night, progress=False))
+    contents = [json.loads((tmp_path / str(number) / "metrics.json").read_text()) for number in range(3)]
+    assert contents[0]["averaged_over"]["acc"] == over
+    assert all(each["averaged_over"] == contents[0]["averaged_over"] for each in contents)
+    assert all(each["stream_by"] == by for each in contents)
+    assert all(read.accuracy == runs[0].accuracy and notes([read]) == notes(runs[:1]) for read in runs)
+    (tmp_path / "0" / "metrics.json").write_text(json.dumps(contents[0] | {"stream_by": "domain"}))
+    if by != "domain":
+        with pytest.raises(LoricaError, match=f"stream_by is domain, but the recipe has '{by}'"):
+            read_result(tmp_path / "0")
+
+
 def test_two_classes_over_domains_have_a_half_total_error_rate(
     small_recipe: dict[str, Any], day_and_night: Source, tmp_path: Path
 ) -> None:

@@ -173,6 +173,7 @@ TESTED = {"task": 1, "half": "test", "class": "wren", "samples": ["wren/01.png"]
         ([ONE], r"stream\.tasks: task 1 \(wren\) has no test samples"),
         ([ONE | {"task": 2}, TESTED], r"stream: test samples of wren are in a task before the first that learns"),
         ([{"stream": 2, "sha256": ""}, ONE, TESTED], r"line 1: stream"),
+        ([{"stream": 1, "by": "day"}, ONE, TESTED], r"line 1: by is 'day', expected 'class', 'domain' or"),
         ([ONE, TESTED, ONE | {"task": 10**30}], r"no line has task 2, and some task 1000+; .* without gaps"),
         ([{"stream": 1, "sha256": "1"}, ONE, TESTED], r"altered since it was written"),
     ],
@@ -180,6 +181,24 @@ TESTED = {"task": 1, "half": "test", "class": "wren", "samples": ["wren/01.png"]
 def test_manifests_that_are_none(lines: Lines, message: str, folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         Stream(image_folder(folder), manifest=by_hand(tmp_path / "own.jsonl", lines), reader=ImageReader(4))
+
+
+@pytest.mark.parametrize("sealed", [True, False], ids=["of a run", "by hand"])
+def test_lines_without_text_say_nothing(sealed: bool, folder: Path, tmp_path: Path) -> None:
+    """Editors add one at the end, and people between tasks; a wrong line is still called by its number in the file."""
+    file = tmp_path / "stream.jsonl"
+    _, *whole = written(Stream(image_folder(folder), tasks=2, reader=ImageReader(4)), file)
+    lines = file.read_text().splitlines()[0 if sealed else 1 :]
+    file.write_text("\n" + "\n\n \t\n".join(lines) + "\r\n\n")
+    assert [json.loads(part.model_dump_json(by_alias=True)) for part in read_manifest(file).parts] == whole
+    file.write_text("\n" + "\n\n".join(lines) + "\n\nwren\n")
+    with pytest.raises(DataError, match=rf"line {2 * len(lines) + 2}: "):
+        read_manifest(file)
+
+
+def test_a_first_line_by_hand_says_what_a_task_brings(tmp_path: Path) -> None:
+    assert by_hand(tmp_path / "own.jsonl", [{"stream": 1, "by": "domain"}, ONE, TESTED]).by == "domain"
+    assert by_hand(tmp_path / "own.jsonl", [ONE, TESTED]).by == "class"
 
 
 def test_a_file_that_is_not_there_or_no_json(tmp_path: Path) -> None:
