@@ -270,13 +270,13 @@ def text_classifier(encoder: HFText) -> Any:
     return TextClassifier(encoder.plain_model(), encoder.pooling, nn.Linear(encoder.width, CLASSES))
 
 
-def own_step(method: Method, inputs: Any, labels: Tensor, accelerator: Accelerator) -> Step:
+def own_step(method: Method, inputs: Any, labels: Tensor, accelerator: Accelerator, fit: Fit = FIT) -> Step:
     """One step of the library's own loop."""
     batch = Batch(inputs, labels + method.task.classes[0])
     descent = Descent(
         method.train(),
         method.trainable(),
-        FIT,
+        fit,
         losses=method.losses,
         data=OneBatch(),
         draws=Draws(0, task=method.task.index, stage=0),

@@ -42,6 +42,7 @@ NOT_RUN = {
     r"make setup|python3 -m venv|(\.venv/bin/)?pip install": "fills an environment, from an index",
     r"torchrun .*nnodes|accelerate launch|torchrun .*nproc_per_node 4": "several GPUs or nodes",
     r"lorica serve|curl|tensorboard": "serves until it is stopped; tests/serving and tests/test_tracking.py ask",
+    r"python benchmarks/peers": "checkouts of other people's code; tests/benchmarks/test_peers.py has a stand-in",
     r"python -m pytest": "tests, which run by themselves",
 }
 """Commands that a test cannot give what they need."""
