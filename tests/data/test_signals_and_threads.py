@@ -13,6 +13,7 @@ import pytest
 SCRIPT = """
 import signal, sys, threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from lorica.data.ahead import ahead, by_threads
 
 enter, main = threading.Condition.__enter__, threading.get_ident()
@@ -37,8 +38,8 @@ def one_ahead():
     assert list(ahead(iter(range(5)))) == [0, 1, 2, 3, 4]
 
 def left_early():
-    for item in ahead(iter(range(5))):
-        break
+    with closing(ahead(iter(range(5)))) as items:  # where Python closes it by itself, it swallows what is raised
+        next(items)
 
 SHARED = ThreadPoolExecutor(2)
 work = globals()[sys.argv[1]]
