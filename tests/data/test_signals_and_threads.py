@@ -68,4 +68,4 @@ def test_a_signal_behind_any_lock_ends_the_work_and_nothing_hangs(work: str, tmp
     script.write_text(SCRIPT)
     found = subprocess.run([sys.executable, script, work], capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 0, found.stderr
-    assert int(found.stdout) > 5
+    assert int(found.stdout) > 3
