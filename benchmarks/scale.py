@@ -108,8 +108,7 @@ def few_tasks(method: str, axis: str, point: int) -> dict[str, float]:
 def learned(method: str, source: Source, watch: Watch, stream: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     chosen = {"method": {"name": method} | SETTINGS.get(method, {}), "fit.epochs": 1, "stream.seed": None}
-    lorica.run(chosen | dict(stream), out=watch.folder, source=source, progress=watch)
-    watch.task_ends()
+    lorica.run(chosen | dict(stream), out=watch.folder, source=source, progress=watch, go_on=watch.task_ends)
 
 
 def synthetic(classes: int, train: int, test: int) -> Source:
@@ -125,7 +124,8 @@ def synthetic(classes: int, train: int, test: int) -> Source:
 
 
 class Watch:
-    """Reads clock, memory and folder as a run reports its stages: the test of a task is the last of them."""
+    """Reads clock, memory and folder: as a run reports that it tests, and after each task, when it asks whether to go
+    on."""
 
     def __init__(self, folder: Path, points: set[int]) -> None:
         self.folder = folder
@@ -134,34 +134,33 @@ class Watch:
         self._learning: list[float] = []
         self._testing: list[float] = []
         self._whole: list[float] = []
-        self._began = self._staged = time.process_time()
-        self._is_testing = False
+        self._began = self._tested = time.process_time()
+        self._tests_since: float | None = None
 
     def stage(self, description: str, steps: int) -> None:
         """A stage of learning, or a test, begins."""
-        if self._is_testing:
-            self.task_ends()
-        self._is_testing = description.endswith("testing")
-        if self._is_testing:
-            self._staged = time.process_time()
-            self._learning.append(self._staged - self._began)
-            self._testing.append(0.0)
+        if description.endswith("testing"):
+            self._tests_since = self._tested = time.process_time()
 
     def step(self, note: str = "") -> None:
         """A batch is done."""
-        if self._is_testing:
-            self._testing[-1] = time.process_time() - self._staged
+        self._tested = time.process_time()
 
     def say(self, remark: str) -> None:
         """Nobody is told."""
 
-    def task_ends(self) -> None:
-        """The task is learned, tested and saved, or so much later that the next stage begins."""
+    def task_ends(self, accuracy: Any) -> bool:
+        """The task is learned, tested and saved."""
         now = time.process_time()
+        if self._tests_since is None:
+            raise RuntimeError("a task ended without a test")
+        self._learning.append(self._tests_since - self._began)
+        self._testing.append(self._tested - self._tests_since)
         self._whole.append(now - self._began)
         if (number := len(self._whole)) in self._points:
             self.seen[number] = self._row()
-        self._began = time.process_time()
+        self._began, self._tests_since = time.process_time(), None
+        return True
 
     def _row(self) -> dict[str, float]:
         # what comes before the first task's first stage is of the run, not of the task
