@@ -46,10 +46,10 @@ class _Environment(BaseModel):
 
 
 def environment() -> dict[str, Any]:
-    """Versions (None if not installed), git revision of the working directory, and the machine.
+    """Versions (None if not installed), git revisions of the working directory and of lorica, and the machine.
 
-    The revision ends in "-dirty" if tracked files were changed since; None outside a git checkout. The name of the host
-    is not among them.
+    A revision ends in "-dirty" if tracked files were changed since; None outside a git checkout, as for lorica where it
+    was installed. The name of the host is not among them.
     """
     return {
         "python": platform.python_version(),
@@ -59,7 +59,8 @@ def environment() -> dict[str, Any]:
         "lorica": package_version("lorica"),
         "torch": package_version("torch"),
         "timm": package_version("timm"),
-        "git_revision": _git_revision(),
+        "git_revision": _git_revision(Path()),
+        "lorica_revision": _lorica_revision(),
     }
 
 
@@ -78,8 +79,19 @@ def package_version(package: str) -> str | None:
         return None
 
 
-def _git_revision() -> str | None:
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+def _lorica_revision() -> str | None:
+    here = Path(__file__)
+    tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)  # not so where it is installed in a checkout
+    return None if tracked is None else _git_revision(here.parent)
+
+
+def _git_revision(folder: Path) -> str | None:
+    return _git(folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says of a folder; None where there is no git, or it finds nothing."""
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

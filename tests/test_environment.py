@@ -26,7 +26,8 @@ def test_the_environment_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_environment_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    assert environment()["git_revision"] is None
+    found = environment()
+    assert found["git_revision"] is found["lorica_revision"] is None
 
 
 def test_the_environment_in_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +47,16 @@ def test_the_environment_in_a_checkout(tmp_path: Path, monkeypatch: pytest.Monke
     assert environment()["git_revision"] == revision
     (tmp_path / "file").write_text("2")
     assert environment()["git_revision"] == f"{revision}-dirty"
+    assert environment()["lorica_revision"] != f"{revision}-dirty"
+
+    code = tmp_path / "site-packages" / "environment.py"
+    code.parent.mkdir()
+    code.write_text("")
+    monkeypatch.setattr("lorica.environment.__file__", str(code))
+    assert environment()["lorica_revision"] is None  # installed beneath a checkout of something else
+    git("add", "--all")
+    git("commit", "--quiet", "--message", "its own")
+    assert environment()["lorica_revision"] == git("rev-parse", "HEAD")
 
 
 @pytest.mark.parametrize(

@@ -764,6 +764,15 @@ def test_a_page_that_somebody_went_on_with_stays(written: Written, lorica: Calla
     assert Path("mine.md").read_text() == noted
 
 
+def test_a_page_says_whose_settings_differ(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:
+    longer = {"method": "lora", "overrides": {"fit.epochs": 2}}
+    file = written(methods=[longer, "sd_lora", "prototypes"], overrides={"fit.epochs": 1}, seeds=[0], out="mine")
+    code, _, errors = lorica("sweep", file)
+    assert code == 0, errors
+    said = Path("mine.md").read_text()
+    assert all(part in said for part in ("1 (sd_lora)", "2 (lora)", ") epochs a task, batches of "))
+
+
 def test_times_are_of_the_same_recipe(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:
     Path("time.json").write_text(json.dumps({"recipe": "other", "tasks": 3, "totals": {"sd_lora": 1}}))
     code, _, errors = lorica("sweep", written(times="time.json"))

@@ -50,7 +50,7 @@ _TASKS = 200  # of a matrix that is drawn whole
 _POINTS = 500  # of a run's loss terms
 _NUMBERS = 20_000  # of one diagnostic
 _CONFUSED = 5_000  # pairs of classes
-_MACHINE = ("lorica", "python", "torch", "timm", "device", "gpu", "git_revision")
+_MACHINE = ("lorica", "python", "torch", "timm", "device", "gpu", "git_revision", "lorica_revision")
 _PART = re.compile(r"\{\{(\w+)\}\}")
 
 

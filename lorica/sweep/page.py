@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,8 +164,8 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
     environments = [json.loads((r.path / "environment.json").read_text()) for row in rows for r in row.runs if r.path]
     machine = environments[0]
     gpus = ", ".join(dict.fromkeys(each.get("gpu") or "no GPU" for each in environments))
-    commits = ", ".join(dict.fromkeys(str(each["git_revision"])[:7] for each in environments))
-    fit, seed = settings["fit"], settings["stream"]["seed"]
+    commits = ", ".join(dict.fromkeys(map(_commit, environments)))
+    seed = settings["stream"]["seed"]
     order = "of the source" if seed is None else f"RandomState({seed})"
     searched = [each.name for each in plan.methods if each.search]
     chosen = (
@@ -183,9 +183,10 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         "",
         f"{rows[0].classes} classes in {rows[0].tasks} {_kind_of_tasks(run)}, class order {order}, backbone "
         f"{machine['backbone']['tag']}{_size(settings['backbone'])}, "
-        f"{fit['epochs']} epochs a task, batches of {fit['batch_size']}, augmentation: {fit['augment']}. Optimiser and "
-        f"learning rate: {_rates(rows)}. Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, "
-        f"torch {machine['torch']}, timm {machine['timm']}. Commit: {commits}.",
+        f"{_said(rows, 'epochs')} epochs a task, batches of {_said(rows, 'batch_size')}, augmentation: "
+        f"{_said(rows, 'augment')}. Optimiser and learning rate: {_rates(rows)}. "
+        f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, "
+        f"torch {machine['torch']}, timm {machine['timm']}; lorica at {commits}.",
         "",
         chosen + table,
         *(f"![{title}]({stem}.png)" for title, stem in pictures.items()),
@@ -209,12 +210,30 @@ def _size(backbone: Mapping[str, Any]) -> str:
     return f" at {backbone['image_size'] or 'its own number of'} pixels"
 
 
+def _commit(environment: Mapping[str, Any]) -> str:
+    """Of lorica; runs of earlier versions know that of their working directory."""
+    revision = environment.get("lorica_revision", environment["git_revision"])
+    return revision[:7] if revision else str(environment["lorica"])
+
+
+def _said(rows: Sequence[tables.Row], key: str) -> str:
+    """The value of a key of `fit`, and where rows differ whose is which."""
+    trained = [row for row in rows if row.cost("trainable")] or rows
+    found = _by_value(trained, lambda fit: str(fit[key]))
+    return ", ".join(found if len(found) == 1 else (f"{value} ({', '.join(found[value])})" for value in found))
+
+
 def _rates(rows: Sequence[tables.Row]) -> str:
-    fits: dict[str, list[str]] = {}
-    for row in filter(lambda row: row.cost("trainable"), rows):
-        fit = row.runs[0].recipe["fit"]
-        fits.setdefault(f"{fit['optimizer']} {fit['learning_rate']:g}", []).append(row.label)
+    trained = [row for row in rows if row.cost("trainable")]
+    fits = _by_value(trained, lambda fit: f"{fit['optimizer']} {fit['learning_rate']:g}")
     return "; ".join(f"{rate} ({', '.join(labels)})" for rate, labels in fits.items()) or "nothing is trained"
+
+
+def _by_value(rows: Sequence[tables.Row], of: Callable[[Mapping[str, Any]], str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(of(row.runs[0].recipe["fit"]), []).append(row.label)
+    return found
 
 
 def _time(row: tables.Row, times: Mapping[str, float]) -> str:
