@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
@@ -248,9 +249,9 @@ class FitConfig(Section):
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=128, ge=1)
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(default=0.008, gt=0)
+    learning_rate: float = Field(default=0.008, gt=0, le=1e30)  # optimisers cannot hold more in float32
     momentum: float = Field(default=0.9, ge=0, lt=1, description="of sgd")
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e30)
     schedule: Literal["constant", "cosine"] = Field(default="constant", description="learning rate over a task's steps")
     augment: Literal["none", "shift", "flip", "crop_flip"] = Field(
         default="none", description="`crop_flip` crops the resized centre square, not the original"
@@ -683,7 +684,8 @@ def _problems(error: ValidationError, known: Sequence[str], above: str = "") -> 
         else:
             # a check of a whole section says itself what it was given
             given = "" if item["type"] == "missing" or not item["loc"] else f", given {item['input']!r}"
-            yield f"{place}: {item['msg'].removeprefix('Value error, ')}{given}"
+            said = re.sub(r"\b10{9,}\b", lambda bound: f"{float(bound[0]):g}", item["msg"])  # nobody counts zeros
+            yield f"{place}: {said.removeprefix('Value error, ')}{given}"
 
 
 def _hint(place: str, known: Sequence[str]) -> str:
