@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lorica import cli
+from lorica.commands import models
+from lorica.terminal import Screen
 from tests.test_cli import Lorica
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -28,6 +31,8 @@ MARKS = ("wren", "kite", "crow", "heron", "finch", "owl")
 @pytest.fixture
 def lorica(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Lorica:
     monkeypatch.setenv("COLUMNS", "200")
+    for module in (cli, models):  # one that was made before keeps the width that it found
+        monkeypatch.setattr(module, "console", Screen())
     return Lorica(monkeypatch, capsys)
 
 
