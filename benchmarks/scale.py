@@ -177,7 +177,9 @@ class Watch:
 
 
 def exponent(rows: Sequence[Mapping[str, float]], axis: str, measure: str) -> float:
-    """The slope between the last two points, both logarithmic."""
+    """The slope between the last two points, both logarithmic; not a number of a single one."""
+    if len(rows) < 2:
+        return math.nan
     one, other = rows[-2:]
     return math.log(other[measure] / one[measure]) / math.log(other[axis] / one[axis])
 
