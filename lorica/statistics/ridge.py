@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lorica.errors import TrainingError
 from lorica.linalg import double, float64_device, products
 from lorica.parts import Part, Parts, parts_of
-from lorica.statistics.sums import NO_SUMS, REMEDY, add_product, cancelled, require_all, require_finite
+from lorica.statistics.sums import NO_SUMS, REMEDY, ROWS, add_product, cancelled, require_all, require_finite
 from lorica.types import Task
 
 RIDGES = tuple(10.0**exponent for exponent in range(-8, 9))
@@ -79,7 +79,11 @@ class RidgeHead(nn.Module):
         if self.intercept:
             features = F.pad(features, (0, 1), value=1.0)
         add_product(self.gram, features, features)
-        add_product(self.targets, features, F.one_hot(labels, self.targets.shape[1]))
+        for h, y in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+            present, column = y.to(self.targets.device).unique(return_inverse=True)
+            of_each = torch.zeros(len(self.targets), len(present)).to(self.targets)
+            add_product(of_each, h, F.one_hot(column))
+            self.targets.index_add_(1, present, of_each)
 
     def fit(self, features: Float[Tensor, "n features"], labels: Int[Tensor, " n"]) -> None:
         """Adds the samples of a task, which are in random order, and solves with the ridge that `choose_ridge` finds on
@@ -278,8 +282,9 @@ def choose_ridge(
 def ridge_errors(
     features: Float[Tensor, "n features"], labels: Int[Tensor, " n"], *, fit: int, intercept: bool = False
 ) -> Float64[Tensor, " ridges"]:
-    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`; with
-    an `intercept`, on features and labels less the means of those first ones.
+    """Mean squared errors on the other samples of ridge regressions on the first `fit`, one for each of `RIDGES`, over
+    the classes that there are samples of: the columns of others are zero whatever the ridge. With an `intercept`, on
+    features and labels less the means of those first ones.
 
     One factorisation serves them all. With H and Y the features and labels fitted, and h a feature of another sample,
 
@@ -287,7 +292,7 @@ def ridge_errors(
         h' W = (h' U) (S + ridge I)^-1 (U' H' Y),      H' H = U S U'      otherwise
     """
     device = float64_device(features.device)
-    one_hot = F.one_hot(labels).to(device).double()
+    one_hot = F.one_hot(labels.unique(return_inverse=True)[1]).to(device).double()
     if intercept:
         features, one_hot = (each - each[:fit].mean(dim=0) for each in (double(features), one_hot))
     fitted, width = features[:fit], features.shape[1]

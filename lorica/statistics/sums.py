@@ -20,6 +20,10 @@ CANCELLED = 1e-4
 """Where less than this share of a sum's diagonal stays after a subtraction, what stays is added up anew."""
 
 
+ROWS = 1000
+"""How many samples are taken up at a time in float64: all of them would not fit everywhere."""
+
+
 def require_finite(where: str, features: Tensor) -> None:
     if not features.isfinite().all():
         raise TrainingError(f"{where}: features are not finite; {REMEDY}")
@@ -36,7 +40,6 @@ def cancelled(total: Float64[Tensor, "features features"], before: Float64[Tenso
 
 
 def add_product(total: Float64[Tensor, "a b"], left: Tensor, right: Tensor) -> None:
-    """total += left' right, in float64, which is taken up a thousand rows at a time: all of them would not fit
-    everywhere."""
-    for a, b in zip(left.split(1000), right.split(1000), strict=True):
+    """total += left' right, in float64."""
+    for a, b in zip(left.split(ROWS), right.split(ROWS), strict=True):
         total.addmm_(a.to(total.device).double().T, b.to(total.device).double())
