@@ -64,6 +64,7 @@ SMALLER = {
     r"lorica run requests": "fit.epochs=1 method.passes=1",
     r"lorica sweep examples": "--dry-run",
     r"python benchmarks/step_time": "--backbone lorica_tiny --tasks 1,2 --batch 2 --repeats 1",
+    r"python benchmarks/step_time.*--image-size": "--image-size 32",
     r"python benchmarks/scale": "--largest 100 --out .",
     r"python benchmarks/many_changes": "--each 2 --classes 4 --at 2,4 --out .",
     r"python benchmarks/prediction_time": "--batch 2 --rounds 3 --methods prototypes --out .",
