@@ -99,7 +99,7 @@ def accuracy_row(
     seen = seen_classes(tasks)
     splits: list[Any] = [test_data(task.index) for task in (tasks if only is None else only)]
     sizes = [len(split) for split in splits]
-    if method.trunk_rests:  # features may be known
+    if method.takes_unread and method.trunk_rests:  # features may be known
         splits = [split.unread for split in splits]
     joined = splits[0].followed_by(splits[1:])
     processes = Processes.of(accelerator)

@@ -79,7 +79,7 @@ def learn_task(
             method.grow(task)
         method.eval()  # what has just grown, too
     unread = data.unread if isinstance(data, Rereadable) else None
-    if unread and method.encoder.is_as_loaded and not method.trains_encoder:
+    if unread and method.takes_unread and method.encoder.is_as_loaded and not method.trains_encoder:
         data = unread
 
     def stage(

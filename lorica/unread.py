@@ -16,7 +16,7 @@ import hashlib
 import tempfile
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from typing import IO, Any
@@ -291,15 +291,23 @@ def _read(value: Any) -> Any:
 
 
 def content(module: nn.Module) -> str:
-    """A hash of the names, types, shapes and values of all its tensors, and of the plain settings of its modules
-    (heads, what is pooled)."""
+    """A hash of the names, types, shapes and values of all its tensors, plain attributes among them, and of the plain
+    settings of its modules (heads, what is pooled)."""
     digest = hashlib.sha256()
     for name, each in module.named_modules():
         digest.update(f"{name} {type(each).__qualname__} {_settings(each)};".encode())
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+    for name, tensor in [*module.named_parameters(), *module.named_buffers(), *_loose(module)]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _loose(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that are neither parameters nor buffers."""
+    for prefix, each in module.named_modules():
+        for name, value in vars(each).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}", value
 
 
 def _settings(module: nn.Module) -> list[tuple[str, int | float | str]]:

@@ -11,8 +11,9 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from lorica import unread
 from lorica.adapters.attach import attach, merged
@@ -257,6 +259,18 @@ def override_forward(encoder: TimmViT) -> None:
     encoder.vit.norm.forward = lambda x: own(x) * 2
 
 
+def override_a_method(encoder: TimmViT) -> None:
+    own = encoder.embed
+    encoder.embed = lambda inputs: own(inputs) * 2  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def compute_a_weight(encoder: TimmViT) -> None:
+    layer = cast(nn.Linear, encoder.vit.blocks[-1].mlp.fc1)
+    weight = layer.weight.detach() * 2
+    del layer._parameters["weight"]
+    layer.weight = weight  # pyright: ignore[reportAttributeAccessIssue]  # as torch.nn.utils.weight_norm has them
+
+
 class Wrapped(nn.Module):
     """A layer of somebody's own, with numbers that are in no tensor of it."""
 
@@ -272,7 +286,9 @@ def wrap(encoder: TimmViT) -> None:
     encoder.vit.norm = Wrapped(encoder.vit.norm)
 
 
-@pytest.mark.parametrize("change", [attach_something, hook, override_forward, wrap])
+@pytest.mark.parametrize(
+    "change", [attach_something, hook, override_forward, override_a_method, compute_a_weight, wrap]
+)
 def test_nothing_is_kept_of_a_trunk_that_has_more_than_its_tensors(
     change: Callable[[TimmViT], None], tiny_encoder: MakeEncoder, counted: tuple[Samples, list[int]]
 ) -> None:
@@ -570,3 +586,34 @@ def test_a_split_goes_with_the_last_who_holds_it(tiny_encoder: MakeEncoder, six_
         assert known() is None
     finally:
         gc.enable()
+
+
+class Turned(find_method("linear_probe")):
+    """A probe that trains on turned images, by transforms that pass over whatever is no tensor."""
+
+    name = "turned"
+    turn = v2.RandomRotation((180, 180))
+    given: ClassVar[list[type]] = []
+
+    def losses(self, batch: Batch) -> Iterator[dict[str, Tensor]]:
+        self.given.append(type(batch.inputs))
+        yield from super().losses(replace(batch, inputs=self.turn(batch.inputs)))
+
+    def predict(self, inputs: Any) -> Tensor:
+        self.given.append(type(inputs))
+        return super().predict(inputs)
+
+
+class Unaware(Turned):
+    """One that says that it takes unread inputs."""
+
+    takes_unread = True
+
+
+def test_a_method_of_ones_own_is_given_tensors_unless_it_says_otherwise(
+    tiny_encoder: MakeEncoder, six_classes: Source
+) -> None:
+    for method, expected in ((Turned, Tensor), (Unaware, Unread)):
+        Turned.given.clear()
+        learned(method(method.Config(name="turned"), tiny_encoder()), stream_of(six_classes))
+        assert set(Turned.given) == {expected}

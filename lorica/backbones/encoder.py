@@ -293,7 +293,14 @@ class Encoder(nn.Module, ABC):
     def _current_form(self) -> list[tuple[Any, ...]]:
         """What it is made of, but for tensors: all that can make features of the same tensors differ."""
         return [
-            (name, type(module), "forward" in vars(module), len(module._forward_hooks), len(module._forward_pre_hooks))
+            (
+                name,
+                type(module),
+                _functions(module),
+                sorted(each for each, value in vars(module).items() if isinstance(value, Tensor)),
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+            )
             for name, module in self.named_modules()
         ]
 
@@ -323,6 +330,17 @@ class Encoder(nn.Module, ABC):
             if not value.is_meta:  # a backbone without weights, as `lorica check` makes it
                 digest.update(value.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _functions(module: nn.Module) -> dict[str, Any]:
+    """Functions that a module has as attributes: what it calls by its settings, and what stands in for its methods."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value)
+        and not isinstance(value, Tensor | type)
+        and not isinstance(getattr(type(module), name, None), cached_property)
+    }
 
 
 def trains(module: nn.Module) -> bool:

@@ -294,6 +294,13 @@ class Method(nn.Module, ABC):
         (`lorica.unread`)."""
         return not self.trains_encoder and self.encoder.is_as_loaded
 
+    @property
+    def takes_unread(self) -> bool:
+        """Whether its inputs may be `lorica.unread.Unread`, of which features are kept. They are no tensors until
+        something reads them, which other libraries need not do: so a class of somebody else's gets tensors, unless it
+        says `takes_unread = True` itself."""
+        return type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
+
     @abstractmethod
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:
         """Logits over all classes seen so far, in stream order."""

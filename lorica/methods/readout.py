@@ -274,6 +274,11 @@ class Readout(Method):
         return None
 
     @property
+    def takes_unread(self) -> bool:
+        """What its method says."""
+        return self.learner.takes_unread
+
+    @property
     def trunk_rests(self) -> bool:
         return self.learner.trunk_rests
 
