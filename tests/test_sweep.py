@@ -310,6 +310,21 @@ class Stopped(Exception):
     """A worker has been stopped."""
 
 
+def test_a_search_alone_scores_all_tasks_that_it_learned_however_rarely_rows_test_them(
+    written: Written, lorica: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    space = {"fit.learning_rate": {"values": [0.01]}}
+    file = written(overrides={"evaluate.every": 7}, seeds=[], search={"space": space, "tasks": 2})
+    code, _, told = lorica("sweep", str(file))
+    assert code == 0, told
+    [metrics] = (tmp_path / "runs" / "sweep" / "search").rglob("metrics.json")
+    accuracy = json.loads(metrics.read_text())["accuracy"]
+    assert [len(row) for row in accuracy] == [1, 2]
+    assert None not in accuracy[1]
+    plan = read_plan(file)
+    assert plan.row(plan.methods[0], {}, 0).evaluate.every == 7
+
+
 def test_one_search_is_of_one_set_of_data(written: Written, small_recipe: dict[str, Any]) -> None:
     with np.load(small_recipe["data"]["root"]) as held:
         content = dict(held)

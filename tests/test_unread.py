@@ -34,6 +34,7 @@ from lorica.data.stream import Stream
 from lorica.descent import Fit
 from lorica.evaluation import accuracy_row
 from lorica.methods import Method, Readout, find_method
+from lorica.methods.linear_probe import LinearProbe
 from lorica.randomness import Draws
 from lorica.training import learn_task
 from lorica.types import Batch
@@ -588,7 +589,7 @@ def test_a_split_goes_with_the_last_who_holds_it(tiny_encoder: MakeEncoder, six_
         gc.enable()
 
 
-class Turned(find_method("linear_probe")):
+class Turned(LinearProbe):
     """A probe that trains on turned images, by transforms that pass over whatever is no tensor."""
 
     name = "turned"

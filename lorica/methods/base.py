@@ -175,6 +175,9 @@ class Method(nn.Module, ABC):
         dropped: names of submodules that a learned task no longer needs; its checkpoints leave them out.
         reads_by: the `evaluate.readout` that its own predictions are already, over its `features`; None where there
             is none.
+        takes_unread: its inputs may be `lorica.unread.Unread`, of which features are kept. They are no tensors until
+            something reads them, which other libraries need not do: so a class from outside this library gets tensors,
+            unless it says True itself.
     """
 
     name: ClassVar[str]
@@ -184,6 +187,12 @@ class Method(nn.Module, ABC):
     rewritten: ClassVar[tuple[str, ...]] = ()
     dropped: ClassVar[tuple[str, ...]] = ()
     reads_by: ClassVar[str | None] = None
+    takes_unread: bool = False
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        if "takes_unread" not in vars(cls):
+            cls.takes_unread = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
     def __init__(self, config: MethodConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -293,13 +302,6 @@ class Method(nn.Module, ABC):
         features are worth keeping; whether those that are kept are still right is not left to this
         (`lorica.unread`)."""
         return not self.trains_encoder and self.encoder.is_as_loaded
-
-    @property
-    def takes_unread(self) -> bool:
-        """Whether its inputs may be `lorica.unread.Unread`, of which features are kept. They are no tensors until
-        something reads them, which other libraries need not do: so a class of somebody else's gets tensors, unless it
-        says `takes_unread = True` itself."""
-        return type(self).__module__.partition(".")[0] == __name__.partition(".")[0]
 
     @abstractmethod
     def predict(self, inputs: Inputs) -> Float[Tensor, "n classes"]:

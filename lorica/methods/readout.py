@@ -93,6 +93,7 @@ class Readout(Method):
     def __init__(self, learner: Method, kind: Kind, *, layers: int | None = None, drift: Drift = "none") -> None:
         super().__init__(learner.config, learner.encoder)
         self.learner, self.kind, self.drift = learner, kind, drift
+        self.takes_unread = learner.takes_unread
         self.layers = layers and min(layers, len(learner.encoder.blocks))
         self.tasks = learner.tasks
         self.name, self.trains_encoder, self.learns_all_at_once = (  # pyright: ignore[reportAttributeAccessIssue]
@@ -272,11 +273,6 @@ class Readout(Method):
             case AlignedHead() as head:
                 return Classifier(head.weight, head.bias, layers)
         return None
-
-    @property
-    def takes_unread(self) -> bool:
-        """What its method says."""
-        return self.learner.takes_unread
 
     @property
     def trunk_rests(self) -> bool:

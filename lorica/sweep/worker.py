@@ -63,7 +63,7 @@ def require_runnable(plan: Plan) -> None:
     sources: dict[str, Source] = {}
     problems: list[str] = []
     for method in plan.methods:
-        recipe = plan.row(method, method.settings or {}, plan.sweep.seeds[0])
+        recipe = plan.row(method, method.settings or {}, next(iter(plan.sweep.seeds), 0))
         read = recipe.data.model_dump_json()  # mostly the same for all
         try:
             if read not in sources:
