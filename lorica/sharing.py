@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -18,11 +18,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbours in a batch: its samples from `first` to `stop - 1`, of `whole`."""
+    """Neighbours in a batch: its samples from `first` to `stop - 1`, of `whole`.
+
+    Attributes:
+        shorter: by how many tokens they are padded to less than the whole batch would be.
+    """
 
     first: int
     stop: int
     whole: int
+    shorter: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.first
@@ -35,7 +40,7 @@ class Part:
     def divided(self, number: int) -> list[Part]:
         """That many parts of it, or as many as it has samples; their sizes differ by one at most."""
         shares = [Share(each, min(number, len(self))).of_samples(len(self)) for each in range(min(number, len(self)))]
-        return [Part(self.first + each.first, self.first + each.stop, self.whole) for each in shares]
+        return [replace(self, first=self.first + each.first, stop=self.first + each.stop) for each in shares]
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,12 @@ def per_sample(number: int, draw: Callable[[int], Shaped[Tensor, "n ..."]]) -> S
     return draw(number) if part is None or number != len(part) else draw(part.whole)[part.rows]
 
 
-def dropout(x: Float[Tensor, "n ..."], share: float, *, training: bool) -> Float[Tensor, "n ..."]:
-    """As torch's, with the units of each sample that go drawn by `per_sample`."""
-    if not training or _here.get() is None:
+def dropout(x: Float[Tensor, "n tokens units"], share: float, *, training: bool) -> Float[Tensor, "n tokens units"]:
+    """As torch's, with the units of each sample that go drawn by `per_sample`, for as many tokens as the whole batch
+    has."""
+    part = _here.get()
+    if not training or part is None:
         return F.dropout(x, share, training=training)
-    return x * per_sample(len(x), lambda n: F.dropout(x.new_ones(n, *x.shape[1:]), share))
+    tokens, units = x.shape[1:]
+    kept = per_sample(len(x), lambda n: F.dropout(x.new_ones(n, tokens + part.shorter, units), share))
+    return x * kept[:, :tokens]

@@ -1,7 +1,8 @@
 """What `tests/test_processes.py` starts in several processes: methods that learn two tasks, of which each process says
 what it has then.
 
-    python tests/in_processes.py FOLDER RECIPE CASE …      a case is method[:variant][+section.key=value …]
+    python tests/in_processes.py FOLDER RECIPE CASE …      a case is method[:variant][+section.key=value …],
+                                                       with +texts over texts in place of images
 
 Then they run a recipe for one task, resume it until one of them gets a signal, and run it anew until one of them fails.
 """
@@ -22,11 +23,14 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
+import lorica
 from lorica import cli
+from lorica.backbones import load_backbone
 from lorica.backbones.timm_vit import TimmViT
 from lorica.data.images import ImageReader
 from lorica.data.sources import Source, arrays
 from lorica.data.stream import Stream
+from lorica.data.texts import TextReader
 from lorica.descent import Descent, Fit
 from lorica.errors import DataError
 from lorica.evaluation import accuracy_row
@@ -56,9 +60,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def stream() -> Stream:
-    """Four classes of 12 noisy squares to train, and 5 to test, in two tasks."""
+def stream(case: str) -> Stream:
+    """Four classes of 12 noisy squares, or of texts of one to nine words, to train, and 5 to test, in two tasks."""
     random = np.random.RandomState(0)
+    if case.endswith(TEXTS):
+        words = ["refund", "flight", "dinner", "weather", "please", "the", "tomorrow"]
+
+        def texts(number: int) -> tuple[list[str], list[int]]:
+            labels = np.repeat(np.arange(4), number).tolist()
+            return [" ".join([words[label], *random.choice(words[4:], random.randint(9))]) for label in labels], labels
+
+        reader = TextReader(**load_backbone("lorica_tiny_text").reading())
+        return Stream(lorica.texts(texts(12), texts(5)), tasks=2, reader=reader)
     colours = np.array([(230, 30, 30), (30, 230, 30), (30, 30, 230), (230, 230, 30)])
 
     def some(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -70,9 +83,12 @@ def stream() -> Stream:
     return Stream(source, tasks=2, reader=ImageReader(32))
 
 
+TEXTS = "+texts"
+
+
 def method_of(case: str) -> tuple[Method, dict[str, Any]]:
     """The method that a case names, and what it says of `fit`."""
-    name, *given = case.split("+")
+    name, *given = case.removesuffix(TEXTS).split("+")
     name, _, variant = name.partition(":")
     options = dict(OPTIONS.get(name, {})) | ({"variant": variant} if variant else {})
     cls = find_method(name)
@@ -87,6 +103,9 @@ def method_of(case: str) -> tuple[Method, dict[str, Any]]:
         torch.manual_seed(0)
         vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
         encoder = TimmViT(vit, name="tiny", tag="tiny.random0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        if case.endswith(TEXTS):
+            settings["fit"]["augment"] = "none"
+            encoder = load_backbone("lorica_tiny_text")
         config = cls.Config(name=name, **settings["method"])
         method = build_method(config, encoder.requires_grad_(False).eval(), **settings["evaluate"])
     return method, settings["fit"]
@@ -95,7 +114,7 @@ def method_of(case: str) -> tuple[Method, dict[str, Any]]:
 def learned(case: str, accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """The state of a method that has learned both tasks, and its row of accuracies."""
     method, fit = method_of(case)
-    data = stream()
+    data = stream(case)
     arrivals = [(task, data.train(task)) for task in data.tasks]
     if method.learns_all_at_once:
         arrivals = arrivals[:1]

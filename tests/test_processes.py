@@ -35,6 +35,8 @@ OTHERS = [
     'rolda+method.adapt="always"',
     "ease+fit.accumulate=2",
     "cl_lora:released_code+fit.accumulate=3",
+    "ease+texts",
+    "sd_lora+texts",
 ]
 # what is solved from few images of many features is not known better than this in float32
 LOOSE = {"rolda": 1e-3, 'rolda+method.adapt="always"': 1e-2}

@@ -64,6 +64,15 @@ def test_dropped_units_of_a_part_are_those_of_the_whole() -> None:
     assert torch.equal(dropout(x, 0.3, training=True), whole)
 
 
+def test_dropped_units_are_those_of_a_batch_with_longer_texts() -> None:
+    x = torch.randn(7, 5, 4)
+    torch.manual_seed(0)
+    whole = F.dropout(x, 0.3)
+    torch.manual_seed(0)
+    with drawing_for(Part(3, 5, 7, shorter=2)):
+        assert torch.equal(dropout(x[3:5, :3], 0.3, training=True), whole[3:5, :3])
+
+
 @pytest.mark.parametrize("augment", ["none", "shift", "flip", "crop_flip"])
 def test_shares_of_batches_are_the_batches(six_classes, augment: str) -> None:
     """Order and augmentation included; the last of 24 images in batches of 11 has two, too few for three."""

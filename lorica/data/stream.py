@@ -108,6 +108,9 @@ class Split:
             chosen, part = order[step * batch_size : (step + 1) * batch_size], None
             if draws is not None and share.of > 1:
                 part = share.of_batch(len(chosen))
+                if self._opened.lengths is not None:
+                    lengths = self._opened.lengths[self.indices[chosen]]
+                    part = replace(part, shorter=int(lengths.max() - lengths[part.rows].max()))
                 chosen = chosen[part.rows]
             yield step, chosen, part
 

@@ -249,7 +249,7 @@ class Plan:
     command: str
 
     def searched(self, method: Method, settings: Settings) -> Recipe:
-        """The recipe of a trial: it never looks at test data, and tests all tasks after each, since it may stop there."""
+        """The recipe of a trial: it never looks at test data, and tests all tasks after each, for it may stop there."""
         assert method.search is not None
         held = {"data.validation_fraction": method.search.held_out, "data.evaluate_on": "validation"}
         return self._read(method, settings | held | {"evaluate.every": 1, "seed": method.search.seed})
