@@ -75,8 +75,10 @@ def is_heard() -> bool:
 
 @contextmanager
 def as_a_lone_one() -> Iterator[None]:
-    """Hides what launchers leave in the environment: a lone process is an ordinary one, whatever its rank."""
-    hidden = {name: os.environ.pop(name) for name in (*_SIZES, *_RANKS) if name in os.environ}
+    """Hides what launchers leave in the environment: a lone process is an ordinary one, whatever its rank, and what
+    `accelerate launch` was told of precision, accumulation and the like is for the recipe to say."""
+    told = [name for name in os.environ if name in (*_SIZES, *_RANKS) or name.startswith("ACCELERATE_")]
+    hidden = {name: os.environ.pop(name) for name in told}
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ import yaml
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from lorica.assembly import build_stream
+from lorica.assembly import build_stream, make_accelerator
 from lorica.config import read_recipe
 from lorica.errors import LoricaError, RecipeError
 from lorica.methods import find_method, method_names
@@ -184,6 +184,25 @@ def test_predictions_that_depend_on_their_batch_are_not_shared(
     with pytest.raises(RecipeError, match=f"method.{key} .*several processes have other batches than one"):
         build_stream(chosen, six_classes, tiny_encoder(), shared=True)
     assert build_stream(chosen, six_classes, tiny_encoder()).tasks
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "x"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16"),
+        ("ACCELERATE_USE_DEEPSPEED", "true"),
+        ("ACCELERATE_TORCH_DEVICE", "cuda"),
+    ],
+)
+def test_what_a_launcher_was_told_changes_nothing_of_a_lone_process(
+    name: str, value: str, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    found = make_accelerator(read_recipe(recipe, overrides=["device=cpu"]))
+    assert (found.gradient_accumulation_steps, found.mixed_precision, found.device.type) == (1, "no", "cpu")
+    assert os.environ[name] == value
 
 
 def test_a_lone_process_exchanges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
