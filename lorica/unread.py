@@ -12,7 +12,10 @@ was started again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import logging
+import os
 import tempfile
 import weakref
 from collections import OrderedDict
@@ -26,6 +29,8 @@ from torch import Tensor, nn
 
 BLOCK = 256
 """Samples whose features are computed together."""
+
+_log = logging.getLogger(__name__)
 
 _Key = tuple["Samples", Hashable, int]
 
@@ -41,7 +46,7 @@ class Memory:
             _Key, tuple[int, Tensor]
         ] = {}  # where in the file; and a tensor without numbers, of the same form
         self._free: dict[int, list[int]] = {}  # places in the file that were given up, by their size
-        self._size = 0
+        self._size, self._is_full = 0, False
 
     def get(self, key: _Key) -> Tensor | None:
         """That block, on the CPU; None where it is not known."""
@@ -49,10 +54,12 @@ class Memory:
             self._held.move_to_end(key)
         elif key in self._written:
             place, form = self._written[key]
-            self._file.seek(place)
-            numbers = torch.frombuffer(bytearray(self._file.read(form.nbytes)), dtype=form.dtype)
-            self._hold(key, block := numbers.reshape(form.shape))
-            return block
+            with suppress(OSError):  # what cannot be read is computed again
+                self._file.seek(place)
+                if len(read := self._file.read(form.nbytes)) == form.nbytes:
+                    numbers = torch.frombuffer(bytearray(read), dtype=form.dtype)
+                    self._hold(key, block := numbers.reshape(form.shape))
+                    return block
         return self._held.get(key)
 
     def put(self, key: _Key, block: Tensor) -> None:
@@ -75,15 +82,24 @@ class Memory:
             oldest, dropped = self._held.popitem(last=False)
             self._used -= dropped.nbytes
             if oldest not in self._written:
-                with suppress(OSError):  # no room there either: it will be computed again
+                try:
                     self._write(oldest, dropped)
+                except OSError as error:  # no room there either: it will be computed again
+                    if not self._is_full:
+                        _log.warning(
+                            "features find no room in %s (%s) and are computed anew for each batch, which can take "
+                            "many times as long; set TMPDIR to a folder with room, or raise data.cache_gib",
+                            tempfile.gettempdir(),
+                            error.strerror or error,
+                        )
+                    self._is_full = True
 
     def _write(self, key: _Key, block: Tensor) -> None:
         free = self._free.get(block.nbytes)
         place = free[-1] if free else self._size
         self._file.seek(place)
-        self._file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        self._file.flush()
+        if self._file.write(block.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()) != block.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if free:
             free.pop()
         else:
@@ -92,7 +108,8 @@ class Memory:
 
     @cached_property
     def _file(self) -> IO[bytes]:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as this is)
+        # not buffered, so that nothing that found no room is tried again when something else is read
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (open as long as this is)
         weakref.finalize(self, file.close)
         return file
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
 import itertools
 import os
 import threading
@@ -13,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -164,7 +166,7 @@ def test_results_are_to_the_bit_the_same_however_much_room_there_is(
     expected = learned(expected_method, stream_of(six_classes))
     if room == "no disk":
 
-        def full() -> None:
+        def full(buffering: int) -> None:
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(unread.tempfile, "TemporaryFile", full)
@@ -460,6 +462,42 @@ def test_the_file_is_used_again_and_goes_with_its_memory() -> None:
     file = memory._file
     del memory, samples
     assert file.closed
+
+
+def test_a_disk_that_fills_up_half_way_is_told_once_and_harms_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """A block of 512 bytes has room, half of the next one, and nothing after that; then reading fails, too."""
+
+    class Disk(io.FileIO):
+        room, broken = 768, False
+
+        def write(self, data: Any) -> int:
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            taken = super().write(bytes(data)[: self.room])
+            Disk.room -= taken
+            return taken
+
+        def read(self, size: int = -1) -> bytes:
+            if self.broken:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(unread.tempfile, "TemporaryFile", lambda buffering: Disk(tmp_path / "file", "r+"))
+    memory, asked = Memory(0), list[int]()
+
+    def double(x: Tensor) -> Tensor:
+        asked.append(len(x))
+        return (2 * x[:, None]).bfloat16()
+
+    samples = Samples(1000, lambda places, device: places, memory)
+    for Disk.broken in (False, False, True):
+        found = samples.features(torch.arange(1000), CPU, "double", double)
+        assert torch.equal(found, (2 * torch.arange(1000)[:, None]).bfloat16())
+    assert asked == [256, 256, 256, 232, 256, 256, 232, 256, 256, 256, 232]
+    assert [record.message.count("set TMPDIR to a folder with room") for record in caplog.records] == [1]
 
 
 def test_a_trunk_is_looked_at_once_in_a_test(
