@@ -201,21 +201,24 @@ def table(found: Mapping[str, Any]) -> Iterator[str]:
 
 @paper
 def drawn(found: Mapping[str, Any]) -> Figure:
-    """A panel for each measure (rows) and axis (columns), logarithmic."""
+    """A panel for each measure (rows) and axis (columns), logarithmic; a method looks the same in all of them."""
     columns = [axis for axis in AXES if axis in found]
+    looks = {method: index for index, method in enumerate(sorted({each for axis in columns for each in found[axis]}))}
     figure = Figure(figsize=(WIDTH, 6.2), layout="constrained")
     panels = figure.subplots(len(MEASURES), len(columns), sharex="col", sharey="row", squeeze=False)
     for row, (measure, heading) in zip(panels, MEASURES.items(), strict=True):
         row[0].set_ylabel(heading)
         for panel, axis in zip(row, columns, strict=True):
-            for index, (method, points) in enumerate(found[axis].items()):
+            for method, points in found[axis].items():
+                index = looks[method]
                 values = [point[measure] / (1e6 if measure in ("memory", "disk") else 1) for point in points]
                 numbers = [point[axis] for point in points]
                 panel.loglog(numbers, values, linestyle=LINES[index % len(LINES)], label=method, **look_of(index))
             panel.grid(axis="y")
     for panel, axis in zip(panels[-1], columns, strict=True):
         panel.set_xlabel(axis)
-    legend_below(figure, panels[0][0].lines)
+    lines = {line.get_label(): line for panel in panels[0] for line in panel.lines}
+    legend_below(figure, [lines[method] for method in looks])
     return figure
 
 

@@ -38,6 +38,21 @@ def test_a_row_for_each_point_of_each_axis(scale, tmp_path, monkeypatch):
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".pdf", ".png"}
 
 
+def test_a_method_looks_the_same_on_every_axis(scale):
+    point = {"learn": 1.0, "test": 1.0, "save": 1.0, "memory": 1e6, "disk": 1e6}
+    found = {
+        "tasks": {"sd_lora": [point | {"tasks": 2}], "ran_pac": [point | {"tasks": 2}]},
+        "images": {"ran_pac": [point | {"images": 2}], "rolda": [point | {"images": 2}]},
+    }
+    figure = scale.drawn(found)
+    styles: dict[str, set[tuple[str, str]]] = {}
+    for line in [each for axes in figure.axes for each in axes.lines] + list(figure.legends[0].get_lines()):
+        styles.setdefault(line.get_label(), set()).add((line.get_color(), line.get_linestyle()))
+    assert styles.keys() == {"ran_pac", "rolda", "sd_lora"}
+    assert all(len(each) == 1 for each in styles.values())
+    assert len(set.union(*styles.values())) == 3
+
+
 def test_the_exponent_is_the_slope_at_the_end(scale):
     rows = [{"tasks": n, "learn": seconds} for n, seconds in ((1, 7.0), (10, 2.0), (100, 200.0))]
     assert scale.exponent(rows, "tasks", "learn") == pytest.approx(2)
