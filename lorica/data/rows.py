@@ -68,6 +68,11 @@ class Columns:
         """The columns of texts."""
         return [self.text] if isinstance(self.text, str) else list(self.text)
 
+    @property
+    def every(self) -> set[str]:
+        """All that are named."""
+        return {*self.texts, *(each for each in (self.label, self.image, self.domain) if each is not None)}
+
 
 BY_DEFAULT = Columns()
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,41 @@ def test_a_column_of_parquet_that_is_there_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         table(tmp_path / "birds.parquet")
     assert str(caught.value).endswith("cannot be read (the column 'label' is there more than once)")
+
+
+def of_the_far_future(file: Path, kind: str, **columns: list[Any]) -> None:
+    """Parquet with a column `valid_to` of times that Python cannot tell."""
+    import pyarrow
+    from pyarrow import parquet
+
+    far = pyarrow.array([2**58 if "[" in kind else 2**30] * 8, pyarrow.type_for_alias(kind))
+    cells = {"text": [f"{number}" for number in range(8)], "label": ["kite", "wren"] * 4} | columns
+    parquet.write_table(pyarrow.table(cells | {"valid_to": far}), file)
+
+
+@pytest.mark.parametrize("kind", ["timestamp[us]", "date32", "duration[s]"])
+def test_a_column_of_parquet_that_nobody_asked_for_is_not_read(kind: str, tmp_path: Path) -> None:
+    of_the_far_future(tmp_path / "birds.parquet", kind)
+    assert table(tmp_path / "birds.parquet").class_names == ("kite", "wren")
+    assert texts_alone(tmp_path / "birds.parquet") == [str(number) for number in range(8)]
+    with pytest.raises(DataError, match=r"has no column topic; it has text, label, valid_to$"):
+        table(tmp_path / "birds.parquet", Columns(label="topic"))
+    with pytest.raises(DataError, match=r"has no column says; it has text, label, valid_to$"):
+        texts_alone(tmp_path / "birds.parquet", Columns("says"))
+    with pytest.raises(DataError, match=r"birds\.parquet cannot be read \(the column 'valid_to': "):
+        table(tmp_path / "birds.parquet", Columns(label="valid_to"))
+
+
+def test_a_file_of_parquet_with_flipped_bytes(tmp_path: Path) -> None:
+    of_the_far_future(tmp_path / "whole.parquet", "timestamp[us]")
+    whole, draws = (tmp_path / "whole.parquet").read_bytes(), np.random.RandomState(0)
+    for _ in range(300):
+        flipped = bytearray(whole)
+        for place in draws.randint(len(whole), size=draws.choice([1, 2, 5])):
+            flipped[place] = draws.randint(256)
+        (tmp_path / "flipped.parquet").write_bytes(flipped)
+        with suppress(DataError):
+            table(tmp_path / "flipped.parquet", Columns(label="valid_to" if draws.rand() < 0.2 else "label"))
 
 
 def test_no_column_of_texts() -> None:

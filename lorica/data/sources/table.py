@@ -7,7 +7,7 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,9 +96,10 @@ def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
     Raises:
         DataError: a file that cannot be read, or that has no column of texts.
     """
-    held = _rows(file)
+    held = _rows(file, columns)
     rows = held if isinstance(held, list) else [row for each in held.values() for row in each]
-    rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
+    if any(isinstance(row, str) for row in rows):
+        rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
     if not rows:
         raise DataError(f"data.root: {file} has no rows; give some")
     half = _half(file.name, rows, columns, file.parent)
@@ -112,9 +113,9 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     facts: dict[str, object] = {"root": str(root)}
     expected = f"give a file of rows ({', '.join(TABLES)}), a folder with train.* and test.*, or {LINES} files"
     if root.is_dir():
-        held = _held_in(root, facts, expected)
+        held = _held_in(root, columns, facts, expected)
     elif root.is_file():
-        held = _rows(root)
+        held = _rows(root, columns)
     else:
         raise DataError(f"data.root: {root} is not there; {expected}")
     folder = root if root.is_dir() else root.parent
@@ -122,7 +123,7 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     return [_half(name, rows, columns, folder) for name, rows in named.items()], facts
 
 
-def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
+def _held_in(folder: Path, columns: Columns, facts: dict[str, object], expected: str) -> Any:
     """The rows of a folder's files; what is passed over is noted in `facts`."""
     walk = Walk()
     there = list(walk.entries(folder))
@@ -142,10 +143,10 @@ def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
                 f"data.root: {folder} has {some(file.name for file in lines)}: a {LINES} file is a class, and these "
                 "are called like halves; name files by their classes, or give train.* and test.* with texts and labels"
             )
-        used, held = lines, [row for file in lines for row in _rows(file)]
+        used, held = lines, [row for file in lines for row in _rows(file, columns)]
         beside = f"the {LINES} files"
     elif len(files) == 1:
-        used, held, beside = files, _rows(files[0]), files[0].name
+        used, held, beside = files, _rows(files[0], columns), files[0].name
         if isinstance(held, list) and use_of(files[0].stem) in ("test", "validation"):
             raise DataError(
                 f"data.root: {folder} has {files[0].name} to test on, and no file to train on; add train.*, or, to "
@@ -159,7 +160,7 @@ def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
             )
         _require_one_of_each(folder, files)
         chosen: dict[str, Path] = halves_of(folder, {file.stem: file for file in files}, {})
-        used, held = list(chosen.values()), {name: _rows(file) for name, file in chosen.items()}
+        used, held = list(chosen.values()), {name: _rows(file, columns) for name, file in chosen.items()}
         beside = " and ".join(chosen)
     walk.passed_over[f"beside {beside}"] += len(there) - len(used)
     if passed_over := +walk.passed_over:
@@ -224,7 +225,9 @@ def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
             f"data.root: {name}: expected rows that are objects, or pairs of text and label, got {wrong[0]!r:.80}"
         )
     found = [dict(zip(pair, row, strict=True)) if isinstance(row, list) else row for row in rows]
-    names = list(dict.fromkeys(key for row in found for key in row)) if not as_pairs else list(pair)
+    names = list(pair) if as_pairs else list(dict.fromkeys(key for row in found for key in row))
+    if isinstance(rows, _Table) and found:
+        names = rows.columns
 
     def read(column: str) -> list[Any]:
         values = [row.get(column) for row in found]
@@ -236,15 +239,27 @@ def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
     return Half(name, names, read)
 
 
-def _rows(file: Path) -> Any:
-    """The rows of a file, or several lists of them by name."""
+class _Table(list[Any]):
+    """Rows of a file that names its columns.
+
+    Attributes:
+        columns: all of them, of which rows may have some only.
+    """
+
+    def __init__(self, rows: Iterable[Any], columns: Sequence[str]) -> None:
+        super().__init__(rows)
+        self.columns = list(columns)
+
+
+def _rows(file: Path, columns: Columns) -> Any:
+    """The rows of a file, or several lists of them by name; of Parquet with the columns that are asked for."""
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"data.root: {file} is none of {', '.join(_READERS)}; save it as one of them")
     if file.exists() and not file.is_file():
         raise DataError(f"data.root: {file} is no file, but a pipe, a device or a folder; give a file of rows")
     try:
-        rows = reader(file)
+        rows = reader(file, columns)
     except RecursionError as error:
         raise DataError(f"data.root: {file} cannot be read (lists within lists within lists)") from error
     except (OSError, ValueError, csv.Error) as error:
@@ -297,15 +312,28 @@ def _separated(file: Path, delimiter: str) -> list[Any]:
     return rows
 
 
-def _parquet(file: Path) -> list[Any]:
+def _parquet(file: Path, columns: Columns) -> list[Any]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise DataError(
             f"data.root: {file} needs pyarrow; install it with lorica: pip install lorica[datasets]"
         ) from error
-    _require_once(parquet.read_schema(file).names)
-    return parquet.read_table(file).to_pylist()
+    try:
+        names = parquet.read_schema(file).names
+        _require_once(names)
+        wanted = [name for name in names if name in columns.every]
+        table = parquet.read_table(file, columns=wanted).select(wanted)
+    except (ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    values = []
+    for name in wanted:
+        try:
+            values.append(table.column(name).to_pylist())
+        except (ArrowException, ArithmeticError, LookupError, ValueError) as error:  # as of a time that Python lacks
+            raise ValueError(f"the column {name!r}: {error}") from error
+    rows = zip(*values, strict=True) if wanted else [()] * table.num_rows
+    return _Table((dict(zip(wanted, row, strict=True)) for row in rows), names)
 
 
 def _require_once(columns: Sequence[str]) -> None:
@@ -314,11 +342,11 @@ def _require_once(columns: Sequence[str]) -> None:
         raise ValueError(f"the column {twice[0]!r} is there more than once")
 
 
-_READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".json": lambda file: _json(file.read_text(encoding="utf-8-sig")),
-    ".jsonl": _lines,
-    ".csv": lambda file: _separated(file, ","),
-    ".tsv": lambda file: _separated(file, "\t"),
+_READERS: Mapping[str, Callable[[Path, Columns], Any]] = {
+    ".json": lambda file, columns: _json(file.read_text(encoding="utf-8-sig")),
+    ".jsonl": lambda file, columns: _lines(file),
+    ".csv": lambda file, columns: _separated(file, ","),
+    ".tsv": lambda file, columns: _separated(file, "\t"),
     ".parquet": _parquet,
-    LINES: _of_one_class,
+    LINES: lambda file, columns: _of_one_class(file),
 }
