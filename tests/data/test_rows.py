@@ -309,6 +309,49 @@ def test_a_dataset_in_a_folder(tmp_path: Path) -> None:
     assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
 
 
+def test_a_dataset_with_a_test_half_alone(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"saved has test to test on, and no split to train on; .* give its folder: "):
+        hf_dataset(tmp_path / "saved")
+    assert len(hf_dataset(tmp_path / "saved" / "test").train) == 9
+    (tmp_path / "files").mkdir()
+    as_csv(tmp_path / "files" / "test.csv", ROWS)
+    with pytest.raises(DataError, match=r"files has test to test on, and no split to train on; add train\.\*, or, to"):
+        hf_dataset(tmp_path / "files")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train/a.jsonl", "train-00000-of-00001.jsonl"])
+def test_a_half_of_another_format_that_the_library_would_leave_out(name: str, tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv", ROWS)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    WRITERS[".jsonl"](tmp_path / name, ROWS)
+    with pytest.raises(DataError, match=r"^data\.root: .* beside .*, and the library datasets reads files of one"):
+        hf_dataset(tmp_path)
+
+
+def test_files_that_the_library_leaves_out_are_counted(tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv", ROWS)
+    as_csv(tmp_path / "test.csv", TEST)
+    WRITERS[".jsonl"](tmp_path / "june.jsonl", ROWS)
+    (tmp_path / ".hidden.csv").write_text("text,label\n")
+    source = hf_dataset(tmp_path)
+    assert read(source, "train") == pairs(ROWS)
+    assert source.facts["passed_over"] == {"beside the files that the library datasets reads": 1}
+
+
+def test_a_column_of_a_dataset_that_python_cannot_tell(tmp_path: Path) -> None:
+    import pyarrow
+    from datasets import Dataset
+
+    far = pyarrow.array([2**58] * 4, pyarrow.timestamp("us"))
+    Dataset(pyarrow.table({"text": list("abcd"), "label": list("xyxy"), "valid_to": far})).save_to_disk(tmp_path / "d")
+    assert hf_dataset(tmp_path / "d").class_names == ("x", "y")
+    with pytest.raises(DataError, match=r"^data\.root: all: the column valid_to cannot be read: "):
+        hf_dataset(tmp_path / "d", Columns(label="valid_to"))
+
+
 def test_a_dataset_of_images(tmp_path: Path) -> None:
     from datasets import Dataset, Features, Value
     from datasets import Image as Pictures
