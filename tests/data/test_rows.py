@@ -398,6 +398,18 @@ def test_a_file_of_lines_has_texts_of_one_class(tmp_path: Path) -> None:
     assert not holds_texts(tmp_path / "README.md")
 
 
+@pytest.mark.parametrize("unreadable", ["refuse", "skip"])
+def test_files_of_lines_without_a_text(unreadable: Any, tmp_path: Path) -> None:
+    for name, content in (("wren", "a wren\nwrens\n"), ("empty", ""), ("blank", " \n\n\t\n"), ("bom", "\ufeff\n")):
+        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        labelled_texts(tmp_path, unreadable=unreadable)
+    assert list(caught.value.problems) == [
+        f"data.root: {tmp_path / name}.txt has no texts, a line each; add some, or move it away"
+        for name in ("blank", "bom", "empty")
+    ]
+
+
 def test_files_of_lines_that_are_called_like_halves(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / f"{name}.txt").write_text("a wren\na kite\n")

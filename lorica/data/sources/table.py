@@ -143,7 +143,12 @@ def _held_in(folder: Path, columns: Columns, facts: dict[str, object], expected:
                 f"data.root: {folder} has {some(file.name for file in lines)}: a {LINES} file is a class, and these "
                 "are called like halves; name files by their classes, or give train.* and test.* with texts and labels"
             )
-        used, held = lines, [row for file in lines for row in _rows(file, columns)]
+        by_class = {file: _rows(file, columns) for file in lines}
+        if empty := [file for file, rows in by_class.items() if not rows]:
+            raise DataError(
+                [f"data.root: {file} has no texts, a line each; add some, or move it away" for file in empty]
+            )
+        used, held = lines, [row for rows in by_class.values() for row in rows]
         beside = f"the {LINES} files"
     elif len(files) == 1:
         used, held, beside = files, _rows(files[0], columns), files[0].name
