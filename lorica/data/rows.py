@@ -132,7 +132,7 @@ def source_of_rows(
     domain_names, domains = [""], [np.zeros_like(each) for each in labels]
     if columns.domain:
         domain_names, domains = _numbered("domain", [rows.domains for rows in read], halves, "natural")
-    told = dict(facts or {}) | ({"left_out": left_out} if left_out else {})
+    told = dict(facts or {}) | left_out
 
     def samples(place: int) -> Samples:
         values = read[place].values
@@ -174,7 +174,7 @@ def labelled_rows(
     read, left_out = _read(halves, columns, unreadable, _text_faults)
     names, numbers = _numbered("class", [rows.labels for rows in read], halves, class_order)
     found = [Texts(rows.values, own, half.name) for rows, own, half in zip(read, numbers, halves, strict=True)]
-    return names, found, {"left_out": left_out} if left_out else {}
+    return names, found, left_out
 
 
 def _text_faults(values: Sequence[Any]) -> list[str | None]:
@@ -194,9 +194,9 @@ def _read(
     columns: Columns,
     unreadable: Literal["refuse", "skip"],
     wrong: Callable[[Sequence[Any]], list[str | None]],
-) -> tuple[list[_Rows], int]:
-    """The rows of each half, and how many were left out: those without a label or a domain, or whose values are
-    `wrong`."""
+) -> tuple[list[_Rows], dict[str, object]]:
+    """The rows of each half, and facts of what was left out: rows without a label or a domain, or whose values are
+    `wrong`, and classes of which no row is left."""
     if empty := [half.name for half in halves if not half.columns]:
         raise DataError([f"data.root: {name} has no rows; give some" for name in empty])
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
@@ -215,14 +215,18 @@ def _read(
         raise DataError(missing)
     read = [_Rows.of(half, columns, wrong) for half in halves]
     found = [fault for rows in read for fault in rows.faults.values()]
+    left_out: dict[str, object] = {"left_out": len(found)} if found else {}
     if unreadable == "skip":
+        named = {label for label in read[0].labels if label and _name_fault(label, "label") is None}
         read = [rows.sound() for rows in read]
+        if lost := named - set(read[0].labels):
+            left_out["classes_left_out"] = sorted(lost)
     elif found:
         remedy = "; data.unreadable=skip leaves them out"
         raise DataError([f"data.root: {line}" for line in listed(f"{len(found)} rows cannot be used{remedy}", found)])
     if not len(read[0].labels):
         raise DataError(f"data.root: {halves[0].name} has no rows; give some to train on")
-    return read, len(found)
+    return read, left_out
 
 
 def _numbered(
@@ -302,4 +306,10 @@ def _name_fault(label: Any, what: str) -> str | None:
         return f"it has no {what}"
     if isinstance(label, bytes):
         return f"its {what} is bytes that are not UTF-8, {label!r:.60}"
-    return None if isinstance(label, str) else f"its {what} is not a name or a number, but {label!r:.60}"
+    if not isinstance(label, str):
+        return f"its {what} is not a name or a number, but {label!r:.60}"
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        return f"its {what} is not Unicode, {label[:60]!a}"
+    return None

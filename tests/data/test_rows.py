@@ -138,6 +138,27 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
     ]
 
 
+def test_classes_of_which_no_row_can_be_used_are_named(tmp_path: Path) -> None:
+    wrong = [{"text": " ", "label": name} for name in ("tern", "kite", "heron", "auk\ud800")]
+    WRITERS[".jsonl"](tmp_path / "birds.jsonl", ROWS + wrong)
+    source = table(tmp_path / "birds.jsonl", unreadable="skip")
+    assert remarks(source.facts)[1:] == ["data.unreadable: left out classes of which no row can be used: heron, tern"]
+
+
+def test_rows_whose_label_or_domain_is_not_unicode_are_left_out(tmp_path: Path) -> None:
+    rows = [row | {"where": "sea"} for row in ROWS]
+    wrong = [{"text": "a", "label": "\ud800", "where": "sea"}, {"text": "b", "label": "kite", "where": "\udfff"}]
+    WRITERS[".jsonl"](tmp_path / "birds.jsonl", rows + wrong)
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "birds.jsonl", Columns(domain="where"))
+    assert [line.partition(": its ")[2] for line in caught.value.problems[1:]] == [
+        r"label is not Unicode, '\ud800'",
+        r"domain is not Unicode, '\udfff'",
+    ]
+    source = table(tmp_path / "birds.jsonl", Columns(domain="where"), unreadable="skip")
+    assert (source.class_names, source.facts["left_out"]) == (("kite", "lark", "wren"), 2)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
@@ -264,6 +285,7 @@ def test_labels_of_other_kinds_name_the_same_classes(labels: Any) -> None:
         (float("nan"), "it has no label"),
         ("", "it has no label"),
         (np.zeros(2), "its label is not a name or a number, but array([0., 0.])"),
+        ("kite\ud800", "its label is not Unicode, 'kite\\ud800'"),
     ],
 )
 def test_labels_that_name_nothing_are_refused_with_their_row(label: Any, fault: str) -> None:

@@ -149,6 +149,8 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     if left_out := facts.get("left_out"):
         lacking = "a label or a domain, or a text or image that can be read"
         lines.append(f"data.unreadable: left out {left_out} rows that lack {lacking}")
+    if lost := facts.get("classes_left_out"):
+        lines.append(f"data.unreadable: left out classes of which no row can be used: {some(lost)}")
     if cut := facts.get("cut"):
         lines.append(f"data.max_tokens: cut {cut} texts, which are longer")
     return lines
