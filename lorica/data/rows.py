@@ -22,6 +22,7 @@ from lorica.data.sources.base import (
     ClassOrder,
     Domains,
     Source,
+    facts_of_names,
     held_out,
     in_order,
     listed,
@@ -132,7 +133,7 @@ def source_of_rows(
     domain_names, domains = [""], [np.zeros_like(each) for each in labels]
     if columns.domain:
         domain_names, domains = _numbered("domain", [rows.domains for rows in read], halves, "natural")
-    told = dict(facts or {}) | left_out
+    told = dict(facts or {}) | left_out | (facts_of_names(domain_names, "domain") if columns.domain else {})
 
     def samples(place: int) -> Samples:
         values = read[place].values
@@ -174,7 +175,7 @@ def labelled_rows(
     read, left_out = _read(halves, columns, unreadable, _text_faults)
     names, numbers = _numbered("class", [rows.labels for rows in read], halves, class_order)
     found = [Texts(rows.values, own, half.name) for rows, own, half in zip(read, numbers, halves, strict=True)]
-    return names, found, left_out
+    return names, found, left_out | facts_of_names(names)
 
 
 def _text_faults(values: Sequence[Any]) -> list[str | None]:

@@ -145,6 +145,24 @@ def test_classes_of_which_no_row_can_be_used_are_named(tmp_path: Path) -> None:
     assert remarks(source.facts)[1:] == ["data.unreadable: left out classes of which no row can be used: heron, tern"]
 
 
+def test_labels_and_domains_that_differ_in_case_or_as_numbers_are_told(tmp_path: Path) -> None:
+    names = [("Track_Parcel", "sea"), ("track_parcel", "Sea"), ("1", "wood"), ("1.0", "wood")]
+    as_csv(tmp_path / "a.csv", [{"text": "a", "label": label, "where": where} for label, where in names * 2])
+    told = [
+        "classes that differ only in case or in how a number is written: 1 and 1.0, Track_Parcel and "
+        "track_parcel; if they are one, rename them",
+        "domains that differ only in case or in how a number is written: Sea and sea; if they are one, rename them",
+    ]
+    assert remarks(table(tmp_path / "a.csv", Columns(domain="where")).facts) == told
+    assert remarks(labelled_texts(tmp_path / "a.csv")[2]) == told[:1]
+
+
+def test_labels_with_other_space_look_the_same(tmp_path: Path) -> None:
+    as_csv(tmp_path / "a.csv", [{"text": "a", "label": label} for label in ("big cat", "big  cat", "big\u00a0cat") * 2])
+    with pytest.raises(DataError, match=r"^data\.root: classes whose names look the same: 'big  cat', 'big cat', "):
+        table(tmp_path / "a.csv")
+
+
 def test_rows_whose_label_or_domain_is_not_unicode_are_left_out(tmp_path: Path) -> None:
     rows = [row | {"where": "sea"} for row in ROWS]
     wrong = [{"text": "a", "label": "\ud800", "where": "sea"}, {"text": "b", "label": "kite", "where": "\udfff"}]
