@@ -89,11 +89,17 @@ class Half:
         name: what messages call them.
         columns: their names.
         read: gives all values of a column.
+        lines: of the file in which each row begins; none where rows are not lines.
     """
 
     name: str
     columns: Sequence[str]
     read: Callable[[str], Sequence[Any]]
+    lines: Sequence[int] = ()
+
+    def place(self, row: int) -> str:
+        """What messages call a row."""
+        return f"{self.name}, line {self.lines[row]}" if self.lines else f"{self.name}, row {row + 1}"
 
     def texts(self, columns: Columns) -> list[Any]:
         """What is in the columns of texts, of which some may be no text."""
@@ -265,7 +271,7 @@ class _Rows:
             if columns.domain:
                 why = _name_fault(domain, "domain") or why
             if why := _name_fault(label, "label") or why:
-                faults[row] = f"{half.name}, row {row + 1}: {why}"
+                faults[row] = f"{half.place(row)}: {why}"
         labels, domains = ([each if isinstance(each, str) else "" for each in names] for names in (named, places))
         return cls(values, labels, domains, np.arange(len(labels)), faults)
 

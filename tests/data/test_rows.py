@@ -127,9 +127,9 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         table(tmp_path / "birds.jsonl")
     assert list(caught.value.problems) == [
         "data.root: 3 rows cannot be used; data.unreadable=skip leaves them out",
-        "data.root: birds.jsonl, row 13: nothing is in it",
-        "data.root: birds.jsonl, row 14: it has no label",
-        "data.root: birds.jsonl, row 15: expected a text, got 3",
+        "data.root: birds.jsonl, line 13: nothing is in it",
+        "data.root: birds.jsonl, line 14: it has no label",
+        "data.root: birds.jsonl, line 15: expected a text, got 3",
     ]
     source = table(tmp_path / "birds.jsonl", unreadable="skip")
     assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
@@ -185,7 +185,17 @@ def test_rows_whose_label_or_domain_is_not_unicode_are_left_out(tmp_path: Path) 
         ("a.json", '{"rows": 3}', "expected a list of rows"),
         ("a.json", '{"one": [], "two": []}', "expected one to train on and one to test on"),
         ("a.jsonl", '{"text": "x", "label": "y"}\n{', "line 2: "),
-        ("a.csv", "text,label\nx,y,z\n", "row 1 has more or fewer fields"),
+        ("a.csv", "text,label\nx,y,z\n", "line 2 has 3 fields, and the first line names 2 columns"),
+        ("a.csv", "text,label\n\nx,y\n\nx\n", "line 5 has 1 fields, and the first line names 2 columns"),
+        ("a.csv", 'text,label\n"x\nx",y\nx\n', "line 4 has 1 fields"),
+        ("a.csv", 'text,label\nx,y\n"x" x,y\n', "(line 3: a quotation mark ends a field, and a comma or the end"),
+        ("a.csv", 'text,label\n\n"x,y\nx,y\n', "(lines 3 to 4: a quotation mark begins a field, and none ends it"),
+        ("a.tsv", 'text\tlabel\n"x" x\ty\nx\n', "(line 2: a quotation mark ends a field, and a tab or the end of"),
+        ("a.csv", "text;label\nx, y;z\n", "(a semicolon, not a comma, separates the columns in its first line; use a"),
+        ("a.csv", "text\tlabel\nx\tz\n", "(a tab, not a comma, separates the columns in its first line; call it .tsv"),
+        ("a.tsv", "text,label\nx,z\n", "(a comma, not a tab, separates the columns in its first line; call it .csv)"),
+        ("a.csv", "t\0e\0x\0t\0,\0l\0\n\0", "(its first line has NULs, as UTF-16 has; save it as UTF-8)"),
+        ("a.jsonl", '["x", "y"]\n\n3\n', "a.jsonl, line 3: expected rows that are objects, or pairs of text and"),
         ("a.csv", "text,label,label\nx,y,z\n", "the column 'label' is there more than once"),
         ("a.json", '[{"text": "x", "label": "y", "label": "z"}]', "the key 'label' is there more than once"),
         ("a.json", '{"train": [], "train": [], "test": []}', "the key 'train' is there more than once"),
@@ -207,6 +217,53 @@ def test_faults_of_files(name: str, content: str, expected: str, tmp_path: Path)
     with pytest.raises(DataError) as caught:
         table(tmp_path / name)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".txt"])
+@pytest.mark.parametrize(
+    ("encoding", "where"), [("latin-1", "line 3 has the byte 0xe9"), ("utf-16", "it begins as UTF-16 does")]
+)
+def test_a_file_in_another_encoding(encoding: str, where: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").write_text("text,label\nx,y\ncafé,y\n" + "x,y\n" * 9000, encoding=encoding)
+    with pytest.raises(DataError, match=rf"^data\.root: .*a\{suffix} is not UTF-8 \({where}\); save it as UTF-8$"):
+        table(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\n\n\nx,y\n\n ,y\n"),
+        ("a.tsv", "\ntext\tlabel\nx\ty\n\n\n \ty\n"),
+        ("a.csv", 'text,label\r\n"x\r\nx\r\n",y\r\n\r\n,y\r\n'),
+        ("a.jsonl", '{"text": "x", "label": "y"}\n\n\n\n\n{"text": "", "label": "y"}'),
+    ],
+    ids=["csv", "tsv", "text of several lines", "jsonl"],
+)
+def test_rows_are_told_by_the_line_where_they_begin(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, newline="")
+    with pytest.raises(DataError, match=rf"\ndata\.root: {re.escape(name)}, line 6: nothing is in it$"):
+        table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (['"Great" movie', "so so"], ['"Great" movie', "so so"]),
+        (['"Great', '"What" a, "movie"', '"so so"'], ['"Great', '"What" a, "movie"', '"so so"']),
+        (['"says ""Great"""', '"in two\nlines"', 'a "b" c'], ['says "Great"', "in two\nlines", 'a "b" c']),
+    ],
+    ids=["begins with a word in quotes", "begins with a quotation mark", "quoted"],
+)
+def test_quotation_marks_in_tsv_are_text_where_they_do_not_quote(
+    cells: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{cell}\ty\n" for cell in cells))
+    assert texts_alone(tmp_path / "a.tsv") == expected
+
+
+def test_a_column_with_a_semicolon_in_its_name_may_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text; raw\nx\n")
+    assert texts_alone(tmp_path / "a.csv", Columns("text; raw")) == ["x"]
 
 
 def test_a_column_of_parquet_that_is_there_twice(tmp_path: Path) -> None:
