@@ -22,12 +22,14 @@ from lorica.data.sources.base import (
     ClassOrder,
     Domains,
     Source,
+    alike_remark,
     facts_of_names,
     held_out,
     in_order,
     listed,
     make_source,
     name_faults,
+    nearly_alike,
     plural,
     some,
 )
@@ -245,6 +247,8 @@ def _numbered(
     for half, values in zip(halves[1:], given[1:], strict=True):
         if foreign := sorted(set(values) - set(names)):
             problems.append(f"{half.name} has {plural(what)} that {halves[0].name} lacks: {some(foreign)}")
+            alike = [group for group in nearly_alike([*names, *foreign]) if group[0] in names and group[-1] in foreign]
+            problems += [alike_remark(plural(what), alike)] if alike else []
     if problems:
         raise DataError([f"data.root: {problem}" for problem in problems])
     number_of = {each: number for number, each in enumerate(names)}

@@ -157,6 +157,17 @@ def test_labels_and_domains_that_differ_in_case_or_as_numbers_are_told(tmp_path:
     assert remarks(labelled_texts(tmp_path / "a.csv")[2]) == told[:1]
 
 
+def test_labels_that_the_test_rows_spell_otherwise_are_told() -> None:
+    train = (["a", "b", "c", "d"], ["Wren", "kite", "1", "1.0"])
+    with pytest.raises(DataError) as caught:
+        texts(train, (["a", "b"], ["wren", "lark"]))
+    assert list(caught.value.problems) == [
+        "data.root: test has classes that train lacks: lark, wren",
+        "data.root: classes that differ only in case or in how a number is written: Wren and wren; if they are one, "
+        "rename them",
+    ]
+
+
 def test_labels_with_other_space_look_the_same(tmp_path: Path) -> None:
     as_csv(tmp_path / "a.csv", [{"text": "a", "label": label} for label in ("big cat", "big  cat", "big\u00a0cat") * 2])
     with pytest.raises(DataError, match=r"^data\.root: classes whose names look the same: 'big  cat', 'big cat', "):
