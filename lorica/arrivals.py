@@ -23,7 +23,7 @@ from lorica.data.sources import (
     remarks,
     texts_with_labels,
 )
-from lorica.data.sources.base import likeness
+from lorica.data.sources.base import facts_of_names, likeness
 from lorica.errors import DataError
 from lorica.judging import Jury
 from lorica.progress import Reporter
@@ -84,6 +84,6 @@ def arrivals_of(source: Any, what: str, data: DataConfig, reporter: Reporter, th
         return [Arrival(names, half, str(source), remarks(facts)) for half in halves]
     if isinstance(source, tuple) and len(source) == 2:
         names, samples, numbered = texts_with_labels(*source) if texts else labelled_pictures(*source, decoding)
-        return [Arrival(names, samples, numbered=numbered)]
+        return [Arrival(names, samples, remarks=remarks(facts_of_names(names)), numbered=numbered)]
     where = "a file of rows" if texts else "a folder of class folders"
     raise DataError(f"{what}: expected {where}, or a pair of {things} and labels, got a {type(source).__name__}")

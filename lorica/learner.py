@@ -45,7 +45,7 @@ from lorica.calibration import fit as calibrated
 from lorica.checkpoint import Checkpoints
 from lorica.config import FREE, IN_MEMORY, KEEP, Recipe, read_recipe
 from lorica.data.reader import Reader
-from lorica.data.sources.base import likeness, remarks, some
+from lorica.data.sources.base import alike_remark, likeness, nearly_alike, remarks, some
 from lorica.data.stream import Split
 from lorica.descent import Fit
 from lorica.environment import environment
@@ -771,6 +771,10 @@ class Learner:
         own = torch.from_numpy(arrival.samples.labels)[fresh]
         task = album.task_of([arrival.names[each] for each in own.unique().tolist()], len(checkpoints.learned_tasks))
         album_names = [*album.names, *task.new_names]
+        so_far = [album.names[number] for number in album.live]
+        groups = nearly_alike([*so_far, *task.new_names])  # each in that order
+        if of_both := [group for group in groups if group[0] in so_far and group[-1] not in so_far]:
+            reporter.say(alike_remark("classes", of_both))
         by_likeness = {likeness(name): number for number, name in enumerate(album_names)}
         labels = torch.tensor([by_likeness[likeness(arrival.names[each])] for each in own.tolist()])
         old, live = album.live, sorted({*album.live, *task.classes})

@@ -286,6 +286,18 @@ def test_names_that_look_the_same_are_one_class(recipe: Values) -> None:
         learner.learn((coloured(2), [composed, apart] * 6))
 
 
+def test_classes_that_differ_from_known_ones_in_case_are_told(recipe: Values) -> None:
+    learner, said = Learner(recipe=recipe, keep=0), Sayings()
+    told = "classes that differ only in case or in how a number is written: {}; if they are one, rename them"
+    learner.learn((coloured(0), ["red"] * 12), progress=said)
+    assert said.said == []
+    learner.learn((coloured(1), ["Red"] * 12), progress=said)
+    assert said.said == [told.format("red and Red")]
+    said.said.clear()
+    learner.learn((coloured(2), ["1"] * 6 + ["1.0"] * 6), progress=said)
+    assert said.said == [told.format("1 and 1.0")]
+
+
 # ---- what is set aside
 
 

@@ -134,11 +134,15 @@ def divide(
         _require_a_task_each(source, domains.names, tasks)
         sizes, train, test = [0] * len(domains.names), domains.train, domains.test
     else:
+        if domains is not None:
+            _require_a_class_each(source, domains.names)
+            if classes_per_task is None and tasks is not None:
+                _require_a_task_each(source, domains.names, tasks)
         sizes = _task_sizes(number, tasks, classes_per_task)
         group = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(order)]  # of each class
         train, test = group[source.train.labels], group[source.test.labels]
         if domains is not None:
-            _require_a_task_each(source, domains.names, len(sizes))
+            _require_a_task_each(source, domains.names, len(sizes), " in place of stream.classes_per_task")
             train, test = np.maximum(train, domains.train), np.maximum(test, domains.test)
     held = np.zeros(len(train), dtype=bool)
     if validation_fraction > 0:
@@ -175,12 +179,22 @@ def _with_returns(
     return moved
 
 
-def _require_a_task_each(source: Source, domains: Sequence[str], tasks: int | None) -> None:
+def _require_a_task_each(source: Source, domains: Sequence[str], tasks: int | None, besides: str = "") -> None:
     if tasks != len(domains):
         given = "" if tasks is None else f", got {tasks}"
         raise DataError(
             f"stream.tasks: {source.name} has {len(domains)} domains, a task each{given}; "
-            f"give stream.tasks={len(domains)}"
+            f"give stream.tasks={len(domains)}{besides}"
+        )
+
+
+def _require_a_class_each(source: Source, domains: Sequence[str]) -> None:
+    classes = len(source.class_names)
+    if classes < len(domains):
+        raise DataError(
+            f"stream.by: class_and_domain brings new classes and a new domain in every task, and {source.name} has "
+            f"{len(domains)} domains, but only {classes} classes; give stream.by=domain and stream.tasks="
+            f"{len(domains)}, or {classes} domains at most"
         )
 
 

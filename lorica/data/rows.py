@@ -22,11 +22,14 @@ from lorica.data.sources.base import (
     ClassOrder,
     Domains,
     Source,
+    alike_remark,
+    facts_of_names,
     held_out,
     in_order,
     listed,
     make_source,
     name_faults,
+    nearly_alike,
     plural,
     some,
 )
@@ -68,6 +71,11 @@ class Columns:
         """The columns of texts."""
         return [self.text] if isinstance(self.text, str) else list(self.text)
 
+    @property
+    def every(self) -> set[str]:
+        """All that are named."""
+        return {*self.texts, *(each for each in (self.label, self.image, self.domain) if each is not None)}
+
 
 BY_DEFAULT = Columns()
 
@@ -83,11 +91,17 @@ class Half:
         name: what messages call them.
         columns: their names.
         read: gives all values of a column.
+        lines: of the file in which each row begins; none where rows are not lines.
     """
 
     name: str
     columns: Sequence[str]
     read: Callable[[str], Sequence[Any]]
+    lines: Sequence[int] = ()
+
+    def place(self, row: int) -> str:
+        """What messages call a row."""
+        return f"{self.name}, line {self.lines[row]}" if self.lines else f"{self.name}, row {row + 1}"
 
     def texts(self, columns: Columns) -> list[Any]:
         """What is in the columns of texts, of which some may be no text."""
@@ -127,7 +141,7 @@ def source_of_rows(
     domain_names, domains = [""], [np.zeros_like(each) for each in labels]
     if columns.domain:
         domain_names, domains = _numbered("domain", [rows.domains for rows in read], halves, "natural")
-    told = dict(facts or {}) | ({"left_out": left_out} if left_out else {})
+    told = dict(facts or {}) | left_out | (facts_of_names(domain_names, "domain") if columns.domain else {})
 
     def samples(place: int) -> Samples:
         values = read[place].values
@@ -169,7 +183,7 @@ def labelled_rows(
     read, left_out = _read(halves, columns, unreadable, _text_faults)
     names, numbers = _numbered("class", [rows.labels for rows in read], halves, class_order)
     found = [Texts(rows.values, own, half.name) for rows, own, half in zip(read, numbers, halves, strict=True)]
-    return names, found, {"left_out": left_out} if left_out else {}
+    return names, found, left_out | facts_of_names(names)
 
 
 def _text_faults(values: Sequence[Any]) -> list[str | None]:
@@ -189,9 +203,9 @@ def _read(
     columns: Columns,
     unreadable: Literal["refuse", "skip"],
     wrong: Callable[[Sequence[Any]], list[str | None]],
-) -> tuple[list[_Rows], int]:
-    """The rows of each half, and how many were left out: those without a label or a domain, or whose values are
-    `wrong`."""
+) -> tuple[list[_Rows], dict[str, object]]:
+    """The rows of each half, and facts of what was left out: rows without a label or a domain, or whose values are
+    `wrong`, and classes of which no row is left."""
     if empty := [half.name for half in halves if not half.columns]:
         raise DataError([f"data.root: {name} has no rows; give some" for name in empty])
     wanted = [*([columns.image] if columns.image else columns.texts), columns.label]
@@ -210,14 +224,18 @@ def _read(
         raise DataError(missing)
     read = [_Rows.of(half, columns, wrong) for half in halves]
     found = [fault for rows in read for fault in rows.faults.values()]
+    left_out: dict[str, object] = {"left_out": len(found)} if found else {}
     if unreadable == "skip":
+        named = {label for label in read[0].labels if label and _name_fault(label, "label") is None}
         read = [rows.sound() for rows in read]
+        if lost := named - set(read[0].labels):
+            left_out["classes_left_out"] = sorted(lost)
     elif found:
         remedy = "; data.unreadable=skip leaves them out"
         raise DataError([f"data.root: {line}" for line in listed(f"{len(found)} rows cannot be used{remedy}", found)])
     if not len(read[0].labels):
         raise DataError(f"data.root: {halves[0].name} has no rows; give some to train on")
-    return read, len(found)
+    return read, left_out
 
 
 def _numbered(
@@ -229,6 +247,8 @@ def _numbered(
     for half, values in zip(halves[1:], given[1:], strict=True):
         if foreign := sorted(set(values) - set(names)):
             problems.append(f"{half.name} has {plural(what)} that {halves[0].name} lacks: {some(foreign)}")
+            alike = [group for group in nearly_alike([*names, *foreign]) if group[0] in names and group[-1] in foreign]
+            problems += [alike_remark(plural(what), alike)] if alike else []
     if problems:
         raise DataError([f"data.root: {problem}" for problem in problems])
     number_of = {each: number for number, each in enumerate(names)}
@@ -255,7 +275,7 @@ class _Rows:
             if columns.domain:
                 why = _name_fault(domain, "domain") or why
             if why := _name_fault(label, "label") or why:
-                faults[row] = f"{half.name}, row {row + 1}: {why}"
+                faults[row] = f"{half.place(row)}: {why}"
         labels, domains = ([each if isinstance(each, str) else "" for each in names] for names in (named, places))
         return cls(values, labels, domains, np.arange(len(labels)), faults)
 
@@ -297,4 +317,10 @@ def _name_fault(label: Any, what: str) -> str | None:
         return f"it has no {what}"
     if isinstance(label, bytes):
         return f"its {what} is bytes that are not UTF-8, {label!r:.60}"
-    return None if isinstance(label, str) else f"its {what} is not a name or a number, but {label!r:.60}"
+    if not isinstance(label, str):
+        return f"its {what} is not a name or a number, but {label!r:.60}"
+    try:
+        label.encode()
+    except UnicodeEncodeError:
+        return f"its {what} is not Unicode, {label[:60]!a}"
+    return None

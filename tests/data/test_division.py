@@ -151,13 +151,28 @@ def test_in_a_world_that_grows_both_ways_every_task_has_new_classes_and_a_new_do
     ("options", "message"),
     [
         ({"tasks": 2}, r"^stream\.tasks: plain has 3 domains, a task each, got 2; give stream\.tasks=3$"),
-        ({"classes_per_task": 1}, r"^stream\.tasks: plain has 3 domains, a task each, got 4; give stream\.tasks=3$"),
+        ({"tasks": 5}, r"^stream\.tasks: plain has 3 domains, a task each, got 5; give stream\.tasks=3$"),
+        (
+            {"classes_per_task": 1},
+            r"got 4; give stream\.tasks=3 in place of stream\.classes_per_task$",
+        ),
         ({}, r"^stream\.tasks: expected either stream\.tasks or stream\.classes_per_task, neither given$"),
     ],
 )
 def test_as_many_groups_of_classes_as_domains(options: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         divide(with_domains([[2] * 4] * 3, [[1] * 4] * 3), by="class_and_domain", **options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tasks": 2}, {"tasks": 3}, {"tasks": 9}, {"classes_per_task": 1}, {"classes_per_task": [1, 1]}, {}]
+)
+def test_fewer_classes_than_domains(options: dict[str, Any]) -> None:
+    source = with_domains([[2] * 2] * 3, [[1] * 2] * 3)
+    remedy = r"has 3 domains, but only 2 classes; give stream\.by=domain and stream\.tasks=3, or 2 domains at most$"
+    with pytest.raises(DataError, match=rf"^stream\.by: class_and_domain brings new classes .* plain {remedy}"):
+        divide(source, by="class_and_domain", **options)
+    assert divide(source, by="domain", tasks=3).tasks == 3
 
 
 def test_a_class_that_its_group_has_not_yet_is_new_where_it_first_is() -> None:

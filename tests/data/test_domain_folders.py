@@ -9,7 +9,7 @@ import pytest
 
 from lorica.data.images import ImageFiles, ImageReader
 from lorica.data.sources import load_source
-from lorica.data.sources.base import split_per_class
+from lorica.data.sources.base import remarks, split_per_class
 from lorica.data.sources.domain_folders import domain_folders
 from lorica.data.stream import Stream
 from lorica.errors import DataError
@@ -92,3 +92,11 @@ def test_a_domain_may_be_called_like_one_half(tmp_path: Path) -> None:
     found = domain_folders(tmp_path).domains
     assert found is not None
     assert found.names == ("photo", "test")
+
+
+def test_classes_and_domains_that_differ_in_case_are_told(tmp_path: Path) -> None:
+    for domain, name in (("day", "wren"), ("Day", "WREN"), ("night", "kite")):
+        write_images(tmp_path / domain / name, 2)
+    source = domain_folders(tmp_path)
+    assert len(remarks(source.facts)) == 2
+    assert (source.facts["alike_classes"], source.facts["alike_domains"]) == ([["WREN", "wren"]], [["Day", "day"]])

@@ -15,7 +15,7 @@ from PIL import Image
 from lorica.data.folders import Walk
 from lorica.data.images import ImageFiles
 from lorica.data.sources import Source, arrays, image_folder, labelled_images, remarks
-from lorica.data.sources.base import in_order
+from lorica.data.sources.base import in_order, nearly_alike
 from lorica.errors import DataError
 
 
@@ -311,6 +311,34 @@ def test_names_that_look_the_same(tmp_path: Path) -> None:
     write_images(tmp_path / "space" / "a", 2)
     write_images(tmp_path / "space" / "a ", 2)
     assert "classes whose names look the same: 'a', 'a '" in problems(tmp_path / "space")
+
+
+@pytest.mark.parametrize("other", ["big  cat", "big\u00a0cat", "big \u2003cat ", "big \u200b cat"])
+def test_names_with_other_space_look_the_same(other: str, tmp_path: Path) -> None:
+    for name in ("big cat", other, "bigcat"):
+        write_images(tmp_path / name, 2)
+    assert "classes whose names look the same: " in problems(tmp_path)
+    assert "bigcat" not in problems(tmp_path)
+
+
+def test_names_that_differ_in_case_or_as_numbers_are_told() -> None:
+    assert nearly_alike(["Wren", "kite", "wren ", "1", "2", "1.0", "01", "+1.", "10", "-1", "1.5", "1.50", "a1"]) == [
+        ["Wren", "wren "],
+        ["1", "1.0", "01", "+1."],
+        ["1.5", "1.50"],
+    ]
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    labels = ["Wren", "kite", "wren"]
+    assert remarks(arrays((pixels, labels), (pixels, labels)).facts) == [
+        "classes that differ only in case or in how a number is written: Wren and wren; if they are one, rename them"
+    ]
+
+
+def test_class_folders_that_differ_in_case_are_told(tmp_path: Path) -> None:
+    for name in ("Wren", "kite", "wren"):
+        write_images(tmp_path / name, 2)
+    for facts in (image_folder(tmp_path).facts, labelled_images(tmp_path)[2]):
+        assert facts["alike_classes"] == [["Wren", "wren"]]
 
 
 def test_one_class_spelled_in_two_ways_in_the_halves(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +127,65 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         table(tmp_path / "birds.jsonl")
     assert list(caught.value.problems) == [
         "data.root: 3 rows cannot be used; data.unreadable=skip leaves them out",
-        "data.root: birds.jsonl, row 13: nothing is in it",
-        "data.root: birds.jsonl, row 14: it has no label",
-        "data.root: birds.jsonl, row 15: expected a text, got 3",
+        "data.root: birds.jsonl, line 13: nothing is in it",
+        "data.root: birds.jsonl, line 14: it has no label",
+        "data.root: birds.jsonl, line 15: expected a text, got 3",
     ]
     source = table(tmp_path / "birds.jsonl", unreadable="skip")
     assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
     assert remarks(source.facts) == [
         "data.unreadable: left out 3 rows that lack a label or a domain, or a text or image that can be read"
     ]
+
+
+def test_classes_of_which_no_row_can_be_used_are_named(tmp_path: Path) -> None:
+    wrong = [{"text": " ", "label": name} for name in ("tern", "kite", "heron", "auk\ud800")]
+    WRITERS[".jsonl"](tmp_path / "birds.jsonl", ROWS + wrong)
+    source = table(tmp_path / "birds.jsonl", unreadable="skip")
+    assert remarks(source.facts)[1:] == ["data.unreadable: left out classes of which no row can be used: heron, tern"]
+
+
+def test_labels_and_domains_that_differ_in_case_or_as_numbers_are_told(tmp_path: Path) -> None:
+    names = [("Track_Parcel", "sea"), ("track_parcel", "Sea"), ("1", "wood"), ("1.0", "wood")]
+    as_csv(tmp_path / "a.csv", [{"text": "a", "label": label, "where": where} for label, where in names * 2])
+    told = [
+        "classes that differ only in case or in how a number is written: 1 and 1.0, Track_Parcel and "
+        "track_parcel; if they are one, rename them",
+        "domains that differ only in case or in how a number is written: Sea and sea; if they are one, rename them",
+    ]
+    assert remarks(table(tmp_path / "a.csv", Columns(domain="where")).facts) == told
+    assert remarks(labelled_texts(tmp_path / "a.csv")[2]) == told[:1]
+
+
+def test_labels_that_the_test_rows_spell_otherwise_are_told() -> None:
+    train = (["a", "b", "c", "d"], ["Wren", "kite", "1", "1.0"])
+    with pytest.raises(DataError) as caught:
+        texts(train, (["a", "b"], ["wren", "lark"]))
+    assert list(caught.value.problems) == [
+        "data.root: test has classes that train lacks: lark, wren",
+        "data.root: classes that differ only in case or in how a number is written: Wren and wren; if they are one, "
+        "rename them",
+    ]
+
+
+def test_labels_with_other_space_look_the_same(tmp_path: Path) -> None:
+    as_csv(tmp_path / "a.csv", [{"text": "a", "label": label} for label in ("big cat", "big  cat", "big\u00a0cat") * 2])
+    with pytest.raises(DataError, match=r"^data\.root: classes whose names look the same: 'big  cat', 'big cat', "):
+        table(tmp_path / "a.csv")
+
+
+def test_rows_whose_label_or_domain_is_not_unicode_are_left_out(tmp_path: Path) -> None:
+    rows = [row | {"where": "sea"} for row in ROWS]
+    wrong = [{"text": "a", "label": "\ud800", "where": "sea"}, {"text": "b", "label": "kite", "where": "\udfff"}]
+    WRITERS[".jsonl"](tmp_path / "birds.jsonl", rows + wrong)
+    with pytest.raises(DataError) as caught:
+        table(tmp_path / "birds.jsonl", Columns(domain="where"))
+    assert [line.partition(": its ")[2] for line in caught.value.problems[1:]] == [
+        r"label is not Unicode, '\ud800'",
+        r"domain is not Unicode, '\udfff'",
+    ]
+    source = table(tmp_path / "birds.jsonl", Columns(domain="where"), unreadable="skip")
+    assert (source.class_names, source.facts["left_out"]) == (("kite", "lark", "wren"), 2)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +196,17 @@ def test_rows_that_cannot_be_used_are_told_or_left_out(tmp_path: Path) -> None:
         ("a.json", '{"rows": 3}', "expected a list of rows"),
         ("a.json", '{"one": [], "two": []}', "expected one to train on and one to test on"),
         ("a.jsonl", '{"text": "x", "label": "y"}\n{', "line 2: "),
-        ("a.csv", "text,label\nx,y,z\n", "row 1 has more or fewer fields"),
+        ("a.csv", "text,label\nx,y,z\n", "line 2 has 3 fields, and the first line names 2 columns"),
+        ("a.csv", "text,label\n\nx,y\n\nx\n", "line 5 has 1 fields, and the first line names 2 columns"),
+        ("a.csv", 'text,label\n"x\nx",y\nx\n', "line 4 has 1 fields"),
+        ("a.csv", 'text,label\nx,y\n"x" x,y\n', "(line 3: a quotation mark ends a field, and a comma or the end"),
+        ("a.csv", 'text,label\n\n"x,y\nx,y\n', "(lines 3 to 4: a quotation mark begins a field, and none ends it"),
+        ("a.tsv", 'text\tlabel\n"x" x\ty\nx\n', "(line 2: a quotation mark ends a field, and a tab or the end of"),
+        ("a.csv", "text;label\nx, y;z\n", "(a semicolon, not a comma, separates the columns in its first line; use a"),
+        ("a.csv", "text\tlabel\nx\tz\n", "(a tab, not a comma, separates the columns in its first line; call it .tsv"),
+        ("a.tsv", "text,label\nx,z\n", "(a comma, not a tab, separates the columns in its first line; call it .csv)"),
+        ("a.csv", "t\0e\0x\0t\0,\0l\0\n\0", "(its first line has NULs, as UTF-16 has; save it as UTF-8)"),
+        ("a.jsonl", '["x", "y"]\n\n3\n', "a.jsonl, line 3: expected rows that are objects, or pairs of text and"),
         ("a.csv", "text,label,label\nx,y,z\n", "the column 'label' is there more than once"),
         ("a.json", '[{"text": "x", "label": "y", "label": "z"}]', "the key 'label' is there more than once"),
         ("a.json", '{"train": [], "train": [], "test": []}', "the key 'train' is there more than once"),
@@ -169,6 +230,53 @@ def test_faults_of_files(name: str, content: str, expected: str, tmp_path: Path)
     assert expected in str(caught.value)
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".txt"])
+@pytest.mark.parametrize(
+    ("encoding", "where"), [("latin-1", "line 3 has the byte 0xe9"), ("utf-16", "it begins as UTF-16 does")]
+)
+def test_a_file_in_another_encoding(encoding: str, where: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").write_text("text,label\nx,y\ncafé,y\n" + "x,y\n" * 9000, encoding=encoding)
+    with pytest.raises(DataError, match=rf"^data\.root: .*a\{suffix} is not UTF-8 \({where}\); save it as UTF-8$"):
+        table(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\n\n\nx,y\n\n ,y\n"),
+        ("a.tsv", "\ntext\tlabel\nx\ty\n\n\n \ty\n"),
+        ("a.csv", 'text,label\r\n"x\r\nx\r\n",y\r\n\r\n,y\r\n'),
+        ("a.jsonl", '{"text": "x", "label": "y"}\n\n\n\n\n{"text": "", "label": "y"}'),
+    ],
+    ids=["csv", "tsv", "text of several lines", "jsonl"],
+)
+def test_rows_are_told_by_the_line_where_they_begin(name: str, content: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content, newline="")
+    with pytest.raises(DataError, match=rf"\ndata\.root: {re.escape(name)}, line 6: nothing is in it$"):
+        table(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (['"Great" movie', "so so"], ['"Great" movie', "so so"]),
+        (['"Great', '"What" a, "movie"', '"so so"'], ['"Great', '"What" a, "movie"', '"so so"']),
+        (['"says ""Great"""', '"in two\nlines"', 'a "b" c'], ['says "Great"', "in two\nlines", 'a "b" c']),
+    ],
+    ids=["begins with a word in quotes", "begins with a quotation mark", "quoted"],
+)
+def test_quotation_marks_in_tsv_are_text_where_they_do_not_quote(
+    cells: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(f"{cell}\ty\n" for cell in cells))
+    assert texts_alone(tmp_path / "a.tsv") == expected
+
+
+def test_a_column_with_a_semicolon_in_its_name_may_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text; raw\nx\n")
+    assert texts_alone(tmp_path / "a.csv", Columns("text; raw")) == ["x"]
+
+
 def test_a_column_of_parquet_that_is_there_twice(tmp_path: Path) -> None:
     import pyarrow
     from pyarrow import parquet
@@ -178,6 +286,41 @@ def test_a_column_of_parquet_that_is_there_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         table(tmp_path / "birds.parquet")
     assert str(caught.value).endswith("cannot be read (the column 'label' is there more than once)")
+
+
+def of_the_far_future(file: Path, kind: str, **columns: list[Any]) -> None:
+    """Parquet with a column `valid_to` of times that Python cannot tell."""
+    import pyarrow
+    from pyarrow import parquet
+
+    far = pyarrow.array([2**58 if "[" in kind else 2**30] * 8, pyarrow.type_for_alias(kind))
+    cells = {"text": [f"{number}" for number in range(8)], "label": ["kite", "wren"] * 4} | columns
+    parquet.write_table(pyarrow.table(cells | {"valid_to": far}), file)
+
+
+@pytest.mark.parametrize("kind", ["timestamp[us]", "date32", "duration[s]"])
+def test_a_column_of_parquet_that_nobody_asked_for_is_not_read(kind: str, tmp_path: Path) -> None:
+    of_the_far_future(tmp_path / "birds.parquet", kind)
+    assert table(tmp_path / "birds.parquet").class_names == ("kite", "wren")
+    assert texts_alone(tmp_path / "birds.parquet") == [str(number) for number in range(8)]
+    with pytest.raises(DataError, match=r"has no column topic; it has text, label, valid_to$"):
+        table(tmp_path / "birds.parquet", Columns(label="topic"))
+    with pytest.raises(DataError, match=r"has no column says; it has text, label, valid_to$"):
+        texts_alone(tmp_path / "birds.parquet", Columns("says"))
+    with pytest.raises(DataError, match=r"birds\.parquet cannot be read \(the column 'valid_to': "):
+        table(tmp_path / "birds.parquet", Columns(label="valid_to"))
+
+
+def test_a_file_of_parquet_with_flipped_bytes(tmp_path: Path) -> None:
+    of_the_far_future(tmp_path / "whole.parquet", "timestamp[us]")
+    whole, draws = (tmp_path / "whole.parquet").read_bytes(), np.random.RandomState(0)
+    for _ in range(300):
+        flipped = bytearray(whole)
+        for place in draws.randint(len(whole), size=draws.choice([1, 2, 5])):
+            flipped[place] = draws.randint(256)
+        (tmp_path / "flipped.parquet").write_bytes(flipped)
+        with suppress(DataError):
+            table(tmp_path / "flipped.parquet", Columns(label="valid_to" if draws.rand() < 0.2 else "label"))
 
 
 def test_no_column_of_texts() -> None:
@@ -228,6 +371,7 @@ def test_labels_of_other_kinds_name_the_same_classes(labels: Any) -> None:
         (float("nan"), "it has no label"),
         ("", "it has no label"),
         (np.zeros(2), "its label is not a name or a number, but array([0., 0.])"),
+        ("kite\ud800", "its label is not Unicode, 'kite\\ud800'"),
     ],
 )
 def test_labels_that_name_nothing_are_refused_with_their_row(label: Any, fault: str) -> None:
@@ -271,6 +415,49 @@ def test_a_dataset_in_a_folder(tmp_path: Path) -> None:
     train.save_to_disk(tmp_path / "one")
     source = hf_dataset(tmp_path / "one")
     assert sorted(read(source, "train") + read(source, "test")) == sorted(pairs(ROWS))
+
+
+def test_a_dataset_with_a_test_half_alone(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"saved has test to test on, and no split to train on; .* give its folder: "):
+        hf_dataset(tmp_path / "saved")
+    assert len(hf_dataset(tmp_path / "saved" / "test").train) == 9
+    (tmp_path / "files").mkdir()
+    as_csv(tmp_path / "files" / "test.csv", ROWS)
+    with pytest.raises(DataError, match=r"files has test to test on, and no split to train on; add train\.\*, or, to"):
+        hf_dataset(tmp_path / "files")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train/a.jsonl", "train-00000-of-00001.jsonl"])
+def test_a_half_of_another_format_that_the_library_would_leave_out(name: str, tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv", ROWS)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    WRITERS[".jsonl"](tmp_path / name, ROWS)
+    with pytest.raises(DataError, match=r"^data\.root: .* beside .*, and the library datasets reads files of one"):
+        hf_dataset(tmp_path)
+
+
+def test_files_that_the_library_leaves_out_are_counted(tmp_path: Path) -> None:
+    as_csv(tmp_path / "train.csv", ROWS)
+    as_csv(tmp_path / "test.csv", TEST)
+    WRITERS[".jsonl"](tmp_path / "june.jsonl", ROWS)
+    (tmp_path / ".hidden.csv").write_text("text,label\n")
+    source = hf_dataset(tmp_path)
+    assert read(source, "train") == pairs(ROWS)
+    assert source.facts["passed_over"] == {"beside the files that the library datasets reads": 1}
+
+
+def test_a_column_of_a_dataset_that_python_cannot_tell(tmp_path: Path) -> None:
+    import pyarrow
+    from datasets import Dataset
+
+    far = pyarrow.array([2**58] * 4, pyarrow.timestamp("us"))
+    Dataset(pyarrow.table({"text": list("abcd"), "label": list("xyxy"), "valid_to": far})).save_to_disk(tmp_path / "d")
+    assert hf_dataset(tmp_path / "d").class_names == ("x", "y")
+    with pytest.raises(DataError, match=r"^data\.root: all: the column valid_to cannot be read: "):
+        hf_dataset(tmp_path / "d", Columns(label="valid_to"))
 
 
 def test_a_dataset_of_images(tmp_path: Path) -> None:
@@ -317,6 +504,18 @@ def test_a_file_of_lines_has_texts_of_one_class(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     assert not holds_texts(tmp_path)
     assert not holds_texts(tmp_path / "README.md")
+
+
+@pytest.mark.parametrize("unreadable", ["refuse", "skip"])
+def test_files_of_lines_without_a_text(unreadable: Any, tmp_path: Path) -> None:
+    for name, content in (("wren", "a wren\nwrens\n"), ("empty", ""), ("blank", " \n\n\t\n"), ("bom", "\ufeff\n")):
+        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        labelled_texts(tmp_path, unreadable=unreadable)
+    assert list(caught.value.problems) == [
+        f"data.root: {tmp_path / name}.txt has no texts, a line each; add some, or move it away"
+        for name in ("blank", "bom", "empty")
+    ]
 
 
 def test_files_of_lines_that_are_called_like_halves(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def make_source(
 ) -> Source:
     """A source whose facts have its numbers of classes and samples, too."""
     counts = {"classes": len(class_names), "train": len(train), "test": len(test)}
-    return Source(name, tuple(class_names), train, test, counts | facts)
+    return Source(name, tuple(class_names), train, test, counts | facts | facts_of_names(class_names))
 
 
 def held_out(
@@ -105,9 +105,28 @@ def in_order(names: Iterable[str], order: ClassOrder) -> list[str]:
 
 
 def likeness(name: str) -> str:
-    """The same for names that look the same: accents composed or not, unseen characters, space around."""
+    """The same for names that look the same: accents composed or not, unseen characters, space around, and space of
+    whatever width within."""
     composed = unicodedata.normalize("NFC", name)
-    return "".join(letter for letter in composed if unicodedata.category(letter) != "Cf").strip()
+    return " ".join("".join(letter for letter in composed if unicodedata.category(letter) != "Cf").split())
+
+
+def nearly_alike(names: Iterable[str]) -> list[list[str]]:
+    """Those names, together, that differ only in case, or in how a number is written: 1, 01 and 1.0."""
+    together: dict[str, list[str]] = {}
+    for name in names:
+        plain = likeness(name).casefold()
+        if number := re.fullmatch(r"\+?(-?)0*([0-9]+?)(?:\.([0-9]*?)0*)?", plain):
+            sign, whole, fraction = number.groups("")
+            plain = f"{sign}{whole}.{fraction}"
+        together.setdefault(plain, []).append(name)
+    return [group for group in together.values() if len(group) > 1]
+
+
+def facts_of_names(names: Iterable[str], what: str = "class") -> dict[str, object]:
+    """For the facts of a source: those of its classes, or of what the names are of, that are `nearly_alike`."""
+    groups = nearly_alike(names)
+    return {f"alike_{plural(what)}": groups} if groups else {}
 
 
 def plural(what: str) -> str:
@@ -139,7 +158,7 @@ def _name_fault(name: str) -> str | None:
 
 
 def remarks(facts: Mapping[str, Any]) -> list[str]:
-    """What a source has left out, one line each, for whoever runs or checks it."""
+    """What a source has left out, or may have taken amiss, one line each, for whoever runs or checks it."""
     lines = []
     if passed_over := facts.get("passed_over"):
         reasons = some(f"{number} {reason}" for reason, number in passed_over.items())
@@ -149,9 +168,20 @@ def remarks(facts: Mapping[str, Any]) -> list[str]:
     if left_out := facts.get("left_out"):
         lacking = "a label or a domain, or a text or image that can be read"
         lines.append(f"data.unreadable: left out {left_out} rows that lack {lacking}")
+    if lost := facts.get("classes_left_out"):
+        lines.append(f"data.unreadable: left out classes of which no row can be used: {some(lost)}")
+    for what in ("classes", "domains"):
+        if groups := facts.get(f"alike_{what}"):
+            lines.append(alike_remark(what, groups))
     if cut := facts.get("cut"):
         lines.append(f"data.max_tokens: cut {cut} texts, which are longer")
     return lines
+
+
+def alike_remark(what: str, groups: Iterable[Sequence[str]]) -> str:
+    """A line about names that are `nearly_alike`."""
+    named = some(" and ".join(group) for group in groups)
+    return f"{what} that differ only in case or in how a number is written: {named}; if they are one, rename them"
 
 
 def listed(what: str, lines: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from lorica.data.sources.base import (
     ClassOrder,
     Domains,
     Source,
+    facts_of_names,
     in_order,
     likeness,
     make_source,
@@ -99,6 +100,7 @@ def domain_folders(root: str | Path, *, class_order: ClassOrder = "natural", **o
         "domains": {name: [len(each.train), len(each.test)] for name, each in zip(domain_names, sources, strict=True)},
     }
     passed_over = sum((Counter(cast(Any, each.facts.get("passed_over", {}))) for each in sources), walk.passed_over)
+    facts |= facts_of_names(domain_names, "domain")
     if passed_over:
         facts["passed_over"] = dict(passed_over.most_common())
     if unreadable := sum(cast(int, each.facts.get("unreadable", 0)) for each in sources):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from lorica.data.folders import TABLES, use_of
 from lorica.data.rows import BY_DEFAULT, Columns, Half, source_of_rows
 from lorica.data.sources.base import Source, some
 from lorica.data.sources.table import halves_of
@@ -60,14 +62,26 @@ def hf_dataset(given: str | Path, columns: Columns = BY_DEFAULT, **options: Any)
             its rows.
     """
     facts: dict[str, object] = {"root" if isinstance(given, Path) else "dataset": str(given)}
-    splits = _splits(given)
+    splits = _splits(given, facts)
+    if len(splits) == 1 and use_of(next(iter(splits))) in ("test", "validation"):
+        raise DataError(_no_half_to_train_on(given, next(iter(splits))))
     named = splits if len(splits) == 1 else halves_of(str(given), splits, facts)
     return source_of_rows(
         "hf_dataset", [_half(name, split, columns) for name, split in named.items()], columns, facts=facts, **options
     )
 
 
-def _splits(given: str | Path) -> Mapping[str, Any]:
+def _no_half_to_train_on(given: str | Path, name: str) -> str:
+    told = f"{given} has {name} to test on, and no split to train on; "
+    if not isinstance(given, Path):
+        return f"data.dataset: {told}to split that one, store it with save_to_disk, and give its folder as data.root"
+    if (given / name / "state.json").is_file():
+        return f"data.root: {told}add one, or, to split that one, give its folder: {given / name}"
+    return f"data.root: {told}add train.*, or, to split that one, give data.source=table and its file as data.root"
+
+
+def _splits(given: str | Path, facts: dict[str, object]) -> Mapping[str, Any]:
+    """The splits by name; files of a folder that are passed over are noted in `facts`."""
     try:
         import datasets
         from datasets import config
@@ -93,7 +107,11 @@ def _splits(given: str | Path) -> Mapping[str, Any]:
         if isinstance(given, Path) and any((given / each).is_file() for each in ("dataset_dict.json", "state.json")):
             found: Any = datasets.load_from_disk(given)
         else:
+            if isinstance(given, Path):
+                _require_every_half(given, datasets.load_dataset_builder(str(given)).config.data_files or {}, facts)
             found = datasets.load_dataset(str(given) if isinstance(given, Path) else name, configuration or None)
+    except DataError:
+        raise
     except Exception as error:  # of whatever the library reads it with
         raise DataError(
             f"data.dataset: {given} cannot be read: {str(error).strip()[:300] or type(error).__name__}"
@@ -102,6 +120,37 @@ def _splits(given: str | Path) -> Mapping[str, Any]:
         if shown:
             datasets.enable_progress_bar()
     return found if isinstance(found, Mapping) else {"all": found}
+
+
+def _require_every_half(folder: Path, chosen: Mapping[Any, Sequence[str]], facts: dict[str, object]) -> None:
+    """DataError where the library, which reads files of one format alone, leaves out halves in others; what else it
+    leaves out is noted in `facts`.
+
+    Args:
+        chosen: the files that it reads, by split.
+    """
+    read = {Path(file).resolve() for files in chosen.values() for file in files}
+    there = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    there = [file for file in there if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    left = [file for file in there if file.resolve() not in read]
+    endings = {file.suffix.lower() for file in read}
+    if halves := [
+        str(file.relative_to(folder))
+        for file in left
+        if file.suffix.lower() in TABLES and file.suffix.lower() not in endings and _is_half(file.relative_to(folder))
+    ]:
+        known = [str(file.relative_to(folder)) for file in there if file.resolve() in read]
+        raise DataError(
+            f"data.root: {folder} has {some(halves)} beside {some(known)}, and the library datasets reads files of "
+            "one format; keep one of them for each half, or put their rows into one file"
+        )
+    if left:
+        facts["passed_over"] = {"beside the files that the library datasets reads": len(left)}
+
+
+def _is_half(file: Path) -> bool:
+    """Whether a file, or a folder that it is in, is called like a half; a half may be in parts."""
+    return any(use_of(re.sub(r"-\d+-of-\d+$", "", name)) for name in (*file.parent.parts, file.stem))
 
 
 def _half(name: str, split: Any, columns: Columns) -> Half:
@@ -118,7 +167,12 @@ def _half(name: str, split: Any, columns: Columns) -> Half:
                     f"{some(split.features)}"
                 )
             return _Encoded(split.select_columns([column]).cast_column(column, Image(decode=False)), column)
-        return list(split[column])
+        try:
+            return list(split[column])
+        except Exception as error:  # of whatever the library reads it with, as of a time that Python lacks
+            raise DataError(
+                f"data.root: {name}: the column {column} cannot be read: {str(error)[:300] or type(error).__name__}"
+            ) from error
 
     return Half(name, split.column_names, read)
 

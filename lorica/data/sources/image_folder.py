@@ -15,6 +15,7 @@ from lorica.data.sources.base import (
     OF_ROWS,
     ClassOrder,
     Source,
+    facts_of_names,
     held_out,
     in_order,
     likeness,
@@ -147,7 +148,7 @@ def labelled_images(
     named = {likeness(folder.name): folder.name for classes in reversed(found) for folder in classes}
     class_names = in_order(named.values(), class_order)
     samples = [_image_files(classes, class_names, decoding) for classes in found]
-    facts: dict[str, object] = {"root": str(root), "split": "folders"}
+    facts: dict[str, object] = {"root": str(root), "split": "folders"} | facts_of_names(class_names)
     if len(samples) == 2:
         facts["folders"] = [half.name for half in split]
     if passed_over := dict(walk.passed_over.most_common()):

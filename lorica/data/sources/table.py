@@ -7,9 +7,10 @@ import csv
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from torch import Tensor
@@ -27,6 +28,7 @@ DESCRIPTION = (
 READS = ("root", "test_fraction", "unreadable", "text_column", "label_column", "image_column", "domain_column")
 
 _LARGEST_FIELD = 2**24
+_SEPARATORS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 
 
 def load(
@@ -96,9 +98,10 @@ def texts_alone(file: Path, columns: Columns = BY_DEFAULT) -> list[Any]:
     Raises:
         DataError: a file that cannot be read, or that has no column of texts.
     """
-    held = _rows(file)
+    held = _rows(file, columns)
     rows = held if isinstance(held, list) else [row for each in held.values() for row in each]
-    rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
+    if any(isinstance(row, str) for row in rows):
+        rows = [{columns.texts[0]: row} if isinstance(row, str) else row for row in rows]
     if not rows:
         raise DataError(f"data.root: {file} has no rows; give some")
     half = _half(file.name, rows, columns, file.parent)
@@ -112,9 +115,9 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     facts: dict[str, object] = {"root": str(root)}
     expected = f"give a file of rows ({', '.join(TABLES)}), a folder with train.* and test.*, or {LINES} files"
     if root.is_dir():
-        held = _held_in(root, facts, expected)
+        held = _held_in(root, columns, facts, expected)
     elif root.is_file():
-        held = _rows(root)
+        held = _rows(root, columns)
     else:
         raise DataError(f"data.root: {root} is not there; {expected}")
     folder = root if root.is_dir() else root.parent
@@ -122,7 +125,7 @@ def _halves_in(root: Path, columns: Columns) -> tuple[list[Half], dict[str, obje
     return [_half(name, rows, columns, folder) for name, rows in named.items()], facts
 
 
-def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
+def _held_in(folder: Path, columns: Columns, facts: dict[str, object], expected: str) -> Any:
     """The rows of a folder's files; what is passed over is noted in `facts`."""
     walk = Walk()
     there = list(walk.entries(folder))
@@ -142,10 +145,15 @@ def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
                 f"data.root: {folder} has {some(file.name for file in lines)}: a {LINES} file is a class, and these "
                 "are called like halves; name files by their classes, or give train.* and test.* with texts and labels"
             )
-        used, held = lines, [row for file in lines for row in _rows(file)]
+        by_class = {file: _rows(file, columns) for file in lines}
+        if empty := [file for file, rows in by_class.items() if not rows]:
+            raise DataError(
+                [f"data.root: {file} has no texts, a line each; add some, or move it away" for file in empty]
+            )
+        used, held = lines, [row for rows in by_class.values() for row in rows]
         beside = f"the {LINES} files"
     elif len(files) == 1:
-        used, held, beside = files, _rows(files[0]), files[0].name
+        used, held, beside = files, _rows(files[0], columns), files[0].name
         if isinstance(held, list) and use_of(files[0].stem) in ("test", "validation"):
             raise DataError(
                 f"data.root: {folder} has {files[0].name} to test on, and no file to train on; add train.*, or, to "
@@ -159,7 +167,7 @@ def _held_in(folder: Path, facts: dict[str, object], expected: str) -> Any:
             )
         _require_one_of_each(folder, files)
         chosen: dict[str, Path] = halves_of(folder, {file.stem: file for file in files}, {})
-        used, held = list(chosen.values()), {name: _rows(file) for name, file in chosen.items()}
+        used, held = list(chosen.values()), {name: _rows(file, columns) for name, file in chosen.items()}
         beside = " and ".join(chosen)
     walk.passed_over[f"beside {beside}"] += len(there) - len(used)
     if passed_over := +walk.passed_over:
@@ -218,13 +226,7 @@ def halves_of(root: str | Path, held: Mapping[str, Any], facts: dict[str, object
 
 def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
     pair = (columns.texts[0], columns.label)
-    as_pairs = [row for row in rows if isinstance(row, list)]
-    if wrong := [row for row in rows if not isinstance(row, dict) and not (isinstance(row, list) and len(row) == 2)]:
-        raise DataError(
-            f"data.root: {name}: expected rows that are objects, or pairs of text and label, got {wrong[0]!r:.80}"
-        )
-    found = [dict(zip(pair, row, strict=True)) if isinstance(row, list) else row for row in rows]
-    names = list(dict.fromkeys(key for row in found for key in row)) if not as_pairs else list(pair)
+    found: list[dict[str, Any]] = []
 
     def read(column: str) -> list[Any]:
         values = [row.get(column) for row in found]
@@ -233,21 +235,47 @@ def _half(name: str, rows: list[Any], columns: Columns, folder: Path) -> Half:
         named = [isinstance(value, str) and value.strip() and "\0" not in value for value in values]
         return [folder / str(value) if is_named else None for value, is_named in zip(values, named, strict=True)]
 
-    return Half(name, names, read)
+    half = Half(name, [], read, rows.lines if isinstance(rows, _Table) else ())
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) and not (isinstance(row, list) and len(row) == 2):
+            raise DataError(
+                f"data.root: {half.place(number)}: expected rows that are objects, or pairs of text and label, got "
+                f"{row!r:.80}"
+            )
+        found.append(dict(zip(pair, row, strict=True)) if isinstance(row, list) else row)
+    if any(isinstance(row, list) for row in rows):
+        return replace(half, columns=pair)
+    named = rows.columns if isinstance(rows, _Table) and found else ()
+    return replace(half, columns=named or list(dict.fromkeys(key for row in found for key in row)))
 
 
-def _rows(file: Path) -> Any:
-    """The rows of a file, or several lists of them by name."""
+class _Table(list[Any]):
+    """Rows of a file, and what it tells beside them.
+
+    Attributes:
+        columns: all that the file names, of which rows may have some only; none where it names none.
+        lines: in which each row begins; none where rows are not lines.
+    """
+
+    def __init__(self, rows: Iterable[Any], columns: Sequence[str] = (), lines: Sequence[int] = ()) -> None:
+        super().__init__(rows)
+        self.columns, self.lines = columns, lines
+
+
+def _rows(file: Path, columns: Columns) -> Any:
+    """The rows of a file, or several lists of them by name; of Parquet with the columns that are asked for."""
     reader = _READERS.get(file.suffix.lower())
     if reader is None:
         raise DataError(f"data.root: {file} is none of {', '.join(_READERS)}; save it as one of them")
     if file.exists() and not file.is_file():
         raise DataError(f"data.root: {file} is no file, but a pipe, a device or a folder; give a file of rows")
     try:
-        rows = reader(file)
+        rows = reader(file, columns)
     except RecursionError as error:
         raise DataError(f"data.root: {file} cannot be read (lists within lists within lists)") from error
-    except (OSError, ValueError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"data.root: {file} is not UTF-8 ({_no_utf8(file)}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
         raise DataError(f"data.root: {file} cannot be read ({' '.join(str(error).split())[:200]})") from error
     lists = rows.values() if isinstance(rows, dict) else [rows]
     if not all(isinstance(each, list) for each in lists):
@@ -257,15 +285,28 @@ def _rows(file: Path) -> Any:
     return rows
 
 
+def _no_utf8(file: Path) -> str:
+    """Where it is not."""
+    held = file.read_bytes()
+    if held.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "it begins as UTF-16 does"
+    try:
+        held.decode()
+    except UnicodeDecodeError as error:
+        return f"line {held.count(10, 0, error.start) + 1} has the byte 0x{held[error.start]:02x}"
+    return "it changes"
+
+
 def _lines(file: Path) -> list[Any]:
-    rows = []
+    rows, numbers = [], []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
                 rows.append(_json(line))
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from error
-    return rows
+            numbers.append(number)
+    return _Table(rows, lines=numbers)
 
 
 def _json(text: str) -> Any:
@@ -283,29 +324,100 @@ def _of_one_class(file: Path) -> list[Any]:
     return [[line, file.stem] for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
-def _separated(file: Path, delimiter: str) -> list[Any]:
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        before = csv.field_size_limit(_LARGEST_FIELD)
-        try:
-            reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
-            _require_once(reader.fieldnames or ())
-            rows = list(reader)
-        finally:
-            csv.field_size_limit(before)
-    if odd := [number for number, row in enumerate(rows, 1) if None in row or None in row.values()]:
-        raise ValueError(f"row {odd[0]} has more or fewer fields than the first line names columns")
-    return rows
-
-
-def _parquet(file: Path) -> list[Any]:
+def _separated(file: Path, delimiter: str, columns: Columns) -> list[Any]:
+    """Rows of CSV or TSV. Where quotation marks of TSV do not quote, they are part of its texts, as in TSV that knows
+    no quoting; ValueError where the file fits neither."""
+    before = csv.field_size_limit(_LARGEST_FIELD)
     try:
-        from pyarrow import parquet
+        try:
+            return _fields(file, delimiter, columns, csv.QUOTE_MINIMAL)
+        except UnicodeDecodeError:
+            raise
+        except ValueError:
+            if delimiter != "\t":
+                raise
+            try:
+                return _fields(file, delimiter, columns, csv.QUOTE_NONE)
+            except ValueError:
+                pass
+            raise
+    finally:
+        csv.field_size_limit(before)
+
+
+def _fields(file: Path, delimiter: str, columns: Columns, quoting: Literal[0, 3]) -> list[Any]:
+    rows, lines, names, last = [], [], None, 0
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream, delimiter=delimiter, strict=True, quoting=quoting)
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(_unquoted(str(error), last + 1, reader.line_num, delimiter)) from error
+            line, last = last + 1, reader.line_num
+            if fields is None:
+                return _Table(rows, names or (), lines)
+            if names is None and fields:
+                _require_once(fields)
+                _require_separated(fields, delimiter, columns)
+                names = fields
+            elif fields and names is not None:
+                if len(fields) != len(names):
+                    raise ValueError(
+                        f"line {line} has {len(fields)} fields, and the first line names {len(names)} columns"
+                    )
+                rows.append(dict(zip(names, fields, strict=True)))
+                lines.append(line)
+
+
+def _unquoted(told: str, first: int, last: int, delimiter: str) -> str:
+    """What is wrong with quotation marks in a row from one line to another, of which `csv` told something."""
+    where = f"line {first}" if first == last else f"lines {first} to {last}"
+    if "expected after" in told:
+        told = (
+            f"a quotation mark ends a field, and {_SEPARATORS[delimiter]} or the end of the line has to follow; "
+            "double quotation marks within quotes"
+        )
+    elif "unexpected end" in told:
+        told = "a quotation mark begins a field, and none ends it; double quotation marks within quotes"
+    return f"{where}: {told}"
+
+
+def _require_separated(names: Sequence[str], delimiter: str, columns: Columns) -> None:
+    """ValueError where the first line looks as if something else separates its columns."""
+    if any("\0" in name for name in names):
+        raise ValueError("its first line has NULs, as UTF-16 has; save it as UTF-8")
+    if len(names) > 1 or names[0] in columns.every:
+        return
+    for other, called in _SEPARATORS.items():
+        if other in names[0]:
+            wanted = _SEPARATORS[delimiter]
+            remedy = {",": "call it .csv", "\t": "call it .tsv"}.get(other, f"use {wanted} instead")
+            raise ValueError(f"{called}, not {wanted}, separates the columns in its first line; {remedy}")
+
+
+def _parquet(file: Path, columns: Columns) -> list[Any]:
+    try:
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise DataError(
             f"data.root: {file} needs pyarrow; install it with lorica: pip install lorica[datasets]"
         ) from error
-    _require_once(parquet.read_schema(file).names)
-    return parquet.read_table(file).to_pylist()
+    try:
+        names = parquet.read_schema(file).names
+        _require_once(names)
+        wanted = [name for name in names if name in columns.every]
+        table = parquet.read_table(file, columns=wanted).select(wanted)
+    except (ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from error
+    values = []
+    for name in wanted:
+        try:
+            values.append(table.column(name).to_pylist())
+        except (ArrowException, ArithmeticError, LookupError, ValueError) as error:  # as of a time that Python lacks
+            raise ValueError(f"the column {name!r}: {error}") from error
+    rows = zip(*values, strict=True) if wanted else [()] * table.num_rows
+    return _Table((dict(zip(wanted, row, strict=True)) for row in rows), names)
 
 
 def _require_once(columns: Sequence[str]) -> None:
@@ -314,11 +426,11 @@ def _require_once(columns: Sequence[str]) -> None:
         raise ValueError(f"the column {twice[0]!r} is there more than once")
 
 
-_READERS: Mapping[str, Callable[[Path], Any]] = {
-    ".json": lambda file: _json(file.read_text(encoding="utf-8-sig")),
-    ".jsonl": _lines,
-    ".csv": lambda file: _separated(file, ","),
-    ".tsv": lambda file: _separated(file, "\t"),
+_READERS: Mapping[str, Callable[[Path, Columns], Any]] = {
+    ".json": lambda file, columns: _json(file.read_text(encoding="utf-8-sig")),
+    ".jsonl": lambda file, columns: _lines(file),
+    ".csv": lambda file, columns: _separated(file, ",", columns),
+    ".tsv": lambda file, columns: _separated(file, "\t", columns),
     ".parquet": _parquet,
-    LINES: _of_one_class,
+    LINES: lambda file, columns: _of_one_class(file),
 }
