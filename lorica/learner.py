@@ -625,7 +625,7 @@ class Learner:
         return "everything" if self._recipe.checkpoints == "everything" else "all"
 
     def _read_recipe(self) -> Recipe:
-        """That of the model which is there, or of the one to be made."""
+        """The recipe of the model in the folder; where there is none yet, that of the model which is to be made."""
         given = {key: value for key, value in self._given.items() if key not in _NOT_OF_A_RECIPE}
         if isinstance(given.get("backbone"), str):
             given["backbone"] = {"name": given["backbone"]}
