@@ -13,7 +13,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@if $(BIN)/pyright --version >/dev/null 2>&1; then $(BIN)/pyright; \
-		else echo "pyright skipped: it needs Node.js and its npm package, which cannot be had here"; fi
+		else echo "pyright skipped: it does not start here; it needs Node.js and its npm package (.venv/bin/pyright says more)"; fi
 
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -19,7 +19,7 @@ from lorica.config import FREE, IN_MEMORY, Recipe, read_saved
 from lorica.data.decoding import DECODING, Decoding
 from lorica.data.manifest import read_manifest
 from lorica.data.reader import Reader, find_reader
-from lorica.data.sources import KEYS, OF_ROWS, Source, load_source, require_read
+from lorica.data.sources import KEYS, OF_ROWS, Source, load_source, require_keys
 from lorica.data.stream import Split, Stream
 from lorica.errors import LoricaError, RecipeError
 from lorica.files import RunFolder
@@ -149,9 +149,7 @@ def build_source(recipe: Recipe, *, decode_all: bool = False, reporter: Reporter
             "data.source: the data of this run was given as an object and is not on disk; give it again in Python: "
             "lorica.run(…, source=…, resume=True), or evaluate(…, source=…) from lorica.run"
         )
-    values = {key: getattr(data, key) for key in KEYS}
-    chosen = {key: value for key, value in values.items() if value != type(data).model_fields[key].default}
-    require_read(data.source, chosen)
+    require_keys(data.source, data.chosen(KEYS))
     keys = ("root", "test_fraction", "split_seed", "class_order", "unreadable", *OF_ROWS)
     return load_source(
         data.source,

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from lorica import launch
 from lorica.commands import MethodFile, data, drawing, left_out, models, naming, report, sweep
-from lorica.config import packaged_recipes, packaged_text, read_overrides, read_recipe
-from lorica.data.sources import source_names
+from lorica.config import DataConfig, packaged_recipes, packaged_text, read_overrides, read_recipe
+from lorica.data.sources import KEYS, require_keys, source_names
 from lorica.environment import versions
 from lorica.errors import LoricaError
 from lorica.interruption import Followed, Terminated
@@ -157,6 +157,10 @@ def demo(
     demonstration.show(folder, console, images, overrides or [], text=text)
 
 
+def _require_data(data: DataConfig) -> None:
+    require_keys(data.source, data.chosen(KEYS))
+
+
 @app.command()
 def run(
     recipe: RecipeName,
@@ -168,7 +172,10 @@ def run(
     method_file: MethodFile = None,
 ) -> None:
     """Learn a stream of tasks with one method."""
-    resolved = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
+    # a run that is resumed and complete already needs no data
+    resolved = read_recipe(
+        recipe, [*(overrides or []), *naming(method_file)], require_data=None if resume else _require_data
+    )
     figures = drawing()
     from lorica import run as run_recipe
     from lorica.report import tables
@@ -201,7 +208,7 @@ def check(
     method_file: MethodFile = None,
 ) -> None:
     """Validate a recipe and its data; nothing is trained."""
-    given = read_recipe(recipe, [*(overrides or []), *naming(method_file)])
+    given = read_recipe(recipe, [*(overrides or []), *naming(method_file)], require_data=_require_data)
     from lorica import check as check_recipe
     from lorica.backbones import modality_of
     from lorica.data.sources import remarks

@@ -10,7 +10,7 @@ import difflib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path, PurePath
 from types import UnionType
@@ -170,11 +170,19 @@ class DataConfig(Section):
         default=2.0, ge=0, description="memory for decoded images, GiB, and a quarter as much for features that stay"
     )
 
+    def chosen(self, keys: Sequence[str]) -> dict[str, Any]:
+        """Those of the keys whose values are not their defaults, with these values."""
+        values = {key: getattr(self, key) for key in keys}
+        return {key: value for key, value in values.items() if value != type(self).model_fields[key].default}
+
     @model_validator(mode="after")
     def _validation_has_data(self) -> DataConfig:
         if self.evaluate_on == "validation" and not self.validation_fraction:
             raise ValueError("evaluate_on: validation needs a validation_fraction above 0")
         return self
+
+
+RequireData = Callable[[DataConfig], None]
 
 
 class StreamConfig(Section):
@@ -369,13 +377,17 @@ def packaged_text(name: str) -> str | None:
 
 
 def read_recipe(
-    recipe: Recipe | str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+    recipe: Recipe | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    *,
+    require_data: RequireData | None = None,
 ) -> Recipe:
     """Reads and validates a recipe.
 
     Args:
         recipe: a packaged name, a YAML file, a mapping, or a recipe read already.
         overrides: `key.sub=value` strings (see `lorica.recipe_text`), or a mapping of dotted keys or nested sections.
+        require_data: raises a LoricaError for a data section that cannot be used; its problems come with the others.
 
     A method in a `.py` file is executed, and so must be named in the call: in the overrides, or in a mapping; a YAML
     file may be somebody else's.
@@ -383,7 +395,7 @@ def read_recipe(
     Raises:
         RecipeError: every problem, one line each, with the dotted key and the nearest known one.
     """
-    return _read_from(recipe, overrides, trusted=not isinstance(recipe, str | Path))
+    return _read_from(recipe, overrides, trusted=not isinstance(recipe, str | Path), require_data=require_data)
 
 
 def _read_from(
@@ -392,6 +404,7 @@ def _read_from(
     *,
     trusted: bool,
     saved: bool = False,
+    require_data: RequireData | None = None,
 ) -> Recipe:
     """`read_recipe`; what is not `trusted` names no file that is executed, what is `saved` no place relative to this
     process's."""
@@ -415,7 +428,7 @@ def _read_from(
             values["method"] = {"name": value}
         else:
             _set(values, key, value)
-    return _validate(values, origin, trusted=trusted)
+    return _validate(values, origin, trusted=trusted, require_data=require_data)
 
 
 def read_saved(
@@ -609,12 +622,15 @@ def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
     values[key] = value
 
 
-def _validate(values: dict[str, Any], origin: str, *, trusted: bool) -> Recipe:
-    _checked(values, origin, trusted=trusted, completed=False)  # what is wrong is said before torch is imported
-    return _checked(values, origin, trusted=trusted, completed=True)
+def _validate(values: dict[str, Any], origin: str, *, trusted: bool, require_data: RequireData | None = None) -> Recipe:
+    # what is wrong is said before torch is imported
+    _checked(values, origin, trusted=trusted, require_data=require_data, completed=False)
+    return _checked(values, origin, trusted=trusted, require_data=None, completed=True)
 
 
-def _checked(values: dict[str, Any], origin: str, *, trusted: bool, completed: bool) -> Recipe:
+def _checked(
+    values: dict[str, Any], origin: str, *, trusted: bool, require_data: RequireData | None, completed: bool
+) -> Recipe:
     """The recipe; only where it is to be `completed` by what the method chooses is a packaged method imported."""
     problems: list[str] = []
     section = values.get("method")
@@ -647,6 +663,8 @@ def _checked(values: dict[str, Any], origin: str, *, trusted: bool, completed: b
         recipe = _read(Recipe, others).model_copy(update={"method": config})
     except ValidationError as error:
         problems += _problems(error, known)
+    if require_data:
+        problems += _of_data(values.get("data"), require_data)
     if problems:
         raise RecipeError([f"{origin}: {problem}" for problem in problems])
     # what the method chose for `fit`, and the data as a backbone, is not the user's choice: it goes when another takes
@@ -654,6 +672,17 @@ def _checked(values: dict[str, Any], origin: str, *, trusted: bool, completed: b
     recipe.fit.model_fields_set.intersection_update(values.get("fit", {}))
     recipe.backbone.model_fields_set.intersection_update(values.get("backbone", {}))
     return recipe
+
+
+def _of_data(section: Any, require_data: RequireData) -> Sequence[str]:
+    """Why a data section cannot be used; nothing where it is not valid by itself, which is said elsewhere."""
+    try:
+        require_data(_read(DataConfig, _plain(section or {}, DataConfig, "data")))
+    except ValidationError:
+        return ()
+    except LoricaError as error:
+        return error.problems
+    return ()
 
 
 def _are_texts(data: Any) -> bool:

@@ -406,10 +406,7 @@ class Learner:
             if not hide:
                 parts = Parts(album.parts())
                 if why := list(method.cannot_forget(gone, parts)):
-                    remedy = (
-                        "hide predicts them no more and leaves their statistics; or go back to before they were learned"
-                    )
-                    raise LoricaError([*why, remedy])
+                    raise LoricaError([*why, self._instead_of_forgetting(gone, method)])
                 method.forget(gone, parts)
                 traces = list(method.traces_of(gone, frozen=album.frozen))
             logits = jury.logits(plain_form(method))
@@ -425,6 +422,18 @@ class Learner:
             session.close([], change=Change(kind="forgot", date=_now(), note=note), forgotten=gone)
             self._stands(self._predictor_of(method, checkpoints, checkpoints.tasks))
             return history_of(checkpoints)[-1]
+
+    def _instead_of_forgetting(self, gone: Sequence[int], method: Method) -> str:
+        """What can be done with classes that this very model cannot forget."""
+        remedy = "--hide predicts them no more and leaves their statistics"
+        if not set(gone) & set(method.tasks[0].classes):
+            remedy += "; or `lorica rollback` goes back to before they were learned"
+        if self._forgettable:
+            return remedy
+        return (
+            f"{remedy}; the model was made without --forgettable, which keeps what taking a class out needs: only a "
+            "new model, whose first `lorica learn` has it, can forget one"
+        )
 
     def purge(self) -> Version:
         """Removes every earlier version for good, with all that only they have of classes that were forgotten: tensors,
@@ -625,7 +634,7 @@ class Learner:
         return "everything" if self._recipe.checkpoints == "everything" else "all"
 
     def _read_recipe(self) -> Recipe:
-        """That of the model which is there, or of the one to be made."""
+        """The recipe of the model in the folder; where there is none yet, that of the model which is to be made."""
         given = {key: value for key, value in self._given.items() if key not in _NOT_OF_A_RECIPE}
         if isinstance(given.get("backbone"), str):
             given["backbone"] = {"name": given["backbone"]}

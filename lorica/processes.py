@@ -29,7 +29,7 @@ _blocks = itertools.count()  # of `ending_together`: the same in all processes
 
 @dataclass(frozen=True)
 class Processes:
-    """Those of a run, of which this is one: all must call the same of these methods in the same order.
+    """The processes that share a run, this one among them: all must call the same of these methods in the same order.
 
     Attributes:
         number: of processes.

@@ -122,6 +122,9 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
         (2, f"run {wrong}"),
         (2, f"check {recipe_file} method.rank=none"),
         (2, "check digits fit.epochs"),
+        (2, "run own_images"),
+        (2, "check own_images data.dataset=x data.domain_column=y fit.epochs=0"),
+        (2, "run sd_lora_paper/full_finetune-cub200"),
         (2, f"learn {tmp_path}/model --data {tmp_path} fit.epoch=3"),
         (2, f"learn {tmp_path}/model --data {tmp_path} --recipe own_image"),
     ]
@@ -138,8 +141,14 @@ def test_what_computes_nothing_waits_for_nothing_that_does(
         [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 0, done.stderr
-    for said in (f"{wrong}: method.rank: ", f"{wrong}: data.rot: ", f"{wrong}: fit.epochs: ", "did you mean sd_lora?"):
+    for said in (
+        *(f"{wrong}: method.rank: ", f"{wrong}: data.rot: ", f"{wrong}: fit.epochs: ", "did you mean sd_lora?"),
+        "sd_lora_paper/full_finetune-cub200: data.root: the source cub200 needs a path; give data.root=PATH",
+        "own_images: fit.epochs: ",
+        *(f"data.{key}: the source image_folder does not read it" for key in ("dataset", "domain_column")),
+    ):
         assert said in done.stderr  # all at once
+    assert done.stderr.count("data.root: the source image_folder needs a path; give data.root=PATH") == 2
     assert not (tmp_path / "model").exists()
 
 

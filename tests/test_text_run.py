@@ -66,10 +66,11 @@ def test_from_a_file_to_predictions(recipe: dict[str, Any], tmp_path: Path) -> N
     assert again.accuracy == result.accuracy
     with pytest.raises(
         LoricaError,
-        match="reads what leaves 2 blocks, and a model of Hugging Face reads the last one alone; use predict",
+        match="reads what leaves 2 blocks, and a model of Hugging Face reads the last one alone; there is no export of "
+        "it over texts: use `lorica predict`",
     ):
         export(learner, tmp_path / "exported", "hf")
-    with pytest.raises(LoricaError, match="tiny reads texts, which timm does not take here; export to hf"):
+    with pytest.raises(LoricaError, match="tiny reads texts, which timm does not take here; there is no export of it"):
         export(learner, tmp_path / "exported", "timm")
     with pytest.raises(LoricaError, match="reads what leaves 2 blocks"):
         export(learner, tmp_path / "exported", "peft")
@@ -90,6 +91,8 @@ def test_an_export_is_what_its_readme_says(
     result = run(recipe | changed, out=tmp_path / "run", progress=False)
     given = own_images(result.path, {})
     assert len(given) == 36
+    with pytest.raises(LoricaError, match="reads texts, which onnx does not take here; export to hf or peft"):
+        export(lorica.load(result.path), tmp_path / "exported", "onnx")
     exported = export(lorica.load(result.path), tmp_path / "exported", to, given)
     assert exported.real
     assert exported.share < 1e-5

@@ -105,7 +105,7 @@ class Manifest:
 
     @classmethod
     def of(cls, source: Source, division: Division, digests: Digests) -> Manifest:
-        """That of a stream.
+        """The manifest of the stream that a division makes of a source.
 
         Args:
             digests: of the samples, see `lorica.data.contents.digests_of`.

@@ -128,10 +128,10 @@ def export(
     subject = Subject.of(learner)
     targets = _OF_TEXTS if subject.reads_texts else TARGETS
     if to not in targets:
-        raise LoricaError(
-            f"{subject.encoder.name} reads texts, which {to} does not take here; export to {', '.join(targets)}"
-        )
-    target = cast(Target, importlib.import_module(f"{__name__}.{targets[to]}"))
+        possible = [name for name in targets if _takes(_target(targets[name]), subject)]
+        remedy = f"export to {' or '.join(possible)}" if possible else subject.instead
+        raise LoricaError(f"{subject.encoder.name} reads texts, which {to} does not take here; {remedy}")
+    target = _target(targets[to])
     target.require(subject)
     with refusals(folder):
         require_export(folder)
@@ -174,6 +174,19 @@ def export(
         write_json(new / RECORD, record)
         reporter.step("compared")
     return exported
+
+
+def _target(module: str) -> Target:
+    return cast(Target, importlib.import_module(f"{__name__}.{module}"))
+
+
+def _takes(target: Target, subject: Subject) -> bool:
+    """Whether a target can express what was learned, with the packages that are there."""
+    try:
+        target.require(subject)
+    except LoricaError:
+        return False
+    return True
 
 
 def own_images(run: Path | str, given: Mapping[str, Any], *, method_file: Path | None = None) -> list[Any]:

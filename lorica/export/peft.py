@@ -51,7 +51,7 @@ def require_adapter(subject: Subject) -> None:
             if method.trains_encoder
             else "adds no low-rank updates to linear layers"
         )
-        raise LoricaError(f"{subject.called} {what}, so that there is no adapter to write; export to {subject.others}")
+        raise LoricaError(f"{subject.called} {what}, so that there is no adapter to write; {subject.without_adapter}")
     subject.classifier(NAME)
     adapters(subject)
     extra("peft", "export-peft")
@@ -81,7 +81,7 @@ def adapters(subject: Subject) -> dict[str, Factors]:
             stacked[subject.plain_name(name)] = up, torch.cat([down.cpu() for _, (_, down) in sites])
     if not stacked:
         raise LoricaError(
-            f"{subject.called} has no update yet, so that there is no adapter to write; export to {subject.others}"
+            f"{subject.called} has no update yet, so that there is no adapter to write; {subject.without_adapter}"
         )
     return stacked
 
@@ -105,7 +105,7 @@ def _factors(subject: Subject, modules: list[Any], site: Site, increment: Callab
     if not apart(up @ down, expected) <= EXACT:
         raise LoricaError(
             f"{subject.called} computes the update of {site.name} otherwise than as a sum of products of low rank, so "
-            f"that there is no exact adapter; export to {subject.others}"
+            f"that there is no exact adapter; {subject.without_adapter}"
         )
     return up, down
 

@@ -64,13 +64,19 @@ class Subject:
         return self.encoder.modality == "texts"
 
     @property
-    def _instead(self) -> str:
-        return "use predict" if self.reads_texts else "export to onnx, which takes the whole of it"
+    def instead(self) -> str:
+        """What to do with a method that no plain backbone with a classifier can express."""
+        if self.reads_texts:
+            return "there is no export of it over texts: use `lorica predict` or `lorica serve`"
+        return "export to onnx, which takes the whole of it"
 
     @property
-    def others(self) -> str:
-        """The targets that need no low-rank updates."""
-        return "hf" if self.reads_texts else "timm, hf or onnx"
+    def without_adapter(self) -> str:
+        """What to do with a method that has no low-rank updates to write."""
+        classifier = self.predictor.classifier()
+        if classifier is None or classifier.layers is not None:
+            return self.instead
+        return f"export to {'hf' if self.reads_texts else 'timm, hf or onnx'}"
 
     def plain_name(self, linear: str) -> str:
         """What a layer of the encoder is called in the library's own model."""
@@ -98,12 +104,12 @@ class Subject:
         if classifier is None:
             raise LoricaError(
                 f"{self.called} does not classify by one linear layer on the backbone's features, which is all that "
-                f"{target} has; {self._instead}"
+                f"{target} has; {self.instead}"
             )
         if classifier.layers is not None:
             raise LoricaError(
                 f"{self.called} reads what leaves {classifier.layers} blocks, and a model of {target} reads the last "
-                f"one alone; {self._instead}"
+                f"one alone; {self.instead}"
             )
         return classifier
 

@@ -582,7 +582,7 @@ class Remembering(Protocol):
     """A module that remembers classes, and can take them out again."""
 
     def unforgettable(self, classes: Collection[int], parts: Parts) -> Iterator[tuple[int, str]]:
-        """Those of the classes that cannot be taken out, and why."""
+        """Each of `classes` that cannot be taken out, with the reason."""
         ...
 
     def forget(self, classes: Collection[int], parts: Parts) -> None:

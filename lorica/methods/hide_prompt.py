@@ -123,7 +123,8 @@ def contrast(
 
 
 class TaskIdentity(nn.Module):
-    """(4): logits over all classes seen from frozen features. Its random start is drawn on the CPU."""
+    """The classifier g of equation (4), which gives logits over all classes seen from frozen features. Its random start
+    is drawn on the CPU."""
 
     def __init__(self, width: int, *, start: HeadStart, device: torch.device) -> None:
         super().__init__()
@@ -250,8 +251,8 @@ class HiDePrompt(LinearHeadMethod):
 
     @torch.no_grad()
     def remember(self, context: Context) -> None:
-        """(5) for the new classes, and for those that return once they have been forgotten, under the prompt as it now
-        is."""
+        """Fits the Gaussians, by default those of equation (5), of the classes that are new and of those that return
+        after they have been forgotten. Features under a prompt are those under the newest one as it now is."""
 
         def both(inputs: Inputs) -> Float[Tensor, "n 2 features"]:
             return torch.stack([query(self.encoder, inputs), self.prompted(inputs, self.prompts.rows[-1][None])], dim=1)

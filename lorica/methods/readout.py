@@ -305,7 +305,8 @@ class Readout(Method):
         return self.learner.trained_on()
 
     def traces_of(self, classes: Collection[int], *, frozen: int = 0) -> Iterator[str]:
-        """Those of the method, whose own predictions are not read here, and those of the statistics."""
+        """The traces that the method has, though its own predictions are not read here, and those of the read-out's
+        statistics."""
         yield from self.learner.traces_of(classes, frozen=frozen)
         match self.statistics:
             case RidgeHead() as regression:

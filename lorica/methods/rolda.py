@@ -286,7 +286,8 @@ class RoLDA(Method):
         self.discriminant.solve(self.config.shrinkage)
 
     def features(self, inputs: Inputs, *, layers: int | None = None) -> Float[Tensor, "n features"]:
-        """(2); of as many blocks as asked, and not projected, where somebody asks."""
+        """The features phi of equation (2), projected. Where `layers` is given, those of that many last blocks, and not
+        projected."""
         return self._features_of(self.encoder, inputs, layers)
 
     def _features_of(self, encoder: Encoder, inputs: Inputs, layers: int | None = None) -> Tensor:

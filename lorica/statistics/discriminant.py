@@ -154,7 +154,10 @@ class Discriminant(nn.Module):
             return
         for label in classes:
             if (found := parts.count(label)) != int(self.counts[label]):
-                yield label, f"parts of {found} samples are there, and it is of {int(self.counts[label])}"
+                yield (
+                    label,
+                    f"it is of {int(self.counts[label])} samples, and what each added was kept of {found} of them",
+                )
 
     def forget(self, classes: Collection[int], parts: Parts) -> None:
         """Takes classes out, as if no sample of theirs had been added. Logits follow with `solve`.

@@ -149,7 +149,10 @@ class RidgeHead(nn.Module):
             for part in parts.of(label):
                 found += part.count * part.mean.to(found)
             if not (found - expected).norm() <= 1e-6 * expected.norm():
-                yield label, f"its parts ({parts.count(label)} samples) are not those of all that it is of"
+                yield (
+                    label,
+                    f"what each of its samples added was not kept of all of them (of {parts.count(label)} it was)",
+                )
 
     def forget(self, classes: Collection[int], parts: Parts) -> None:
         """Takes classes out, as if no sample of theirs had been added. W follows with `solve`: with the ridge that

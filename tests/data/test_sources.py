@@ -29,6 +29,7 @@ from lorica.data.sources import (
     digits,
     image_folder,
     load_source,
+    require_keys,
     source_names,
     split_per_class,
 )
@@ -516,6 +517,21 @@ def test_load_source_without_the_root_it_needs(name: str) -> None:
         load_source(name, root=None, test_fraction=0.25, split_seed=0)
 
 
+@pytest.mark.parametrize("name", source_names())
+def test_sources_say_in_advance_that_they_need_a_root(name: str) -> None:
+    try:
+        require_keys(name, {})
+        in_advance = ""
+    except DataError as error:
+        in_advance = str(error)
+    try:
+        load_source(name, root=None, test_fraction=0.25, split_seed=0, download=False)
+        later = ""
+    except DataError as error:
+        later = str(error)
+    assert in_advance == (later if "needs a path" in later else "")
+
+
 def test_a_source_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lorica.data import sources
 
@@ -553,8 +569,9 @@ def test_keys_that_a_source_does_not_read_are_refused_by_name(name: str, tmp_pat
     given = {key: value for key, value in NOT_READ.items() if key.removeprefix("data.") not in reads}
     if not given:
         return
+    place = {"data.root": tmp_path} if "root" in reads else {}
     with pytest.raises(DataError) as caught:
-        build_source(read_recipe("requests", {"data.source": name} | given))
+        build_source(read_recipe("requests", {"data.source": name} | place | given))
     assert [problem.partition(":")[0] for problem in problems_of(caught)] == sorted(given, key=list(NOT_READ).index)
     assert all(f"the source {name} does not read it, given '" in problem for problem in problems_of(caught))
 

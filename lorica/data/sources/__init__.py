@@ -5,6 +5,7 @@ The name of a file is what recipes call its source (`data.source`); adding a fil
 
     DESCRIPTION    a line for `lorica list sources`, a text as it stands: it is read without running the file
     READS          the keys of a recipe's data section that it reads, of `KEYS`, as a tuple; absent = all of them
+    NEEDS          those of them that it cannot do without, as a tuple; absent = none of them
     load(*, root: Path | None, test_fraction: float, split_seed: int, …, **_) -> Source
     BENCHMARK      of a benchmark, what `lorica data` knows of it (`lorica.data.benchmarks`)
 
@@ -51,7 +52,7 @@ __all__ = [
     "labelled_texts",
     "load_source",
     "remarks",
-    "require_read",
+    "require_keys",
     "source_names",
     "split_per_class",
     "table",
@@ -105,10 +106,11 @@ def _statements() -> dict[str, list[ast.stmt]]:
     return {name: parsed(files[name]).body for name in sorted(files.keys() - {"__init__", "base"})}
 
 
-def require_read(name: str, given: Mapping[str, Any]) -> None:
+def require_keys(name: str, given: Mapping[str, Any]) -> None:
     """DataError that names those of the keys that are `given`, with their values, which the source `name` does not
-    read."""
-    read_by = {each: literal(statements, "READS", KEYS) for each, statements in _statements().items()}
+    read, and those that it needs and that are not given."""
+    statements = _statements()
+    read_by = {each: literal(own, "READS", KEYS) for each, own in statements.items()}
     problems = []
     for key, value in given.items():
         if name in read_by and key not in read_by[name]:
@@ -117,6 +119,10 @@ def require_read(name: str, given: Mapping[str, Any]) -> None:
                 f"data.{key}: the source {name} does not read it, given {str(value)!r:.80}; leave it out, or give a "
                 f"data.source that reads it: {', '.join(others[:4])}{', …' if len(others) > 4 else ''}"
             )
+    needed = literal(statements[name], "NEEDS", ()) if name in statements else ()
+    problems += [
+        f"data.{key}: the source {name} needs a path; give data.{key}=PATH" for key in needed if key not in given
+    ]
     if problems:
         raise DataError(problems)
 

@@ -33,6 +33,7 @@ DESCRIPTION = (
     "an .npz file with x_train, y_train, x_test, y_test; in Python: lorica.run(..., source=lorica.arrays(...))"
 )
 READS = ("root",)
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, class_order: ClassOrder = "natural", **_: Any) -> Source:

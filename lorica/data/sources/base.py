@@ -88,7 +88,7 @@ def held_out(
 def required(root: Path | None, name: str) -> Path:
     """The path that a source cannot do without. DataError where there is none."""
     if root is None:
-        raise DataError(f"data.root: the source {name} needs a path")
+        raise DataError(f"data.root: the source {name} needs a path; give data.root=PATH")
     return root
 
 

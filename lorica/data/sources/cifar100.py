@@ -14,6 +14,7 @@ from lorica.errors import DataError
 
 DESCRIPTION = "CIFAR-100 through torchvision, downloaded into data.root when it is not there"
 READS = ("root",)
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, download: bool = True, **_: Any) -> Source:

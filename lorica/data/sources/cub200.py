@@ -15,6 +15,7 @@ from lorica.errors import DataError
 
 DESCRIPTION = "CUB-200-2011, 200 species of birds; `lorica data show cub200` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 _TABLES = ("images.txt", "image_class_labels.txt", "train_test_split.txt")
 

@@ -33,6 +33,7 @@ DESCRIPTION = (
     "data.root/<domain>/<class>/*.png to split"
 )
 READS = ("root", "test_fraction", "unreadable")
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

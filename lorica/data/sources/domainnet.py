@@ -15,6 +15,7 @@ from lorica.errors import DataError
 
 DESCRIPTION = "DomainNet, 345 classes in six domains; `lorica data show domainnet` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 DOMAINS = {
     "clipart": (33525, 14604),

@@ -30,6 +30,7 @@ from lorica.progress import Reporter
 
 DESCRIPTION = "data.root/train/<class>/*.png and data.root/test/<class>/*.png, or data.root/<class>/*.png to split"
 READS = ("root", "test_fraction", "unreadable")
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

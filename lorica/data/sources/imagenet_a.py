@@ -11,6 +11,7 @@ from lorica.data.sources.base import Source
 
 DESCRIPTION = "ImageNet-A, 200 classes of hard images; `lorica data show imagenet_a` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

@@ -20,6 +20,7 @@ from lorica.errors import DataError
 
 DESCRIPTION = "ImageNet-R, 200 classes of renditions; `lorica data show imagenet_r` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 _LISTS = "imagenet-r_{}.yaml"
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C takes a tenth of the time

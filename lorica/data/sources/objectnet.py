@@ -10,6 +10,7 @@ from lorica.data.sources.base import Source
 
 DESCRIPTION = "ObjectNet-200, 200 classes of household objects; `lorica data show objectnet` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

@@ -10,6 +10,7 @@ from lorica.data.sources.base import Source
 
 DESCRIPTION = "OmniBenchmark-300, 300 classes of many realms; `lorica data show omnibenchmark` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:

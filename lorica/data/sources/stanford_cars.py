@@ -13,6 +13,7 @@ from lorica.errors import DataError
 
 DESCRIPTION = "Stanford Cars, 196 makes and models; `lorica data show stanford_cars` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 _ANNOTATIONS = {
     "train": ("devkit/cars_train_annos.mat",),

@@ -26,6 +26,7 @@ DESCRIPTION = (
     "test.* in a folder; or a folder with a .txt file for each class, a text a line"
 )
 READS = ("root", "test_fraction", "unreadable", "text_column", "label_column", "image_column", "domain_column")
+NEEDS = ("root",)
 
 _LARGEST_FIELD = 2**24
 _SEPARATORS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}

@@ -11,6 +11,7 @@ from lorica.data.sources.base import Source
 
 DESCRIPTION = "VTAB-50, five data sets of ten classes, never shuffled; `lorica data show vtab` says what to place where"
 READS = ("root",)
+NEEDS = ("root",)
 
 
 def load(*, root: Path | None, **options: Any) -> Source:
