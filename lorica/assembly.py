@@ -85,7 +85,27 @@ def _build_method(recipe: Recipe, accelerator: Accelerator) -> Method:
     with Draws(recipe.seed).seeded("build", torch.device("cpu")):
         encoder = load_backbone(**recipe.backbone.model_dump()).to(accelerator.device)
         encoder.requires_grad_(False)
+        if recipe.compile:
+            _compile(encoder)
         return build_method(recipe.method, encoder, **recipe.evaluate.reading)
+
+
+def _compile(encoder: Encoder) -> None:
+    """Has the blocks compiled: one program for all of them, which what is attached to them enters as inputs.
+
+    Raises:
+        RecipeError: they cannot be compiled here.
+    """
+    for block in encoder.blocks:
+        block.compile()
+    try:
+        with torch.no_grad():
+            encoder.tokens(encoder.example(1))
+    except Exception as error:  # of whatever the compiler is made of
+        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise RecipeError(
+            f"compile: torch.compile cannot compile the blocks of {encoder.name} here ({why:.300}); leave the key out"
+        ) from error
 
 
 def machine_facts(device: torch.device, encoder: Encoder, processes: int = 1) -> dict[str, Any]:

@@ -342,6 +342,11 @@ class Recipe(Section):
         default="fp32",
         description="of what the backbone computes; bf16 is slower than fp32 on a CPU without instructions for it",
     )
+    compile: bool = Field(
+        default=False,
+        exclude_if=lambda value: not value,  # as in recipes from before there was this key
+        description="compile the backbone's blocks by torch.compile, which takes a minute; to be tried on a GPU",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     track: Literal["none", "tensorboard", "wandb", "mlflow"] = Field(
         default="none",

@@ -15,7 +15,7 @@ A tensor that `of_terms` has marked says what it is the sum of, and the cheaper 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,14 @@ def _is_cheaper(terms: Sequence[Term], tokens: int) -> bool:
     return one_by_one < from_dense
 
 
+def _adapted(weight: Tensor, rows: Iterable[Rows], increments: Iterable[Tensor]) -> Tensor:
+    """W with the increments in its rows."""
+    adapted = weight.clone()
+    for (start, stop), increment in zip(rows, increments, strict=True):
+        adapted[start:stop] += increment
+    return adapted
+
+
 class _AdaptedRows(torch.autograd.Function):
     """y = x W' + b where the given row ranges of W have increments; weight gradients for those rows only, unless W
     itself trains."""
@@ -71,10 +79,7 @@ class _AdaptedRows(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: tuple[Rows, ...], *increments: Tensor
     ) -> Tensor:
-        adapted = weight.clone()
-        for (start, stop), increment in zip(rows, increments, strict=True):
-            adapted[start:stop] += increment
-        adapted = adapted.to(x.dtype)
+        adapted = _adapted(weight, rows, increments).to(x.dtype)
         ctx.save_for_backward(x, adapted)
         ctx.rows, ctx.increment_dtype = rows, weight.dtype
         return F.linear(x, adapted, None if bias is None else bias.to(x.dtype))
@@ -160,7 +165,13 @@ class AdaptedLinear(nn.Module):
         with torch.autocast(device_type, enabled=False):
             if self._by_terms(x, increments):
                 return self._adapted_by_terms(x, increments)
-            return _AdaptedRows.apply(x, self.linear.weight, self.linear.bias, tuple(self.increments), *increments)
+            weight, bias = self.linear.weight, self.linear.bias
+            tensors = [x, weight, *([] if bias is None else [bias]), *increments]
+            if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
+                return _AdaptedRows.apply(x, weight, bias, tuple(self.increments), *increments)
+            # torch.compile (2.11) mistakes the arguments of such a function where nothing needs gradients
+            adapted = _adapted(weight, self.increments, increments).to(x.dtype)
+            return F.linear(x, adapted, None if bias is None else bias.to(x.dtype))
 
     def _by_terms(self, x: Tensor, increments: Sequence[Tensor]) -> bool:
         """Whether gradients are those of terms: where there are some, all in one precision, and W0 and b stay."""

@@ -2,8 +2,16 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import nn
+
+from lorica.assembly import build_model
+from lorica.config import read_recipe
+from lorica.errors import RecipeError
+from lorica.methods import method_names
 
 # in a process of its own, where nothing checks types: what checks them cannot be traced
 PROGRAM = """
@@ -52,3 +60,58 @@ def test_blocks_are_compiled_for_the_first_task_alone() -> None:
     assert len(set(graphs)) == 1
     assert 0 < int(graphs[0]) < 9  # three blocks, of which one is compiled, in a few pieces
     assert float(apart) < 1e-4
+
+
+METHODS = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, str(Path.cwd() / "tests"))
+import in_processes
+from accelerate import Accelerator
+from lorica.methods import method_names
+
+made = in_processes.TimmViT
+def compiled(*given, **named):
+    encoder = made(*given, **named)
+    for block in encoder.blocks:
+        block.compile(backend="eager")
+    return encoder
+
+torch.set_num_threads(1)
+for case in (*method_names(), "sd_lora:released_code"):
+    torch.compiler.reset()
+    states = []
+    for in_processes.TimmViT in (made, compiled):
+        states.append(in_processes.learned(case, Accelerator(cpu=True)))
+    for name, value in states[0].items():
+        if value.numel():
+            apart = (states[1][name].double() - value.double()).abs().max() / value.double().abs().max().clamp_min(1e-3)
+            assert apart < 1e-3, (name, apart)
+    print(case)
+"""
+
+
+@pytest.mark.slow
+def test_every_method_learns_the_same_with_compiled_blocks() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", METHODS], capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == len(method_names()) + 1
+
+
+def test_the_key_compiles_each_block_and_says_where_that_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, small_recipe: dict[str, Any]
+) -> None:
+    seen: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: seen.append(self))
+    plain, asked = (read_recipe(small_recipe | {"compile": each}) for each in (False, True))
+    assert "compile" not in plain.resolved()
+    _, method = build_model(asked)
+    assert seen == list(method.encoder.blocks)
+
+    def fails(self: nn.Module) -> None:
+        self.forward = lambda *_: 1 / 0
+
+    monkeypatch.setattr(nn.Module, "compile", fails)
+    with pytest.raises(RecipeError, match=r"compile: .* of test_vit here \(division by zero\); leave the key out"):
+        build_model(asked)
