@@ -652,7 +652,8 @@ class Unaware(Turned):
 def test_a_method_of_ones_own_is_given_tensors_unless_it_says_otherwise(
     tiny_encoder: MakeEncoder, six_classes: Source
 ) -> None:
-    for method, expected in ((Turned, Tensor), (Unaware, Unread)):
-        Turned.given.clear()
-        learned(method(method.Config(name="turned"), tiny_encoder()), stream_of(six_classes))
-        assert set(Turned.given) == {expected}
+    for kind, expected in ((Turned, Tensor), (Unaware, Unread)):
+        for read in (lambda method: method, lambda method: Readout(method, "discriminant")):
+            Turned.given.clear()
+            learned(read(kind(kind.Config(name="turned"), tiny_encoder())), stream_of(six_classes))
+            assert set(Turned.given) == {expected}

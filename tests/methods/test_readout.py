@@ -686,6 +686,7 @@ def test_a_forwarded_hook_reaches_the_method(tiny_encoder) -> None:
     assert (
         calls.keys()
         == {name for name in vars(Readout) if name in vars(Method) and not name.startswith("_")}
+        - {"takes_unread"}  # each class has its own; the instance says what its method does
         - ANSWERED_BY_THE_READ_OUT.keys()
     )
     for name, call in calls.items():
