@@ -57,7 +57,8 @@ def main(photos: Path, weights: Path) -> None:
         f"Photographs are Caltech-101's, about 25 of each class ({', '.join(MAY)}; {', '.join(JUNE)}); `unsorted` has "
         "others of them,",
         f"and of an {OTHER}, which the model has never been shown.",
-        f"{clock(took)} in all, on {machine}, at commit {commit.stdout.strip()}.\n",
+        f"{clock(took)} in all, on {machine}, at commit {commit.stdout.strip()}; the load of all that ran was "
+        f"{os.getloadavg()[1]:.1f} at the end.\n",
         "    python tools/first_minutes.py PHOTOS WEIGHTS\n",
         "```",
         *blocks,
