@@ -44,6 +44,7 @@ NOT_RUN = {
     r"lorica serve|curl|tensorboard": "serves until it is stopped; tests/serving and tests/test_tracking.py ask",
     r"python benchmarks/peers": "checkouts of other people's code; tests/benchmarks/test_peers.py has a stand-in",
     r"python -m pytest": "tests, which run by themselves",
+    r"python tools/first_minutes": "fills an environment, from an index; it has written its page",
 }
 """Commands that a test cannot give what they need."""
 

@@ -54,7 +54,7 @@ def main(photos: Path, weights: Path) -> None:
         "# The first minutes, by a stopwatch\n",
         "What is typed from a clone on, minutes and seconds since it began, and all that appears but for pip's lines.",
         "Nobody paused to read.",
-        f"Photographs are Caltech-101's, about 25 of each class ({', '.join(MAY)}; {', '.join(JUNE)}); `unsorted` has "
+        f"Photographs are Caltech-101's, 24 of each class ({', '.join(MAY)}; {', '.join(JUNE)}); `unsorted` has "
         "others of them,",
         f"and of an {OTHER}, which the model has never been shown.",
         f"{clock(took)} in all, on {machine}, at commit {commit.stdout.strip()}; the load of all that ran was "
