@@ -96,16 +96,19 @@ def _compile(encoder: Encoder) -> None:
     Raises:
         RecipeError: they cannot be compiled here.
     """
-    for block in encoder.blocks:
-        block.compile()
-    try:
-        with torch.no_grad():
-            encoder.tokens(encoder.example(1))
-    except Exception as error:  # of whatever the compiler is made of
-        why = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise RecipeError(
-            f"compile: torch.compile cannot compile the blocks of {encoder.name} here ({why:.300}); leave the key out"
-        ) from error
+    example = encoder.example(1)
+    with torch.no_grad():
+        encoder.tokens(example)  # a fault of the backbone itself is not the compiler's
+        for block in encoder.blocks:
+            block.compile()
+        try:
+            encoder.tokens(example)
+        except Exception as error:  # of whatever the compiler is made of
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise RecipeError(
+                f"compile: torch.compile cannot compile the blocks of {encoder.name} here ({why:.300}); leave the key "
+                "out"
+            ) from error
 
 
 def machine_facts(device: torch.device, encoder: Encoder, processes: int = 1) -> dict[str, Any]:

@@ -39,12 +39,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 NOT_RUN = {
-    r"make setup|python3 -m venv|(\.venv/bin/)?pip install": "fills an environment, from an index",
+    r"make setup|python3 -m venv|(\.venv/bin/)?pip install|python tools/first_minutes": "fills an environment",
     r"torchrun .*nnodes|accelerate launch|torchrun .*nproc_per_node 4": "several GPUs or nodes",
     r"lorica serve|curl|tensorboard": "serves until it is stopped; tests/serving and tests/test_tracking.py ask",
     r"python benchmarks/peers": "checkouts of other people's code; tests/benchmarks/test_peers.py has a stand-in",
     r"python -m pytest": "tests, which run by themselves",
-    r"python tools/first_minutes": "fills an environment, from an index; it has written its page",
 }
 """Commands that a test cannot give what they need."""
 
