@@ -4,9 +4,10 @@
     data.root=… backbone.weights=…
 
 Each method learns the recipe's stream once for each seed, while several read-outs (`lorica.methods.readout`) watch:
-what they keep of a task, they take at its end. Training is that of `lorica run`, bit for bit, and so is each read-out's
-result. `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json). Writes
-docs/results/RECIPE-readouts.md and .json; what is done is in runs/RECIPE-readouts/ and not done again.
+what they keep of a task, they take at its end. Training is that of `lorica run`, bit for bit, and so is the result of
+each read-out. `--tuned` takes settings from what a sweep chose (`lorica sweep`, …-search.json); of several files, the
+last that names a method counts. Writes docs/results/RECIPE-readouts.md and .json; what is done is in
+runs/RECIPE-readouts/ and not done again.
 """
 
 from __future__ import annotations
@@ -129,12 +130,12 @@ def main(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]…")] = None,
     methods: Annotated[str, typer.Option(help="comma-separated, method[:variant][+option=value…]")] = "lora,sd_lora",
     seeds: Annotated[str, typer.Option(help="comma-separated")] = "0",
-    tuned: Annotated[Path | None, typer.Option(help="take the settings that a sweep chose, from its file")] = None,
+    tuned: Annotated[list[Path] | None, typer.Option(help="a file of settings that a sweep chose")] = None,
     out: Annotated[Path, typer.Option(help="where the table goes")] = Path("docs/results"),
 ) -> None:
     """Read every trunk in every way."""
     name = f"{Path(recipe).stem}-readouts"
-    chosen = chosen_settings(tuned) if tuned else {}
+    chosen = {method: settings for file in tuned or [] for method, settings in chosen_settings(file).items()}
     found: dict[str, dict[str, list[list[float]]]] = {}
     for seed in seeds.split(","):
         for method in methods.split(","):
@@ -150,7 +151,7 @@ def main(
             for reading, matrix in written["matrices"].items():
                 found.setdefault(method, {}).setdefault(reading, []).append([acc(matrix), aaa(matrix)])
     command = f"python benchmarks/readout_table.py {recipe} --methods {methods} --seeds {seeds}"
-    command += (f" --tuned {tuned} " if tuned else " ") + without_places(overrides or [])
+    command += "".join(f" --tuned {file}" for file in tuned or []) + " " + without_places(overrides or [])
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", {"command": command, "acc_aaa": found})
     title = f"{Path(recipe).stem.capitalize()}: trunks by their read-outs"

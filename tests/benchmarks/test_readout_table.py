@@ -39,10 +39,12 @@ def test_each_matrix_is_that_of_a_run(method: str, script: Any, small_recipe: di
 
 def test_the_table_has_a_line_for_each_trunk(script: Any, small_recipe: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(small_recipe))
+    (tmp_path / "before.json").write_text(json.dumps({"chosen": {"linear_probe": 0.5, "prototypes": 0.25}}))
     (tmp_path / "tuning.json").write_text(json.dumps({"chosen": {"linear_probe": 0.123}}))
     app = typer.Typer()
     app.command()(script.main)
-    options = ["small.yaml", "--methods", "linear_probe,prototypes,cl_lora", "--seeds", "0,1", "--tuned", "tuning.json"]
+    tuned = ["--tuned", "before.json", "--tuned", "tuning.json"]
+    options = ["small.yaml", "--methods", "linear_probe,prototypes,cl_lora", "--seeds", "0,1", *tuned]
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
     page = (tmp_path / "docs/results/small-readouts.md").read_text()
@@ -53,6 +55,9 @@ def test_the_table_has_a_line_for_each_trunk(script: Any, small_recipe: dict[str
     assert cells["| cl_lora"][1:] == ["–"] * 6 + ["– |"]  # a space for each task
     written = json.loads((tmp_path / "runs/small-readouts/linear_probe-seed1.json").read_text())
     assert "fit.learning_rate=0.123" in written["given"]
+    prototypes = json.loads((tmp_path / "runs/small-readouts/prototypes-seed0.json").read_text())
+    assert "fit.learning_rate=0.25" in prototypes["given"]
+    assert " --tuned before.json --tuned tuning.json" in page
     # what is done is not done again
     (tmp_path / "runs/small-readouts/linear_probe-seed1.json").write_text(
         json.dumps({**written, "matrices": {script.OWN: [[1.0], [1.0, 1.0], [1.0, 1.0, 1.0]]}})
