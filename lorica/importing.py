@@ -9,6 +9,7 @@ What the originals read was found in their sources: LAMDA-PILOT, SD-Lora-CL (its
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -353,12 +354,22 @@ def _pilot_fit(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
     }
 
 
+_NETWORK = re.compile(r"(?:pretrained_vit_b16_224|vit_base_patch16_224)(_in21k)?(?:_([a-z0-9_]+))?")
+"""The networks of PILOT: a checkpoint, and for what it is built."""
+
+_BUILT_FOR = ("adapter", "coda_prompt", "dualprompt", "ease", "l2p", "lora", "sd_lora", "sdlora", "slca", "ssf", "vpt")
+
+
 def _pilot_backbone(model: str, keys: _Keys) -> str:
     """PILOT pins timm 0.6.12, where the name means augreg; SD-LoRA's code takes timm 1.0.9, where it means augreg2."""
     name = str(keys.take("backbone_type", ""))
-    if "vit_b16" not in name and "vit_base_patch16" not in name:
-        raise LoricaError(f"backbone_type: {name} is no ViT-B/16, for which these configurations are")
-    if "in21k" in name:
+    known = _NETWORK.fullmatch(name.lower())
+    if known is None or known[2] not in (None, *_BUILT_FOR):
+        raise LoricaError(
+            f"backbone_type: {name} is no ViT-B/16 that these configurations are for; expected vit_base_patch16_224 or "
+            f"vit_base_patch16_224_in21k, behind which may stand {', '.join(f'_{each}' for each in _BUILT_FOR)}"
+        )
+    if known[1]:
         return "vit_base_patch16_224.augreg_in21k"
     return f"vit_base_patch16_224.{'augreg2' if model == 'sdlora' else 'augreg'}_in21k_ft_in1k"
 
@@ -375,6 +386,12 @@ _LIBCONTINUAL = {
     "ranpac": ("ran_pac", {"head_scale": 1.0}),
     "sd_lora": ("sd_lora", {"variant": "released_code"}),
 }
+
+_UNTAGGED = {
+    "vit_base_patch16_224": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_base_patch16_224_in21k": "vit_base_patch16_224.augreg_in21k",
+}
+"""What the timm of its time made of names without a tag."""
 
 _OF_LIBCONTINUAL = {
     "pool_size": "pool_size",
@@ -416,7 +433,12 @@ def _libcontinual(keys: _Keys) -> Imported:
         options.take(key)  # said already
     name = str(built.take("model_name", "vit_base_patch16_224"))
     if "." not in name:
-        name = "vit_base_patch16_224.augreg_in21k" + ("" if "in21k" in name else "_ft_in1k")
+        if name not in _UNTAGGED:
+            raise LoricaError(
+                f"backbone.kwargs.model_name: {name} does not say which checkpoint it is; expected "
+                f"{' or '.join(_UNTAGGED)}, or a name of timm's with its tag, like vit_base_patch16_224.dino"
+            )
+        name = _UNTAGGED[name]
         found.remarks.append(f"Its checkpoint follows from the timm of its time: {name}")
     for key in ("pretrained", "attn_layer", "transformer_layer", "norm_layer_eps", "num_classes"):
         built.take(key)

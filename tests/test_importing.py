@@ -189,6 +189,32 @@ def test_a_slow_start_of_the_rate_is_not_dropped_in_silence(tmp_path: Path) -> N
     assert list(found.lost) == ["lr_scheduler.warmup_length=30"]
 
 
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("pretrained_vit_b16_224", "augreg2_in21k_ft_in1k"),
+        ("vit_base_patch16_224_in21k", "augreg_in21k"),
+        ("Pretrained_ViT_b16_224_in21k_adapter", "augreg_in21k"),
+    ],
+)
+def test_a_network_is_the_checkpoint_that_its_name_meant(network: str, expected: str, tmp_path: Path) -> None:
+    found = imported(SD_LORA | {"backbone_type": network}, tmp_path)
+    assert found.values["backbone"]["name"] == f"vit_base_patch16_224.{expected}"
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("vit_base_patch16_224", "vit_base_patch16_224.augreg_in21k_ft_in1k"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224.augreg_in21k"),
+        ("vit_small_patch16_224.dino", "vit_small_patch16_224.dino"),
+    ],
+)
+def test_a_network_of_lib_continual_is_its_checkpoint(network: str, expected: str, tmp_path: Path) -> None:
+    found = imported(INF_LORA.replace("vit_base_patch16_224_in21k", network), tmp_path)
+    assert found.values["backbone"]["name"] == expected
+
+
 @pytest.mark.parametrize(("first", "later", "expected"), [(50, 10, [50] + [10] * 5), (10, 35, [10, 35, 35, 20])])
 def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: Path) -> None:
     found = imported(SD_LORA | {"init_cls": first, "increment": later, "shuffle": False}, tmp_path)
@@ -201,6 +227,8 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
         (SD_LORA | {"model_name": "icarl"}, "model_name: icarl is not in lorica"),
         (SD_LORA | {"dataset": "mnist"}, "dataset: mnist is not a benchmark of lorica"),
         (SD_LORA | {"backbone_type": "resnet18"}, "backbone_type: resnet18 is no ViT-B/16"),
+        (SD_LORA | {"backbone_type": "vit_base_patch16_224_dino"}, "expected vit_base_patch16_224 or "),
+        (SD_LORA | {"backbone_type": "vit_base_patch16_clip_224"}, "vit_base_patch16_clip_224 is no ViT-B/16 that"),
         (SD_LORA | {"epochs": "many"}, "epochs: expected a number, got 'many'"),
         (SD_LORA | {"batch_size": -3}, "what it says is no recipe here"),
         ({key: value for key, value in SD_LORA.items() if key != "increment"}, "increment: missing"),
@@ -213,6 +241,8 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
         ("a: &a [1, 2]\nb: *a\n", "the anchor a names a section or a list"),
         (INF_LORA.replace("InfLoRA_OPT", "DER"), "classifier.name: DER is not in lorica"),
         (INF_LORA.replace("name: vit_pt_imnet", "name: clip"), "backbone.name: clip is no vision transformer"),
+        (INF_LORA.replace("vit_base_patch16_224_in21k", "vit_small_patch16_224"), "vit_small_patch16_224 does not say"),
+        (INF_LORA.replace("224_in21k", "224_dino"), "or a name of timm's with its tag, like vit_base_patch16_224.dino"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_the_file(
