@@ -223,6 +223,34 @@ def test_another_backbone_or_input_is_refused_by_name(backbone: str, more: dict[
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, ""),
+        ({"encoder": {"normalisation": "unit"}}, ""),
+        ({"encoder": {"weights": "/mine.safetensors"}}, f" Ours has weights from a file; whether they are {BACKBONE} "),
+        (
+            {"encoder": {"normalisation": "backbone"}},
+            " Its inputs have backbone.normalisation=unit, ours backbone.",
+        ),
+    ],
+)
+def test_what_is_not_known_to_be_the_same_is_said(more: dict[str, Any], said: str) -> None:
+    (line,) = published.remarks([[result(**more)]])
+    known, _, doubts = line.partition("mean over tasks).")
+    assert known == "Published, sd_lora: 77.3 / 82.0 (ICLR 2025, Table 2; 5 seeds; "
+    split = " ImageNet-R is divided in several ways; whether it is ours there is not known."
+    assert doubts.startswith(said or split)
+    assert doubts.endswith(split)
+    (line,) = published.remarks([[result(source="cifar100", classes=100, tested=10_000)]])
+    assert line.endswith(" mean over tasks).")
+
+
+def test_splits_that_no_count_tells_apart_are_known() -> None:
+    counts = {name: [(split.train, split.test) for split in find_benchmark(name).splits] for name in published.CLASSES}
+    assert [name for name, each in counts.items() if len(set(each)) < len(each)] == list(published._DIVIDED)
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"source": "image_folder"},

@@ -6,7 +6,8 @@
 
 A number is shown beside a run where the protocol is the same: the benchmark with all its classes, the number of tasks,
 the checkpoint and the size of its input. ImageNet-21k weights and those that were tuned on ImageNet-1k afterwards are
-different backbones.
+different backbones. What else differs, or cannot be known to be the same, `remarks` say: a file of weights that has
+the name of a checkpoint, how inputs are normalised, the split of ImageNet-R.
 
 Nothing here imports torch.
 """
@@ -49,6 +50,9 @@ _TESTED = {
     "vtab": 8_619,
 }
 """Test samples of the splits that the numbers are of: of CUB's, the archive's, and not the official one's."""
+
+_DIVIDED = ("imagenet_r",)
+"""Benchmarks of which several splits with equally many images are in use, so that no count tells them apart."""
 
 # what a method does where neither a number's source nor a run says otherwise; an ablation has no published number
 _WHOLE = {"distillation": True, "block_weights": True, "tuning": "adapter", "normalised": True}
@@ -265,7 +269,7 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
             seeds = _seeds(number.source)
             lines.append(
                 f"Published, {number.method}: {number.shown} ({number.source.venue}, {number.where}; {seeds}; "
-                f"mean over {number.source.averaged_over})."
+                f"mean over {number.source.averaged_over}).{''.join(_doubts(number, runs))}"
             )
         own = (runs[0].recipe.get("backbone") or {}).get("name")
         size = (runs[0].recipe.get("backbone") or {}).get("image_size")
@@ -276,6 +280,20 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
             for number in refused
         ]
     return list(dict.fromkeys(lines))
+
+
+def _doubts(number: Number, runs: Sequence[Result]) -> Iterator[str]:
+    """Sentences on what a number and the runs beside it are not known to share, or do not."""
+    backbones: list[Mapping[str, Any]] = [run.recipe.get("backbone") or {} for run in runs]
+    if any(backbone.get("weights") for backbone in backbones):
+        yield f" Ours has weights from a file; whether they are {number.backbone} is not known."
+    recipes = number.source.recipes
+    theirs = recipes.common.backbone.get("normalisation") if recipes else None
+    ours = [backbone.get("normalisation") for backbone in backbones]
+    if others := sorted({each for each in ours if theirs and each not in (None, theirs)}):
+        yield f" Its inputs have backbone.normalisation={theirs}, ours {' and '.join(others)}."
+    if number.benchmark in _DIVIDED:
+        yield f" {_TITLES[number.benchmark]} is divided in several ways; whether it is ours there is not known."
 
 
 def recipe_names() -> dict[str, str]:
