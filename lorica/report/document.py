@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,10 @@ EXPLAINED = (
     "Differences are over pairs of runs that share seed, class order, data and weights, with 95 % intervals for one "
     "comparison each; a single pair has none.",
 )
+
+
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+"""Before a number; a hyphen, which LaTeX would set, is shorter."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +168,8 @@ def _latex(report: Report) -> Iterator[str]:
             yield rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
             yield r"\toprule"
             for number, line in enumerate((header, *body)):
-                yield " & ".join(escaped(cell).replace("–", "--").replace("−", "$-$") for cell in line) + r" \\"
+                signed = (_MINUS.sub("−", cell) for cell in line[1:])  # the first is a name
+                yield " & ".join(map(escaped, (line[0], *signed))) + r" \\"
                 if number == 0:
                     yield r"\midrule"
             yield r"\bottomrule"

@@ -51,7 +51,17 @@ PUBLISHED = "Published Acc / AAA"
 _WIDE = 112
 """Columns of a terminal from which on a row with a variant in its name takes one line."""
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "[": "{[}",
+    "*": "{*}",
+}
+"""What LaTeX has for a character. A bracket or a star that begins a cell would belong to the line before it."""
 
 
 @dataclass(frozen=True)
@@ -408,4 +418,4 @@ def _name(run: Result) -> str:
 
 def escaped(text: str) -> str:
     """A text as LaTeX shows it."""
-    return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)
+    return re.sub(r"[\\~^&%$#_{}±–−]|^[\[*]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)
