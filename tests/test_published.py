@@ -288,6 +288,26 @@ def test_an_ablation_has_no_published_number(method: str, options: dict[str, Any
     assert [number.acc for number in published.beside([replace(run, metrics=metrics)])[0]] == shown
 
 
+def test_another_checkpoint_may_have_had_other_settings(tmp_path: Path) -> None:
+    """EASE on CUB-200: each checkpoint's number stands beside its own settings, which the recipe's header has."""
+    text = packaged_text("ease_code/ease-cub200") or ""
+    (line,) = (line for line in text.splitlines() if line.startswith("# With "))
+    name, *overrides = line.partition(": ")[2].split()
+    assert name == "backbone.name=vit_base_patch16_224.augreg_in21k"
+    recipe = read_recipe("ease_code/ease-cub200", [name, *overrides])
+    assert (recipe.method.others_weight, recipe.method.backbone_weight) == (0.05, 0.0)  # type: ignore[attr-defined]
+    assert (recipe.fit.learning_rate, recipe.fit.batch_size) == (0.008, 32)
+    usual = {"others_weight": 0.005, "backbone_weight": 1.0}
+    changed = {"others_weight": 0.05, "backbone_weight": 0.0}
+    for backbone, options, acc in (("_ft_in1k", usual, 85.67), ("", changed, 86.81)):
+        run = result(f"vit_base_patch16_224.augreg_in21k{backbone}", source="cub200", tasks=20, tested=2358 // 20 * 20)
+        run.tasks[0]["test"] += 2358 % 20
+        for each, shown in ((options, [acc]), ({"others_weight": 0.3, "backbone_weight": 1.0}, [])):
+            run.metrics.recipe["method"] = {"name": "ease", **each}
+            metrics = run.metrics.model_copy(update={"method": "ease", "variant": None})
+            assert [number.acc for number in published.beside([replace(run, metrics=metrics)])[0]] == shown
+
+
 def test_uneven_tasks_are_another_protocol() -> None:
     run = result(tasks=5)
     assert len(published.beside([run])[0]) == 1

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorica.nested import flatten
 from lorica.results import DEFAULT_VARIANTS, Result
 
 CLASSES = {
@@ -102,9 +103,11 @@ class _Tuned(_Section):
 
 
 class _OnBenchmark(_Tuned):
-    """`tasks`: the numbers of tasks that are reported, the recipe's own first."""
+    """`tasks`: the numbers of tasks that are reported, the recipe's own first; `others`: what is otherwise with other
+    checkpoints."""
 
     tasks: Annotated[list[int], Field(min_length=1)]
+    others: dict[str, _Tuned] = {}
 
 
 class _OfMethod(_Tuned):
@@ -254,7 +257,8 @@ def _is_of(number: Number, options: Mapping[str, Any]) -> bool:
     recipes, said = number.source.recipes, dict[str, Any]()
     if recipes and number.method in recipes.methods and number.benchmark in recipes.benchmarks:
         on, of = recipes.benchmarks[number.benchmark], recipes.methods[number.method]
-        for layer in (recipes.common, on, of, of.differs.get(number.benchmark, _Tuned())):
+        changed = (of.differs.get(number.benchmark, _Tuned()), on.others.get(number.backbone, _Tuned()))
+        for layer in (recipes.common, on, of, *changed):
             said |= layer.method
     wanted = {key: value for key, value in (_WHOLE | said).items() if key not in _STARTS and key in options}
     return all(options[key] == value for key, value in wanted.items())
@@ -393,3 +397,7 @@ def _expected(source: Source, method: str, benchmark: str, lengths: Sequence[int
         yield "Expected: no number of it is in lorica/published"
     for tasks in lengths[1:]:
         yield f"In {tasks} tasks: stream.tasks={tasks}"
+    assert source.recipes
+    for backbone, tuned in source.recipes.benchmarks[benchmark].others.items():
+        changes = {"backbone.name": backbone, **dict(flatten(tuned.sections))}
+        yield f"With {backbone}: {' '.join(f'{key}={value}' for key, value in changes.items())}"
