@@ -85,6 +85,29 @@ def test_a_number_stands_once() -> None:
     assert len(keys) == len(set(keys))
 
 
+def test_a_spread_is_of_a_number() -> None:
+    for source in published.sources().values():
+        for benchmark, by_tasks in source.spreads.items():
+            for tasks, by_method in by_tasks.items():
+                for method, errors in by_method.items():
+                    assert len(source.numbers[benchmark][tasks][method]) == len(errors)
+
+
+def test_a_number_has_its_spread_everywhere() -> None:
+    (number,) = (n for n in published.numbers() if (n.method, n.benchmark) == ("full_finetune", "imagenet_a"))
+    assert number.shown == "16.3 ± 7.9 / 30.0 ± 13.2"
+    text = packaged_text("sd_lora_paper/full_finetune-imagenet_a") or ""
+    assert "# Expected in 10 tasks: Acc / AAA 16.31 ± 7.89 / 30.04 ± 13.18 % (Table 3, " in text
+    run = result(source="imagenet_a")
+    for task, more in zip(run.tasks, (1, *[0] * 9), strict=True):
+        task["test"] = 151 + 9 * more
+    run.metrics.recipe["method"] = {"name": "full_finetune"}
+    run = replace(run, metrics=run.metrics.model_copy(update={"method": "full_finetune", "variant": None}))
+    assert r"& 16.3 $\pm$ 7.9 / 30.0 $\pm$ 13.2 \\" in to_latex(summarise([run]))
+    (line,) = published.remarks([[run]])
+    assert "; 5 seeds with standard errors; " in line
+
+
 def test_the_two_accuracies_are_not_mixed_up() -> None:
     """The mean of accuracies from the first task on is above the last of them, or hardly below it."""
     for number in published.numbers():

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -137,7 +138,7 @@ class Source(_Section):
         seeds: how many each number is a mean over; None where that is not stated.
         variants: which reading of a method a number is of, where the method has several.
         numbers: Acc and AAA, percent, by benchmark, number of tasks and method; `others`: the same with other
-            checkpoints.
+            checkpoints; `spreads`: of some of `numbers`, in the same form, their standard errors over the seeds.
         where: the table of a benchmark, or of a method.
         remarks: what to know of all of it.
     """
@@ -152,6 +153,7 @@ class Source(_Section):
     variants: dict[str, str]
     numbers: _Numbers
     others: dict[str, _Numbers] = {}
+    spreads: _Numbers = {}
     where: dict[str, str]
     remarks: list[str]
     recipes: _Recipes | None = None
@@ -163,7 +165,8 @@ class Source(_Section):
 
 @dataclass(frozen=True)
 class Number:
-    """What one source reports of a method: `acc` and `aaa` in percent, `aaa` None where only the end is reported."""
+    """What one source reports of a method: `acc` and `aaa` in percent, `aaa` None where only the end is reported;
+    `errors`: their standard errors, where they are known."""
 
     method: str
     variant: str | None
@@ -174,11 +177,22 @@ class Number:
     aaa: float | None
     where: str
     source: Source
+    errors: tuple[float, ...] = ()
 
     @property
     def shown(self) -> str:
-        """As a cell of a table: "77.3 / 82.0"."""
-        return f"{self.acc:.1f}" + ("" if self.aaa is None else f" / {self.aaa:.1f}")
+        """As a cell of a table: "77.3 / 82.0", "16.3 ± 7.9 / 30.0 ± 13.2" where standard errors are known."""
+        return " / ".join(self._written(".1f"))
+
+    def _written(self, form: str) -> Iterator[str]:
+        for value, error in zip_longest((self.acc, self.aaa), self.errors):
+            if value is not None:
+                yield f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
+
+    @property
+    def stated(self) -> str:
+        """As it is reported, by name: "Acc / AAA 77.34 / 82.04 %"."""
+        return f"{'Acc' if self.aaa is None else 'Acc / AAA'} {' / '.join(self._written('g'))} %"
 
 
 @cache
@@ -213,6 +227,7 @@ def numbers() -> Sequence[Number]:
             values[1] if len(values) > 1 else None,
             source.where.get(method, source.where[benchmark]),
             source,
+            () if backbone else tuple(source.spreads.get(benchmark, {}).get(tasks, {}).get(method, ())),
         )
         for source in sources().values()
         for backbone, reported in {None: source.numbers, **source.others}.items()
@@ -271,8 +286,9 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
         shown, refused = beside(runs)
         for number in shown:
             seeds = _seeds(number.source)
+            error = " with standard errors" if number.errors else ""
             lines.append(
-                f"Published, {number.method}: {number.shown} ({number.source.venue}, {number.where}; {seeds}; "
+                f"Published, {number.method}: {number.shown} ({number.source.venue}, {number.where}; {seeds}{error}; "
                 f"mean over {number.source.averaged_over}).{''.join(_doubts(number, runs))}"
             )
         own = (runs[0].recipe.get("backbone") or {}).get("name")
@@ -391,8 +407,7 @@ def _expected(source: Source, method: str, benchmark: str, lengths: Sequence[int
     for number in sorted(found, key=lambda number: lengths.index(number.tasks) if number.tasks in lengths else 99):
         reading = "" if variant in DEFAULT_VARIANTS else f", {variant}"
         other = "" if number.backbone == source.backbone_on(benchmark) else f", with {number.backbone}"
-        stated = f"Acc {number.acc:g} %" if number.aaa is None else f"Acc / AAA {number.acc:g} / {number.aaa:g} %"
-        yield f"Expected in {number.tasks} tasks: {stated} ({number.where}{of}{reading}{other})"
+        yield f"Expected in {number.tasks} tasks: {number.stated} ({number.where}{of}{reading}{other})"
     if not found:
         yield "Expected: no number of it is in lorica/published"
     for tasks in lengths[1:]:

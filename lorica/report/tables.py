@@ -323,7 +323,10 @@ def to_latex(
     `to_markdown`."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
     costs = 2 + len(_headings(rows))
-    lines = [[escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
+    lines = [
+        [escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *map(escaped, line[costs:])]
+        for line in body
+    ]
     for heading, cell in (columns or {}).items():
         header.append(escaped(heading))
         for row, line in zip(rows, lines, strict=True):
