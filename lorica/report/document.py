@@ -19,7 +19,7 @@ from lorica.errors import LoricaError
 from lorica.metrics import MEASURES
 from lorica.nested import flatten
 from lorica.ownership import TIDY
-from lorica.report.comparison import ORDER, Difference, benchmark_of, compare, named
+from lorica.report.comparison import ORDER, Difference, benchmark_of, compare, named, without_pairs
 from lorica.report.tables import Row, Spread, compact, escaped, notes, summarise, to_latex, to_markdown
 from lorica.results import COSTS, Result
 
@@ -56,6 +56,8 @@ EXPLAINED = (
     "comparison each; a single pair has none.",
 )
 
+
+_NAMED = 10  # comparisons that cannot be made
 
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 """Before a number; a hyphen, which LaTeX would set, is shorter."""
@@ -101,13 +103,15 @@ class Report:
         for run in results:
             groups.setdefault(benchmark_of(run), []).append(run)
         titles = [_title(runs[0]) for runs in groups.values()]
-        benchmarks, labels = [], list[str]()
+        benchmarks, labels, apart = [], list[str](), list[str]()
         for runs, title in zip(groups.values(), titles, strict=True):
             rows = summarise(runs, over=(ORDER,))
             labels += [row.label for row in rows]
             told = f" ({contents_of(runs[0])})" if titles.count(title) > 1 else ""
             rival = None if against is None else named(rows, against)
             differences = compare(rows, rival) if rival or against is None else []
+            if rival or against is None:
+                apart += [f"{row.label} − {other.label}" for row, other in without_pairs(rows, rival)]
             benchmarks.append(Benchmark(title + told, rows, differences, rival, runs))
         if against is not None and not any(each.against for each in benchmarks):
             known = ", ".join(dict.fromkeys(map(repr, labels))) or "none: no run is complete"
@@ -115,6 +119,11 @@ class Report:
         remarks = [
             line for runs in groups.values() for line in notes([run for run in runs if run.complete], over=(ORDER,))
         ]
+        if apart:
+            more = f" and {len(apart) - _NAMED} others" if len(apart) > _NAMED else ""
+            remarks.append(
+                f"Not compared, since no two runs share the seed and the order: {', '.join(apart[:_NAMED])}{more}."
+            )
         return cls(benchmarks, remarks, {**_BY_SAMPLE, **(columns or {})})
 
 
