@@ -9,7 +9,9 @@ What the originals read was found in their sources: LAMDA-PILOT, SD-Lora-CL (its
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,15 +141,38 @@ class _Keys:
     def take(self, key: str, default: Any = None) -> Any:
         return self.left.pop(key, default)
 
-    def number(self, key: str, kind: Callable[[Any], Any] = float) -> Any:
-        """A key that the method cannot do without; YAML reads 8e-3 as text."""
-        if key not in self.left:
+    def number(self, key: str, kind: Callable[[Any], Any] = float, *, default: float | None = None) -> Any:
+        """A key that the method cannot do without, unless there is a default; YAML reads 8e-3 as text."""
+        if key not in self.left and default is None:
             raise LoricaError(f"{key}: missing")
-        value = self.left.pop(key)
+        value = self.left.pop(key, default)
         try:
             return kind(value)
-        except (TypeError, ValueError) as error:
-            raise LoricaError(f"{key}: expected a number, got {value!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise LoricaError(f"{key}: expected a number, got {value!r:.60}") from error
+
+    def numbers(self, key: str, default: Sequence[Any] = ()) -> list[Any]:
+        """One or several; a single one may stand without a list."""
+        value = self.left.pop(key, default)
+        given = value if isinstance(value, list | tuple) else [value]
+        try:
+            found = [each if isinstance(each, int | float) else float(each) for each in given]
+        except (TypeError, ValueError):
+            found = []
+        if not found or not all(map(math.isfinite, found)):
+            raise LoricaError(f"{key}: expected a number, or a list of some, got {value!r:.60}")
+        return found
+
+    def steps(self, key: str) -> list[Any]:
+        """Epochs, of which there may be none."""
+        return [] if self.left.get(key) in ([], None) else self.numbers(key)
+
+    def section(self, key: str) -> _Keys:
+        """Keys below a key, none where it is absent or empty."""
+        value = self.left.pop(key, None) or {}
+        if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+            raise LoricaError(f"{key}: expected a section with keys, got {value!r:.60}")
+        return _Keys(value)
 
     def said(self, key: str) -> str:
         return f"{key}={json.dumps(self.left.pop(key), default=str)}"
@@ -199,8 +224,7 @@ def _pilot(keys: _Keys) -> Imported:
     method, fit = _pilot_method(model, keys, found), _pilot_fit(model, keys, found)
     benchmark = _benchmark(keys)
     first, later = keys.number("init_cls", int), keys.number("increment", int)
-    seeds = keys.take("seed", [1993])
-    seed = (seeds if isinstance(seeds, list) else [seeds])[0]
+    seed, *other_seeds = keys.numbers("seed", [1993])
     shuffled = keys.take("shuffle", True)
     found.values = {
         "method": method,
@@ -212,8 +236,8 @@ def _pilot(keys: _Keys) -> Imported:
         "evaluate": {"readout": "aligned"} if model == "slca" else {},
         "seed": seed,  # type: ignore[dict-item]
     }
-    if isinstance(seeds, list) and len(seeds) > 1:
-        others = ", ".join(map(str, seeds[1:]))
+    if other_seeds:
+        others = ", ".join(map(str, other_seeds))
         found.remarks.append(f"Further seeds, each with a class order of its own: {others} (seed=… stream.seed=…)")
     for key in ("prefix", "device", "filepath"):
         keys.take(key)  # where it writes, and on which devices it runs
@@ -288,8 +312,12 @@ def _pilot_method(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
             **shared,
         }
     if model == "coda_prompt":
-        pool, rows, weight = keys.take("prompt_param", [100, 8, 0.0])
-        tasks = CLASSES.get(_SOURCES.get(str(keys.left.get("dataset")), ""), 0) // int(keys.left.get("increment", 1))
+        given = keys.numbers("prompt_param", [100, 8, 0.0])
+        if len(given) != 3:
+            raise LoricaError(f"prompt_param: expected a pool, a length and the weight of a penalty, got {given}")
+        pool, rows, weight = given
+        later = _Keys(keys.left).number("increment", int)
+        tasks = CLASSES.get(_SOURCES.get(str(keys.left.get("dataset")).lower(), ""), 0) // max(1, later)
         return {
             "name": "coda_prompt",
             "variant": "released_code",
@@ -324,7 +352,7 @@ def _pilot_fit(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
         for steps, factor in (("init_milestones", "init_lr_decay"), ("milestones", "lrate_decay")):
             if steps not in keys.left:
                 continue
-            why = "beyond the last epoch" if min(keys.left[steps], default=epochs) >= epochs else None
+            why = "beyond the last epoch" if min([*_Keys(keys.left).steps(steps), epochs]) >= epochs else None
             for key in (steps, factor):
                 if key in keys.left:
                     (found.idle if why else found.lost)[keys.said(key)] = why or "rates do not fall by steps here"
@@ -336,7 +364,7 @@ def _pilot_fit(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
             if later in keys.left and keys.left[later] != keys.left.get(first):
                 found.lost[keys.said(later)] = "one setting for all tasks here; this is of the later ones"
             keys.take(later)
-    if float(keys.left.get("min_lr") or 0) and "min_lr" not in _UNREAD.get(model, ()):
+    if _Keys(keys.left).number("min_lr", default=0.0) and "min_lr" not in _UNREAD.get(model, ()):
         if scheduler == "constant":
             found.idle[keys.said("min_lr")] = "the rate is constant"
         else:
@@ -353,12 +381,22 @@ def _pilot_fit(model: str, keys: _Keys, found: Imported) -> dict[str, Any]:
     }
 
 
+_NETWORK = re.compile(r"(?:pretrained_vit_b16_224|vit_base_patch16_224)(_in21k)?(?:_([a-z0-9_]+))?")
+"""The networks of PILOT: a checkpoint, and for what it is built."""
+
+_BUILT_FOR = ("adapter", "coda_prompt", "dualprompt", "ease", "l2p", "lora", "sd_lora", "sdlora", "slca", "ssf", "vpt")
+
+
 def _pilot_backbone(model: str, keys: _Keys) -> str:
     """PILOT pins timm 0.6.12, where the name means augreg; SD-LoRA's code takes timm 1.0.9, where it means augreg2."""
     name = str(keys.take("backbone_type", ""))
-    if "vit_b16" not in name and "vit_base_patch16" not in name:
-        raise LoricaError(f"backbone_type: {name} is no ViT-B/16, for which these configurations are")
-    if "in21k" in name:
+    known = _NETWORK.fullmatch(name.lower())
+    if known is None or known[2] not in (None, *_BUILT_FOR):
+        raise LoricaError(
+            f"backbone_type: {name} is no ViT-B/16 that these configurations are for; expected vit_base_patch16_224 or "
+            f"vit_base_patch16_224_in21k, behind which may stand {', '.join(f'_{each}' for each in _BUILT_FOR)}"
+        )
+    if known[1]:
         return "vit_base_patch16_224.augreg_in21k"
     return f"vit_base_patch16_224.{'augreg2' if model == 'sdlora' else 'augreg'}_in21k_ft_in1k"
 
@@ -376,6 +414,12 @@ _LIBCONTINUAL = {
     "sd_lora": ("sd_lora", {"variant": "released_code"}),
 }
 
+_UNTAGGED = {
+    "vit_base_patch16_224": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_base_patch16_224_in21k": "vit_base_patch16_224.augreg_in21k",
+}
+"""What the timm of its time made of names without a tag."""
+
 _OF_LIBCONTINUAL = {
     "pool_size": "pool_size",
     "top_k": "selected",
@@ -386,7 +430,7 @@ _OF_LIBCONTINUAL = {
 
 def _libcontinual(keys: _Keys) -> Imported:
     found = Imported("LibContinual")
-    classifier, backbone = _Keys(keys.take("classifier")), _Keys(keys.take("backbone") or {})
+    classifier, backbone = keys.section("classifier"), keys.section("backbone")
     called = str(classifier.take("name"))
     if called.lower() not in _LIBCONTINUAL:
         raise LoricaError(
@@ -400,7 +444,7 @@ def _libcontinual(keys: _Keys) -> Imported:
     benchmark = _benchmark(keys, "cifar100")
     tasks = keys.number("task_num", int)
     first, later = keys.number("init_cls_num", int), keys.number("inc_cls_num", int)
-    options, built = _Keys(classifier.take("kwargs") or {}), _Keys(backbone.take("kwargs") or {})
+    options, built = classifier.section("kwargs"), backbone.section("kwargs")
     method = _libcontinual_method(called.lower(), options, built, tasks, found)
     for key in (
         "init_cls_num",
@@ -416,7 +460,12 @@ def _libcontinual(keys: _Keys) -> Imported:
         options.take(key)  # said already
     name = str(built.take("model_name", "vit_base_patch16_224"))
     if "." not in name:
-        name = "vit_base_patch16_224.augreg_in21k" + ("" if "in21k" in name else "_ft_in1k")
+        if name not in _UNTAGGED:
+            raise LoricaError(
+                f"backbone.kwargs.model_name: {name} does not say which checkpoint it is; expected "
+                f"{' or '.join(_UNTAGGED)}, or a name of timm's with its tag, like vit_base_patch16_224.dino"
+            )
+        name = _UNTAGGED[name]
         found.remarks.append(f"Its checkpoint follows from the timm of its time: {name}")
     for key in ("pretrained", "attn_layer", "transformer_layer", "norm_layer_eps", "num_classes"):
         built.take(key)
@@ -445,8 +494,7 @@ def _libcontinual(keys: _Keys) -> Imported:
         keys.take(key)
     for key in ("val_per_epoch", "testing_times", "testing_per_task", "shuffle", "includes"):
         keys.take(key)
-    buffer = keys.take("buffer") or {}
-    if (buffer.get("kwargs") or {}).get("buffer_size"):
+    if keys.section("buffer").section("kwargs").take("buffer_size"):
         found.lost["buffer"] = "old samples are not kept here"
     keys.left |= {f"classifier.{key}": value for key, value in (classifier.left | options.left).items()}
     keys.left |= {f"backbone.{key}": value for key, value in built.left.items()}
@@ -469,7 +517,7 @@ def _libcontinual_method(called: str, options: _Keys, built: _Keys, tasks: int, 
         found.remarks.append(
             "Its count of tasks never advances, so that all tasks share the first components; here each has its own"
         )
-        method |= {"total_tasks": tasks, "orthogonality_weight": float(options.take("mu", 0.0))}
+        method |= {"total_tasks": tasks, "orthogonality_weight": options.number("mu", default=0.0)}
         method["length"] = options.number("prompt_length", int) // 2
     if name == "l2p":
         found.remarks.append(_MAJORITY)
@@ -483,8 +531,7 @@ def _libcontinual_method(called: str, options: _Keys, built: _Keys, tasks: int, 
             method["tuning"] = "none"
         options.take("use_RP")
     if name == "sd_lora":
-        reduced = options.take("rank_reduction") or [False]
-        distilled = options.take("knowledge_dist") or [False]
+        reduced, distilled = options.numbers("rank_reduction", [False]), options.numbers("knowledge_dist", [False])
         if reduced[0]:
             method |= {"name": "sd_lora_rr", "reduced_from": reduced[1:3], "reduced_ranks": reduced[3:5]}
             method.pop("initial_magnitude", None) if method.get("initial_magnitude") == 1.0 else None
@@ -496,32 +543,30 @@ def _libcontinual_method(called: str, options: _Keys, built: _Keys, tasks: int, 
 
 def _libcontinual_fit(keys: _Keys, found: Imported) -> dict[str, Any]:
     epochs = keys.number("epoch", int)
-    optimizer, schedule = _Keys(keys.take("optimizer") or {}), _Keys(keys.take("lr_scheduler") or {})
-    kind, options = str(optimizer.take("name", "SGD")).lower(), _Keys(optimizer.take("kwargs") or {})
+    optimizer, schedule = keys.section("optimizer"), keys.section("lr_scheduler")
+    kind, options = str(optimizer.take("name", "SGD")).lower(), optimizer.section("kwargs")
     fit: dict[str, Any] = {
         "optimizer": kind,
         "learning_rate": options.number("lr"),
-        "weight_decay": float(options.take("weight_decay", 0.0)),
+        "weight_decay": options.number("weight_decay", default=0.0),
         "epochs": epochs,
         "batch_size": keys.number("batch_size", int),
     }
     if kind == "sgd":
-        fit["momentum"] = float(options.take("momentum", 0.0))
-    if list(options.take("betas", [0.9, 0.999])) != [0.9, 0.999]:
+        fit["momentum"] = options.number("momentum", default=0.0)
+    if options.numbers("betas", [0.9, 0.999]) != [0.9, 0.999]:
         found.lost["optimizer.betas"] = "0.9 and 0.999 here"
-    falls, kwargs = str(schedule.take("name", "Constant")), dict(schedule.take("kwargs") or {})
-    steps = kwargs.pop("milestones", None)
-    for key in ("K", "T_max", "gamma"):
-        kwargs.pop(key, None)
-    for key, value in kwargs.items():
-        if float(value or 0):
+    falls, kwargs = str(schedule.take("name", "Constant")), schedule.section("kwargs")
+    steps = {key: kwargs.steps(key) for key in ("milestones", "step_size") if key in kwargs.left}
+    for key in ("K", "T_max", "gamma", *steps):
+        kwargs.take(key)
+    for key, value in kwargs.left.items():
+        if value:
             found.lost[f"lr_scheduler.{key}={value}"] = "a cosine begins at once and ends at 0 here"
     fit["schedule"] = "cosine" if "Cosine" in falls else "constant"
-    if falls == "MultiStepLR":
-        why = "beyond the last epoch" if min(steps or [epochs]) >= epochs else None
-        (found.idle if why else found.lost)[f"lr_scheduler.milestones={steps}"] = (
-            why or "rates do not fall by steps here"
-        )
+    for key, given in steps.items() if falls in ("MultiStepLR", "StepLR") else ():
+        why = "beyond the last epoch" if min([*given, epochs]) >= epochs else None
+        (found.idle if why else found.lost)[f"lr_scheduler.{key}={given}"] = why or "rates do not fall by steps here"
     first = keys.take("init_epoch", epochs)
     if first != epochs:
         fit["epochs"] = first
@@ -536,11 +581,11 @@ def _crop(transforms: Any, benchmark: str) -> float:
     set."""
     if transforms is None:
         return 1.0 if benchmark == "cifar100" else 0.875
-    sizes = {name: (options or {}).get("size") for each in transforms for name, options in each.items()}
-    whole, kept = (
-        side[0] if isinstance(side, list) else side for side in (sizes.get("Resize"), sizes.get("CenterCrop"))
-    )
-    return kept / whole if whole and kept else 1.0
+    if not isinstance(transforms, list) or not all(isinstance(each, Mapping) for each in transforms):
+        raise LoricaError(f"test_trfms: expected a list of transforms with their options, got {transforms!r:.60}")
+    given = _Keys({str(name): options for each in transforms for name, options in each.items()})
+    sides = [given.section(name).numbers("size", [0])[0] for name in ("Resize", "CenterCrop")]
+    return sides[1] / sides[0] if all(sides) else 1.0
 
 
 # ---- both

@@ -635,7 +635,8 @@ def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | 
 
     Args:
         left_out: called with each line about a run below one of the folders whose files are no good, which then does
-            not keep the others from being read; absent = it is an error.
+            not keep the others from being read, absent = it is an error; and with one about each that has begun and has
+            no metrics.json.
 
     Raises:
         LoricaError: a path is not a folder, holds no run, or the files of a run are bad; all of them at once.
@@ -661,10 +662,19 @@ def find_runs(paths: Sequence[Path | str], *, left_out: Callable[[str], None] | 
             (problems if left_out is None or resolved in given else skipped).extend(error.problems)
     if problems or (skipped and not results):
         raise LoricaError(problems + skipped)
-    for line in skipped:
-        assert left_out
-        left_out(line)
+    if left_out:
+        for line in (*skipped, *_begun(paths)):
+            left_out(line)
     return results
+
+
+def _begun(paths: Sequence[Path | str]) -> Iterator[str]:
+    """A line for each run at or below the folders that was stopped, or is at work, before its first task was learned;
+    or whose metrics.json is gone."""
+    begun = {file.parent.resolve(): file.parent for path in paths for file in Path(path).rglob("stream.jsonl")}
+    for folder in sorted(begun.values(), key=_natural):
+        if RunFolder(folder).recipe.exists() and not RunFolder(folder).metrics.exists():
+            yield f"{folder}: it has begun, and there is no metrics.json: no task is learned; --resume goes on with it"
 
 
 def _cost_in(file: Path, metrics: Metrics) -> dict[str, Any] | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from lorica.config import read_recipe
 from lorica.errors import LoricaError
@@ -189,6 +193,32 @@ def test_a_slow_start_of_the_rate_is_not_dropped_in_silence(tmp_path: Path) -> N
     assert list(found.lost) == ["lr_scheduler.warmup_length=30"]
 
 
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("pretrained_vit_b16_224", "augreg2_in21k_ft_in1k"),
+        ("vit_base_patch16_224_in21k", "augreg_in21k"),
+        ("Pretrained_ViT_b16_224_in21k_adapter", "augreg_in21k"),
+    ],
+)
+def test_a_network_is_the_checkpoint_that_its_name_meant(network: str, expected: str, tmp_path: Path) -> None:
+    found = imported(SD_LORA | {"backbone_type": network}, tmp_path)
+    assert found.values["backbone"]["name"] == f"vit_base_patch16_224.{expected}"
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        ("vit_base_patch16_224", "vit_base_patch16_224.augreg_in21k_ft_in1k"),
+        ("vit_base_patch16_224_in21k", "vit_base_patch16_224.augreg_in21k"),
+        ("vit_small_patch16_224.dino", "vit_small_patch16_224.dino"),
+    ],
+)
+def test_a_network_of_lib_continual_is_its_checkpoint(network: str, expected: str, tmp_path: Path) -> None:
+    found = imported(INF_LORA.replace("vit_base_patch16_224_in21k", network), tmp_path)
+    assert found.values["backbone"]["name"] == expected
+
+
 @pytest.mark.parametrize(("first", "later", "expected"), [(50, 10, [50] + [10] * 5), (10, 35, [10, 35, 35, 20])])
 def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: Path) -> None:
     found = imported(SD_LORA | {"init_cls": first, "increment": later, "shuffle": False}, tmp_path)
@@ -201,6 +231,10 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
         (SD_LORA | {"model_name": "icarl"}, "model_name: icarl is not in lorica"),
         (SD_LORA | {"dataset": "mnist"}, "dataset: mnist is not a benchmark of lorica"),
         (SD_LORA | {"backbone_type": "resnet18"}, "backbone_type: resnet18 is no ViT-B/16"),
+        (SD_LORA | {"backbone_type": "vit_base_patch16_224_dino"}, "expected vit_base_patch16_224 or "),
+        (SD_LORA | {"backbone_type": "vit_base_patch16_clip_224"}, "vit_base_patch16_clip_224 is no ViT-B/16 that"),
+        (SD_LORA | {"seed": []}, "seed: expected a number, or a list of some, got []"),
+        (INF_LORA.replace("{name: SGD,", "[{name: SGD,").replace("0.9}}", "0.9}}]"), "optimizer: expected a section"),
         (SD_LORA | {"epochs": "many"}, "epochs: expected a number, got 'many'"),
         (SD_LORA | {"batch_size": -3}, "what it says is no recipe here"),
         ({key: value for key, value in SD_LORA.items() if key != "increment"}, "increment: missing"),
@@ -213,6 +247,8 @@ def test_uneven_streams(first: int, later: int, expected: list[int], tmp_path: P
         ("a: &a [1, 2]\nb: *a\n", "the anchor a names a section or a list"),
         (INF_LORA.replace("InfLoRA_OPT", "DER"), "classifier.name: DER is not in lorica"),
         (INF_LORA.replace("name: vit_pt_imnet", "name: clip"), "backbone.name: clip is no vision transformer"),
+        (INF_LORA.replace("vit_base_patch16_224_in21k", "vit_small_patch16_224"), "vit_small_patch16_224 does not say"),
+        (INF_LORA.replace("224_in21k", "224_dino"), "or a name of timm's with its tag, like vit_base_patch16_224.dino"),
     ],
 )
 def test_what_is_no_recipe_is_refused_with_the_file(
@@ -224,6 +260,55 @@ def test_what_is_no_recipe_is_refused_with_the_file(
         import_recipe(file)
     assert all(str(file) in problem for problem in caught.value.problems)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("odd", [None, True, -1, 0, "x", "", [], [1], [[1]], {}, {"a": 1}, float("inf")])
+def test_values_of_another_kind_end_in_no_other_error(
+    odd: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lorica.importing.read_recipe", lambda values: values)  # a recipe's own errors are its own
+    name = INF_LORA[: INF_LORA.index("classifier:")]
+    of_classifiers = [
+        "CodaPrompt, kwargs: {prompt_length: 8, pool_size: 100, mu: 0.0}",
+        "DualPrompt, kwargs: {g_prompt_length: 6, e_prompt_length: 20}",
+        "RanPAC, kwargs: {M: 100}",
+        "SD_LoRA, kwargs: {init_mag: 1.0, rank_reduction: [True, 4, 8, 8, 6], knowledge_dist: [True, 9e-4]}",
+    ]
+    steps = "lr_scheduler: {name: StepLR, kwargs: {step_size: 80}}\nbuffer: {kwargs: {buffer_size: 0}}\n"
+    coda = STREAM | VIT | {"model_name": "coda_prompt", "prompt_param": [100, 8, 0.0], "tuned_epoch": 2}
+    configurations: list[dict[str, Any]] = [
+        *(SD_LORA, EASE, RANPAC, L2P, L2P | {"model_name": "dualprompt", "g_prompt_length": 5}),
+        coda | {"init_lr": 0.1, "batch_size": 8},
+        yaml.safe_load(INF_LORA),
+        *(yaml.safe_load(f"{name}classifier: {{name: {each}}}\n{steps}") for each in of_classifiers),
+    ]
+    file = tmp_path / "theirs.yaml"
+    for configuration in configurations:
+        for path in paths(configuration):
+            changed = copy.deepcopy(configuration)
+            place = changed
+            for key in path[:-1]:
+                place = place[key]
+            place[path[-1]] = odd
+            monkeypatch.setattr("lorica.importing._parsed", lambda _, given=changed: given)
+            with suppress(LoricaError):
+                import_recipe(file)
+
+
+def paths(values: dict[str, Any], before: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, each in values.items():
+        yield (*before, key)
+        if isinstance(each, dict):
+            yield from paths(each, (*before, key))
+
+
+def test_a_rate_that_falls_by_a_step_is_said(tmp_path: Path) -> None:
+    falling = "{name: StepLR, kwargs: {gamma: 0.5, step_size: 10}}"
+    assert imported(INF_LORA.replace("{name: Constant}", falling), tmp_path).lost == {
+        "lr_scheduler.step_size=[10]": "rates do not fall by steps here"
+    }
+    never = imported(INF_LORA.replace("{name: Constant}", falling.replace("10", "20")), tmp_path)
+    assert never.idle["lr_scheduler.step_size=[20]"] == "beyond the last epoch"
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 200_000, "{'a': 1}"])

@@ -85,6 +85,29 @@ def test_a_number_stands_once() -> None:
     assert len(keys) == len(set(keys))
 
 
+def test_a_spread_is_of_a_number() -> None:
+    for source in published.sources().values():
+        for benchmark, by_tasks in source.spreads.items():
+            for tasks, by_method in by_tasks.items():
+                for method, errors in by_method.items():
+                    assert len(source.numbers[benchmark][tasks][method]) == len(errors)
+
+
+def test_a_number_has_its_spread_everywhere() -> None:
+    (number,) = (n for n in published.numbers() if (n.method, n.benchmark) == ("full_finetune", "imagenet_a"))
+    assert number.shown == "16.3 ± 7.9 / 30.0 ± 13.2"
+    text = packaged_text("sd_lora_paper/full_finetune-imagenet_a") or ""
+    assert "# Expected in 10 tasks: Acc / AAA 16.31 ± 7.89 / 30.04 ± 13.18 % (Table 3, " in text
+    run = result(source="imagenet_a")
+    for task, more in zip(run.tasks, (1, *[0] * 9), strict=True):
+        task["test"] = 151 + 9 * more
+    run.metrics.recipe["method"] = {"name": "full_finetune"}
+    run = replace(run, metrics=run.metrics.model_copy(update={"method": "full_finetune", "variant": None}))
+    assert r"& 16.3 $\pm$ 7.9 / 30.0 $\pm$ 13.2 \\" in to_latex(summarise([run]))
+    (line,) = published.remarks([[run]])
+    assert "; 5 seeds with standard errors; " in line
+
+
 def test_the_two_accuracies_are_not_mixed_up() -> None:
     """The mean of accuracies from the first task on is above the last of them, or hardly below it."""
     for number in published.numbers():
@@ -223,6 +246,34 @@ def test_another_backbone_or_input_is_refused_by_name(backbone: str, more: dict[
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, ""),
+        ({"encoder": {"normalisation": "unit"}}, ""),
+        ({"encoder": {"weights": "/mine.safetensors"}}, f" Ours has weights from a file; whether they are {BACKBONE} "),
+        (
+            {"encoder": {"normalisation": "backbone"}},
+            " Its inputs have backbone.normalisation=unit, ours backbone.",
+        ),
+    ],
+)
+def test_what_is_not_known_to_be_the_same_is_said(more: dict[str, Any], said: str) -> None:
+    (line,) = published.remarks([[result(**more)]])
+    known, _, doubts = line.partition("mean over tasks).")
+    assert known == "Published, sd_lora: 77.3 / 82.0 (ICLR 2025, Table 2; 5 seeds; "
+    split = " ImageNet-R is divided in several ways; whether it is ours there is not known."
+    assert doubts.startswith(said or split)
+    assert doubts.endswith(split)
+    (line,) = published.remarks([[result(source="cifar100", classes=100, tested=10_000)]])
+    assert line.endswith(" mean over tasks).")
+
+
+def test_splits_that_no_count_tells_apart_are_known() -> None:
+    counts = {name: [(split.train, split.test) for split in find_benchmark(name).splits] for name in published.CLASSES}
+    assert [name for name, each in counts.items() if len(set(each)) < len(each)] == list(published._DIVIDED)
+
+
+@pytest.mark.parametrize(
     "more",
     [
         {"source": "image_folder"},
@@ -258,6 +309,26 @@ def test_an_ablation_has_no_published_number(method: str, options: dict[str, Any
     run.metrics.recipe["method"] = {"name": method, **options}
     metrics = run.metrics.model_copy(update={"method": method, "variant": None})
     assert [number.acc for number in published.beside([replace(run, metrics=metrics)])[0]] == shown
+
+
+def test_another_checkpoint_may_have_had_other_settings(tmp_path: Path) -> None:
+    """EASE on CUB-200: each checkpoint's number stands beside its own settings, which the recipe's header has."""
+    text = packaged_text("ease_code/ease-cub200") or ""
+    (line,) = (line for line in text.splitlines() if line.startswith("# With "))
+    name, *overrides = line.partition(": ")[2].split()
+    assert name == "backbone.name=vit_base_patch16_224.augreg_in21k"
+    recipe = read_recipe("ease_code/ease-cub200", [name, *overrides])
+    assert (recipe.method.others_weight, recipe.method.backbone_weight) == (0.05, 0.0)  # type: ignore[attr-defined]
+    assert (recipe.fit.learning_rate, recipe.fit.batch_size) == (0.008, 32)
+    usual = {"others_weight": 0.005, "backbone_weight": 1.0}
+    changed = {"others_weight": 0.05, "backbone_weight": 0.0}
+    for backbone, options, acc in (("_ft_in1k", usual, 85.67), ("", changed, 86.81)):
+        run = result(f"vit_base_patch16_224.augreg_in21k{backbone}", source="cub200", tasks=20, tested=2358 // 20 * 20)
+        run.tasks[0]["test"] += 2358 % 20
+        for each, shown in ((options, [acc]), ({"others_weight": 0.3, "backbone_weight": 1.0}, [])):
+            run.metrics.recipe["method"] = {"name": "ease", **each}
+            metrics = run.metrics.model_copy(update={"method": "ease", "variant": None})
+            assert [number.acc for number in published.beside([replace(run, metrics=metrics)])[0]] == shown
 
 
 def test_uneven_tasks_are_another_protocol() -> None:

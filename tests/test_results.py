@@ -569,6 +569,22 @@ def test_a_run_that_is_no_good_can_be_left_out_of_many(tmp_path: Path) -> None:
         find_runs([tmp_path / "foreign"], left_out=lines.append)
 
 
+def test_a_run_that_has_learned_nothing_yet_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    """Else two of three seeds would look like two seeds. A manifest of that name alone is no run."""
+    for name in ("good", "begun"):
+        folder = run_folder(tmp_path / name)
+        folder.stream.touch()
+        folder.recipe.touch()
+    (tmp_path / "begun" / "metrics.json").unlink()
+    (tmp_path / "manifests").mkdir()
+    (tmp_path / "manifests" / "stream.jsonl").touch()
+    lines: list[str] = []
+    assert [run.path for run in find_runs([tmp_path], left_out=lines.append)] == [tmp_path / "good"]
+    assert lines == [
+        f"{tmp_path}/begun: it has begun, and there is no metrics.json: no task is learned; --resume goes on with it"
+    ]
+
+
 def test_everything_wrong_with_many_runs_is_said_at_once(tmp_path: Path) -> None:
     run_folder(tmp_path / "good")
     (tmp_path / "empty").mkdir()

@@ -288,6 +288,14 @@ def test_the_examples_can_begin(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert {each.name.partition(":")[0] for each in plan.methods} == set(method_names()) - ablations
 
 
+def test_no_row_has_the_seed_of_a_search(written: Written) -> None:
+    told = problems(written(search={"space": RATES}, seeds=[0, 1000]))
+    assert "seeds: 1000: a search trains with it, whose settings would suit that row; give another, or search" in told
+    own = {"method": "lora", "search": {"seed": 3}}
+    assert "seeds: 3: " in problems(written(methods=["joint", own], search={"space": RATES}, seeds=[2, 3]))
+    read_plan(written(search={"space": RATES, "seed": 5}, seeds=[0, 1000]))
+
+
 @pytest.mark.parametrize("title", ["", " of old", "two\nlines"])
 def test_a_title_is_a_line(written: Written, title: str) -> None:
     with pytest.raises(LoricaError, match="title"):

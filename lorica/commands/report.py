@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -56,7 +57,12 @@ def report(
     from lorica.results import find_runs
 
     targets = _targets(out, form)
-    found = Report.of(find_runs(runs, left_out=left_out), against=against)
+    missing: list[str] = []
+    results = find_runs(runs, left_out=missing.append)
+    for line in missing:
+        left_out(line)
+    found = Report.of(results, against=against)
+    found = replace(found, remarks=[*found.remarks, *(f"Left out: {line}." for line in missing)])
     if targets is None:
         assert form
         console.out(to_text(found, form.value), end="", highlight=False)

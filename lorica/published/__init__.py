@@ -6,7 +6,8 @@
 
 A number is shown beside a run where the protocol is the same: the benchmark with all its classes, the number of tasks,
 the checkpoint and the size of its input. ImageNet-21k weights and those that were tuned on ImageNet-1k afterwards are
-different backbones.
+different backbones. What else differs, or cannot be known to be the same, `remarks` say: a file of weights that has
+the name of a checkpoint, how inputs are normalised, the split of ImageNet-R.
 
 Nothing here imports torch.
 """
@@ -17,11 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import zip_longest
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from lorica.nested import flatten
 from lorica.results import DEFAULT_VARIANTS, Result
 
 CLASSES = {
@@ -49,6 +52,9 @@ _TESTED = {
     "vtab": 8_619,
 }
 """Test samples of the splits that the numbers are of: of CUB's, the archive's, and not the official one's."""
+
+_DIVIDED = ("imagenet_r",)
+"""Benchmarks of which several splits with equally many images are in use, so that no count tells them apart."""
 
 # what a method does where neither a number's source nor a run says otherwise; an ablation has no published number
 _WHOLE = {"distillation": True, "block_weights": True, "tuning": "adapter", "normalised": True}
@@ -98,9 +104,11 @@ class _Tuned(_Section):
 
 
 class _OnBenchmark(_Tuned):
-    """`tasks`: the numbers of tasks that are reported, the recipe's own first."""
+    """`tasks`: the numbers of tasks that are reported, the recipe's own first; `others`: what is otherwise with other
+    checkpoints."""
 
     tasks: Annotated[list[int], Field(min_length=1)]
+    others: dict[str, _Tuned] = {}
 
 
 class _OfMethod(_Tuned):
@@ -130,7 +138,7 @@ class Source(_Section):
         seeds: how many each number is a mean over; None where that is not stated.
         variants: which reading of a method a number is of, where the method has several.
         numbers: Acc and AAA, percent, by benchmark, number of tasks and method; `others`: the same with other
-            checkpoints.
+            checkpoints; `spreads`: of some of `numbers`, in the same form, their standard errors over the seeds.
         where: the table of a benchmark, or of a method.
         remarks: what to know of all of it.
     """
@@ -145,6 +153,7 @@ class Source(_Section):
     variants: dict[str, str]
     numbers: _Numbers
     others: dict[str, _Numbers] = {}
+    spreads: _Numbers = {}
     where: dict[str, str]
     remarks: list[str]
     recipes: _Recipes | None = None
@@ -156,7 +165,8 @@ class Source(_Section):
 
 @dataclass(frozen=True)
 class Number:
-    """What one source reports of a method: `acc` and `aaa` in percent, `aaa` None where only the end is reported."""
+    """What one source reports of a method: `acc` and `aaa` in percent, `aaa` None where only the end is reported;
+    `errors`: their standard errors, where they are known."""
 
     method: str
     variant: str | None
@@ -167,11 +177,22 @@ class Number:
     aaa: float | None
     where: str
     source: Source
+    errors: tuple[float, ...] = ()
 
     @property
     def shown(self) -> str:
-        """As a cell of a table: "77.3 / 82.0"."""
-        return f"{self.acc:.1f}" + ("" if self.aaa is None else f" / {self.aaa:.1f}")
+        """As a cell of a table: "77.3 / 82.0", "16.3 ± 7.9 / 30.0 ± 13.2" where standard errors are known."""
+        return " / ".join(self._written(".1f"))
+
+    def _written(self, form: str) -> Iterator[str]:
+        for value, error in zip_longest((self.acc, self.aaa), self.errors):
+            if value is not None:
+                yield f"{value:{form}}" + ("" if error is None else f" ± {error:{form}}")
+
+    @property
+    def stated(self) -> str:
+        """As it is reported, by name: "Acc / AAA 77.34 / 82.04 %"."""
+        return f"{'Acc' if self.aaa is None else 'Acc / AAA'} {' / '.join(self._written('g'))} %"
 
 
 @cache
@@ -206,6 +227,7 @@ def numbers() -> Sequence[Number]:
             values[1] if len(values) > 1 else None,
             source.where.get(method, source.where[benchmark]),
             source,
+            () if backbone else tuple(source.spreads.get(benchmark, {}).get(tasks, {}).get(method, ())),
         )
         for source in sources().values()
         for backbone, reported in {None: source.numbers, **source.others}.items()
@@ -250,7 +272,8 @@ def _is_of(number: Number, options: Mapping[str, Any]) -> bool:
     recipes, said = number.source.recipes, dict[str, Any]()
     if recipes and number.method in recipes.methods and number.benchmark in recipes.benchmarks:
         on, of = recipes.benchmarks[number.benchmark], recipes.methods[number.method]
-        for layer in (recipes.common, on, of, of.differs.get(number.benchmark, _Tuned())):
+        changed = (of.differs.get(number.benchmark, _Tuned()), on.others.get(number.backbone, _Tuned()))
+        for layer in (recipes.common, on, of, *changed):
             said |= layer.method
     wanted = {key: value for key, value in (_WHOLE | said).items() if key not in _STARTS and key in options}
     return all(options[key] == value for key, value in wanted.items())
@@ -263,9 +286,10 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
         shown, refused = beside(runs)
         for number in shown:
             seeds = _seeds(number.source)
+            error = " with standard errors" if number.errors else ""
             lines.append(
-                f"Published, {number.method}: {number.shown} ({number.source.venue}, {number.where}; {seeds}; "
-                f"mean over {number.source.averaged_over})."
+                f"Published, {number.method}: {number.shown} ({number.source.venue}, {number.where}; {seeds}{error}; "
+                f"mean over {number.source.averaged_over}).{''.join(_doubts(number, runs))}"
             )
         own = (runs[0].recipe.get("backbone") or {}).get("name")
         size = (runs[0].recipe.get("backbone") or {}).get("image_size")
@@ -276,6 +300,20 @@ def remarks(rows: Sequence[Sequence[Result]]) -> list[str]:
             for number in refused
         ]
     return list(dict.fromkeys(lines))
+
+
+def _doubts(number: Number, runs: Sequence[Result]) -> Iterator[str]:
+    """Sentences on what a number and the runs beside it are not known to share, or do not."""
+    backbones: list[Mapping[str, Any]] = [run.recipe.get("backbone") or {} for run in runs]
+    if any(backbone.get("weights") for backbone in backbones):
+        yield f" Ours has weights from a file; whether they are {number.backbone} is not known."
+    recipes = number.source.recipes
+    theirs = recipes.common.backbone.get("normalisation") if recipes else None
+    ours = [backbone.get("normalisation") for backbone in backbones]
+    if others := sorted({each for each in ours if theirs and each not in (None, theirs)}):
+        yield f" Its inputs have backbone.normalisation={theirs}, ours {' and '.join(others)}."
+    if number.benchmark in _DIVIDED:
+        yield f" {_TITLES[number.benchmark]} is divided in several ways; whether it is ours there is not known."
 
 
 def recipe_names() -> dict[str, str]:
@@ -369,9 +407,12 @@ def _expected(source: Source, method: str, benchmark: str, lengths: Sequence[int
     for number in sorted(found, key=lambda number: lengths.index(number.tasks) if number.tasks in lengths else 99):
         reading = "" if variant in DEFAULT_VARIANTS else f", {variant}"
         other = "" if number.backbone == source.backbone_on(benchmark) else f", with {number.backbone}"
-        stated = f"Acc {number.acc:g} %" if number.aaa is None else f"Acc / AAA {number.acc:g} / {number.aaa:g} %"
-        yield f"Expected in {number.tasks} tasks: {stated} ({number.where}{of}{reading}{other})"
+        yield f"Expected in {number.tasks} tasks: {number.stated} ({number.where}{of}{reading}{other})"
     if not found:
         yield "Expected: no number of it is in lorica/published"
     for tasks in lengths[1:]:
         yield f"In {tasks} tasks: stream.tasks={tasks}"
+    assert source.recipes
+    for backbone, tuned in source.recipes.benchmarks[benchmark].others.items():
+        changes = {"backbone.name": backbone, **dict(flatten(tuned.sections))}
+        yield f"With {backbone}: {' '.join(f'{key}={value}' for key, value in changes.items())}"

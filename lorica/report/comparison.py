@@ -11,7 +11,7 @@ one is expected to exclude 0 by chance.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
@@ -45,8 +45,16 @@ class Difference:
 def compare(rows: Sequence[Row], against: Row | None = None) -> list[Difference]:
     """The differences of every two rows that have a pair of runs, the earlier one minus the later one; or, `against`
     one of them, of each other one minus that."""
-    pairs = combinations(rows, 2) if against is None else ((row, against) for row in rows if row is not against)
-    return [found for row, other in pairs if (found := difference(row, other))]
+    return [found for row, other in _in_twos(rows, against) if (found := difference(row, other))]
+
+
+def without_pairs(rows: Sequence[Row], against: Row | None = None) -> list[tuple[Row, Row]]:
+    """Two rows each that `compare` would compare, if they had a pair of runs."""
+    return [(row, other) for row, other in _in_twos(rows, against) if not difference(row, other)]
+
+
+def _in_twos(rows: Sequence[Row], against: Row | None) -> Iterable[tuple[Row, Row]]:
+    return combinations(rows, 2) if against is None else [(row, against) for row in rows if row is not against]
 
 
 def named(rows: Sequence[Row], name: str) -> Row | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from lorica.errors import LoricaError
 from lorica.metrics import MEASURES
 from lorica.nested import flatten
 from lorica.ownership import TIDY
-from lorica.report.comparison import ORDER, Difference, benchmark_of, compare, named
+from lorica.report.comparison import ORDER, Difference, benchmark_of, compare, named, without_pairs
 from lorica.report.tables import Row, Spread, compact, escaped, notes, summarise, to_latex, to_markdown
 from lorica.results import COSTS, Result
 
@@ -54,6 +55,12 @@ EXPLAINED = (
     "Differences are over pairs of runs that share seed, class order, data and weights, with 95 % intervals for one "
     "comparison each; a single pair has none.",
 )
+
+
+_NAMED = 10  # comparisons that cannot be made
+
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+"""Before a number; a hyphen, which LaTeX would set, is shorter."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +103,15 @@ class Report:
         for run in results:
             groups.setdefault(benchmark_of(run), []).append(run)
         titles = [_title(runs[0]) for runs in groups.values()]
-        benchmarks, labels = [], list[str]()
+        benchmarks, labels, apart = [], list[str](), list[str]()
         for runs, title in zip(groups.values(), titles, strict=True):
             rows = summarise(runs, over=(ORDER,))
             labels += [row.label for row in rows]
             told = f" ({contents_of(runs[0])})" if titles.count(title) > 1 else ""
             rival = None if against is None else named(rows, against)
             differences = compare(rows, rival) if rival or against is None else []
+            if rival or against is None:
+                apart += [f"{row.label} − {other.label}" for row, other in without_pairs(rows, rival)]
             benchmarks.append(Benchmark(title + told, rows, differences, rival, runs))
         if against is not None and not any(each.against for each in benchmarks):
             known = ", ".join(dict.fromkeys(map(repr, labels))) or "none: no run is complete"
@@ -110,6 +119,11 @@ class Report:
         remarks = [
             line for runs in groups.values() for line in notes([run for run in runs if run.complete], over=(ORDER,))
         ]
+        if apart:
+            more = f" and {len(apart) - _NAMED} others" if len(apart) > _NAMED else ""
+            remarks.append(
+                f"Not compared, since no two runs share the seed and the order: {', '.join(apart[:_NAMED])}{more}."
+            )
         return cls(benchmarks, remarks, {**_BY_SAMPLE, **(columns or {})})
 
 
@@ -163,7 +177,8 @@ def _latex(report: Report) -> Iterator[str]:
             yield rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}"
             yield r"\toprule"
             for number, line in enumerate((header, *body)):
-                yield " & ".join(escaped(cell).replace("–", "--").replace("−", "$-$") for cell in line) + r" \\"
+                signed = (_MINUS.sub("−", cell) for cell in line[1:])  # the first is a name
+                yield " & ".join(map(escaped, (line[0], *signed))) + r" \\"
                 if number == 0:
                     yield r"\midrule"
             yield r"\bottomrule"

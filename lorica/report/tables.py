@@ -51,7 +51,17 @@ PUBLISHED = "Published Acc / AAA"
 _WIDE = 112
 """Columns of a terminal from which on a row with a variant in its name takes one line."""
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "[": "{[}",
+    "*": "{*}",
+}
+"""What LaTeX has for a character. A bracket or a star that begins a cell would belong to the line before it."""
 
 
 @dataclass(frozen=True)
@@ -163,13 +173,7 @@ def summarise(
     for key, runs in groups.items():
         method, label, extra, tasks, classes, settings = key
         stream = "" if one_stream else f"{len(classes)} classes in {tasks} tasks"
-        rivals = [dict(other[5]) for other in groups if other[:5] == key[:5]]
-        # what most of them share goes without saying: one row is the method, the others what was changed in it
-        told_apart = [
-            f"{name}={value}"
-            for name, value in settings
-            if sum(rival.get(name) == value for rival in rivals) <= len(rivals) / 2
-        ]
+        told_apart = _told_apart(dict(settings), [dict(other[5]) for other in groups if other[:5] == key[:5]])
         rows.append(
             Row(
                 label=", ".join(filter(None, (label, extra, *told_apart, stream))),
@@ -186,6 +190,19 @@ def summarise(
     if sort:
         rows.sort(key=lambda row: row.spreads[sort].mean, reverse=not MEASURES[sort].lower_is_better)
     return rows
+
+
+def _told_apart(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> list[str]:
+    """In which settings a row is not as most of its rivals, of which it is one; no two of them say the same.
+
+    What most of them share goes without saying: one row is the method, the others what was changed in it. A run older
+    than a key does not have it.
+    """
+    half = len(rivals) / 2
+    names = dict.fromkeys(name for rival in rivals for name in rival)
+    return [
+        f"{name}={value}" for name, value in own.items() if sum(rival.get(name) == value for rival in rivals) <= half
+    ] + [f"without {name}" for name in names if name not in own and sum(name not in rival for rival in rivals) < half]
 
 
 def notes(
@@ -306,7 +323,10 @@ def to_latex(
     `to_markdown`."""
     header, *body = _cells(rows, r"\pm", "--", error=error)
     costs = 2 + len(_headings(rows))
-    lines = [[escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *line[costs:]] for line in body]
+    lines = [
+        [escaped(line[0]), line[1], *(f"${cell}$" for cell in line[2:costs]), *map(escaped, line[costs:])]
+        for line in body
+    ]
     for heading, cell in (columns or {}).items():
         header.append(escaped(heading))
         for row, line in zip(rows, lines, strict=True):
@@ -401,4 +421,4 @@ def _name(run: Result) -> str:
 
 def escaped(text: str) -> str:
     """A text as LaTeX shows it."""
-    return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)
+    return re.sub(r"[\\~^&%$#_{}±–−]|^[\[*]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)

@@ -204,6 +204,13 @@ class Sweep(Section):
         names = [slug(entry.title) for entry in self.methods]
         if twice := {entry.title for entry in self.methods if names.count(slug(entry.title)) > 1}:
             raise ValueError(f"methods: {', '.join(sorted(twice))}: there more than once; give each a name")
+        searches = [self.search, *(entry.search for entry in self.methods)]
+        if twice := {each.seed for each in searches if each} & set(self.seeds):
+            told = ", ".join(map(str, sorted(twice)))
+            raise ValueError(
+                f"seeds: {told}: a search trains with it, whose settings would suit that row; give another, or "
+                "search.seed"
+            )
         if unknown := set(self.drawn or ()) - {entry.title for entry in self.methods}:
             raise ValueError(f"drawn: {', '.join(sorted(unknown))}: not among the methods")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,3 +89,17 @@ def test_a_run_whose_files_are_no_good_is_named(lorica: Lorica, finished_run: Re
     assert code == 0
     assert "| sd_lora | 1 |" in out
     assert said.startswith("left out: runs/bad/metrics.json: lacks ")
+    assert "\nLeft out: runs/bad/metrics.json: lacks " in out
+
+
+def test_a_run_without_a_task_is_named_in_the_report(lorica: Lorica, finished_run: Result, tmp_path: Path) -> None:
+    assert finished_run.path is not None
+    for name in ("good", "begun"):
+        shutil.copytree(finished_run.path, tmp_path / "runs" / name)
+    (tmp_path / "runs" / "begun" / "metrics.json").unlink()
+    code, _, said = lorica("runs", "--out", "paper")
+    assert code == 0
+    words = "runs/begun: it has begun, and there is no metrics.json: no task is learned"
+    assert said.startswith(f"left out: {words}")
+    for ending in ("html", "md", "tex"):
+        assert f"Left out: {words}" in (tmp_path / "paper" / f"report.{ending}").read_text()

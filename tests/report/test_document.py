@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,4 +109,32 @@ def test_latex_has_only_characters_that_it_takes(two_seeds: list[Result], make_r
     assert r"sd\_lora $-$ 50\% \& more\_ & 1 &" in text
     body = [line for line in text.splitlines() if not line.startswith("%")]
     assert not any("−" in line or "–" in line for line in body)
+    assert not any("±" in line for line in body)
+    assert r"& $70.0 \pm 14.1$ &" in text
+    assert r"& 70.0 $\pm$ 14.1 &" in text  # by sample
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+
+
+def test_rows_without_a_pair_are_named(make_run: MakeRun) -> None:
+    """They stand in one table, and nothing says that one is better by so much."""
+    runs = [make_run([[0.5]], method, seed=seed) for method, seed in (("lora", 0), ("lora", 1), ("joint", 1))]
+    assert not any("Not compared" in line for line in Report.of(runs).remarks)
+    report = Report.of([*runs, make_run([[0.5]], "o_lora", seed=2)])
+    words = "Not compared, since no two runs share the seed and the order: "
+    assert report.remarks == [f"{words}lora − o_lora, joint − o_lora."]
+    assert f"{words}lora − o_lora, joint" in to_text(report, "markdown")
+    assert Report.of(runs[1:], against="lora").remarks == []
+    (line,) = Report.of([make_run([[0.5]], "lora", seed=9), *runs[2:]], against="joint").remarks
+    assert line == f"{words}lora − joint."
+    many = Report.of([make_run([[0.5]], f"m{seed}", seed=seed) for seed in range(6)])
+    assert many.remarks[0].endswith(" and 5 others.")
+
+
+def test_latex_takes_no_name_for_a_command(two_seeds: list[Result], make_run: MakeRun) -> None:
+    """After a line's end a bracket would be its height, and a star its kind; a minus is longer than a hyphen."""
+    partial = [make_run([[0.25]], tasks=2, path=Path(f"{each}-1"), seed=4) for each in "[*"]
+    text = to_text(Report.of([*two_seeds, *partial], against="sd_lora"), "latex")
+    assert "\n{[}-1 & 4 & 1 of 2 tasks & 25.0 \\\\\n{*}-1 & 4 &" in text
+    (line,) = (line for line in text.splitlines() if line.startswith(r"o\_lora $-$ sd\_lora & "))
+    assert " $-$" in line.partition(" & ")[2]
+    assert not re.search(r"(?<![\w$])-\d", line)

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,26 @@ def test_an_ablation_is_named_by_what_it_changes(make_run: MakeRun) -> None:
     usual = {"name": "sd_lora", "rank": 10, "reset": False}
     runs = [make_run([[0.5]], recipe={"method": usual | changed}) for changed in ({}, {"rank": 4}, {"reset": True})]
     assert [row.label for row in summarise(runs)] == ["sd_lora", "sd_lora, method.rank=4", "sd_lora, method.reset=True"]
+
+
+def test_no_two_rows_have_one_label(make_run: MakeRun) -> None:
+    """Also where some runs are older than a key, and do not have it."""
+    kinds = [
+        {key: value for key, value in {"a": a, "b": b}.items() if value} for a, b in product(("", "1", "2"), repeat=2)
+    ]
+    for some in product(kinds, repeat=3):
+        labels = [row.label for row in summarise([make_run([[0.5]], recipe={"fit": kind}) for kind in some])]
+        assert len(set(labels)) == len(labels) == len({str(kind) for kind in some})
+
+
+def test_a_run_older_than_a_key_is_told_apart(make_run: MakeRun) -> None:
+    recipes = [{"fit": {"rate": "1", "precision": "fp32"}}, {"fit": {"rate": "2", "precision": "fp32"}}]
+    runs = [make_run([[0.5]], recipe=recipe) for recipe in [*recipes, {"fit": {"rate": "1"}}]]
+    assert [row.label for row in summarise(runs)] == [
+        "sd_lora",
+        "sd_lora, fit.rate=2",
+        "sd_lora, without fit.precision",
+    ]
 
 
 def test_standard_errors_in_place_of_deviations(make_run: MakeRun) -> None:
