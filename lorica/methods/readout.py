@@ -214,7 +214,8 @@ class Readout(Method):
     def _align(self, head: AlignedHead, context: Context) -> None:
         """Trains the head on draws, from where the method's own one is, if that reads these features."""
         own = self.learner.classifier()
-        if own is not None and self.layers in (None, Classifier(*own).layers):
+        read = own and Classifier(*own).layers
+        if own is not None and (self.layers == read or (self.layers is None and self.reads_encoder())):
             head.start(*own[:2])
             if context.task.index == 0:  # whose head has no others to be aligned with
                 return

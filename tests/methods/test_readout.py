@@ -222,6 +222,20 @@ def test_without_a_linear_head_of_these_features_alignment_starts_at_the_means(
     np.testing.assert_allclose(method.alignment.bias.numpy(), -rows @ centre, atol=1e-3)
 
 
+def test_where_features_are_projected_alignment_does_not_start_at_a_head_of_wider_ones(tiny_encoder, stream) -> None:
+    """RoLDA's classifier has the projection in it, and reads what the encoder gives."""
+    options = {"enough": 1, "passes": 1, "rank": 2, "width": 48}
+    method = learned("rolda", tiny_encoder(), stream, "aligned", 2, **options)
+    assert method.alignment.weight.shape == (4, 48)
+    assert method.classifier() is None
+    batch = images_of(stream, 0, 1)
+    assert (method.predict(batch.inputs).argmax(dim=1) == batch.labels).float().mean() > 0.8
+    first = built("rolda", tiny_encoder(), "aligned", 2, **options)  # of the encoder's own features it does
+    first.grow(stream.tasks[0])
+    assert aligning(first, stream.tasks[0], images_of(stream, 0)) == []
+    assert torch.equal(first.alignment.weight, first.learner.classifier().weight)
+
+
 def test_alignment_is_of_the_head_alone_and_tells_tasks_apart(tiny_encoder, stream) -> None:
     """Heads that never saw each other's classes; draws are the same in each run, and the method's own head is as it
     was."""
