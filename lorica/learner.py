@@ -787,7 +787,7 @@ class Learner:
         by_likeness = {likeness(name): number for number, name in enumerate(album_names)}
         labels = torch.tensor([by_likeness[likeness(arrival.names[each])] for each in own.tolist()])
         old, live = album.live, sorted({*album.live, *task.classes})
-        if problems := list(type(method).misfits(self._recipe.method, [*checkpoints.learned_tasks, task])):
+        if problems := list(method.misfits(self._recipe.method, [*checkpoints.learned_tasks, task])):
             raise LoricaError(problems)
 
         reader = build_reader(self._recipe, method.encoder)

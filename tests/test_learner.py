@@ -664,6 +664,15 @@ def test_a_file_of_the_users_stays(name: str, recipe: Values, tmp_path: Path) ->
     assert files_of(tmp_path) == before
 
 
+@pytest.mark.parametrize("readout", ["head", "discriminant"])
+def test_what_a_method_cannot_learn_is_refused_however_it_is_read(readout: str, recipe: Values) -> None:
+    learner = Learner(recipe=recipe | {"method": METHODS["sd_lora"], "evaluate": {"readout": readout}})
+    learner.learn(of_classes(0, 1))
+    with pytest.raises(LoricaError, match=r"method\.cross_entropy: task 2 has a single class"):
+        learner.learn(of_classes(2))
+    assert len(learner.class_names) == 2
+
+
 def test_files_beside_the_models_are_left_alone(recipe: Values, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("my own")
     learner = Learner(tmp_path, recipe=recipe)

@@ -103,7 +103,11 @@ class Readout(Method):
         )
         own = (PLACES[kind],) if kind != "prototypes" or drift != "none" else ()
         self.rewritten = (*own, *(f"learner.{name}" for name in learner.rewritten))  # pyright: ignore[reportAttributeAccessIssue]
-        self.undivided, self.unshared = learner.undivided, learner.unshared  # pyright: ignore[reportAttributeAccessIssue]
+        self.misfits, self.undivided, self.unshared = (  # pyright: ignore[reportAttributeAccessIssue]
+            learner.misfits,
+            learner.undivided,
+            learner.unshared,
+        )
         self._until_begun: list[Method] = []  # the method as it was before it grew, until the task begins
 
     @staticmethod

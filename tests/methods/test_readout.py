@@ -639,7 +639,7 @@ ANSWERED_BY_THE_READ_OUT = {
     "device": "of the encoder that both share",
     "variants": "asked of the method's class",
     "fit_defaults": "asked of the method's class",
-    "misfits": "asked of the method's class",
+    "misfits": "taken over from the method as it is made",
     "undivided": "taken over from the method as it is made",
     "unshared": "taken over from the method as it is made",
 }
