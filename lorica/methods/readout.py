@@ -109,6 +109,7 @@ class Readout(Method):
             learner.unshared,
         )
         self._until_begun: list[Method] = []  # the method as it was before it grew, until the task begins
+        self._aligning = False  # a head is trained, and the method is not
 
     @staticmethod
     def cannot_read(method: type[Method], kind: Kind, *, layers: int | None) -> Iterator[str]:
@@ -189,7 +190,9 @@ class Readout(Method):
         return self.learner.rate_factors()
 
     def edit_gradients(self) -> None:
-        self.learner.edit_gradients()
+        """The method's gradients are its own business, and those of the head that is being aligned are not."""
+        if not self._aligning:
+            self.learner.edit_gradients()
 
     def end_task(self, context: Context) -> None:
         self.learner.end_task(context)
@@ -230,7 +233,11 @@ class Readout(Method):
             yield {"alignment": F.cross_entropy(head.normalised(head(batch.inputs)), batch.labels)}
 
         data = PseudoFeatures(head, len(head.shares()), times=1)
-        context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)
+        self._aligning = True
+        try:
+            context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)
+        finally:
+            self._aligning = False
 
     @torch.no_grad()
     def _follow(self, after: Float[Tensor, "n features"], context: Context) -> None:

@@ -74,6 +74,7 @@ def images_of(stream: Stream, *tasks: int) -> Batch:
         ("ran_pac", "discriminant", {"layers": 2}),
         ("full_finetune", "aligned", {"drift": "affine"}),
         ("hide_prompt", "aligned", {}),
+        ("gumbel_cl_lora", "aligned", {}),
     ],
 )
 def test_training_is_the_methods_own(name, readout, options, tiny_encoder, stream) -> None:
@@ -83,6 +84,7 @@ def test_training_is_the_methods_own(name, readout, options, tiny_encoder, strea
     for key, value in plain.own_state().items():
         assert torch.equal(read.own_state()[f"learner.{key}"], value), key
     assert read.diagnostics() == plain.diagnostics()
+    assert read.structure() == plain.structure()  # steps that a method counts, among it
 
 
 def test_class_means(tiny_encoder, stream) -> None:
