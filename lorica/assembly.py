@@ -213,21 +213,9 @@ def build_stream(recipe: Recipe, source: Source, encoder: Encoder, *, shared: bo
 
 def _misfits(recipe: Recipe, stream: Stream, reader: Reader, *, shared: bool) -> Iterator[str]:
     """Why this method cannot learn this stream so, or not be read as the recipe says."""
-    if recipe.fit.augment not in reader.augmentations:
-        yield (
-            f"fit.augment: the backbone reads what cannot be augmented by {recipe.fit.augment}; use "
-            f"{' or '.join(reader.augmentations)}"
-        )
-    if recipe.data.max_tokens is not None and "max_tokens" not in reader.options:
-        yield "data.max_tokens: the backbone reads no texts; leave the key out"
+    yield from unsuited(recipe, reader, shared=shared)
     method = find_method(recipe.method.name)
     yield from method.misfits(recipe.method, [task for task, _ in arrivals(stream, method)])
-    for why in method.unshared(recipe.method) if shared else ():
-        yield f"{why}, and several processes have other batches than one; start a lone process"
-    for why in method.undivided(recipe.method) if recipe.fit.accumulate > 1 else ():
-        yield (
-            f"fit.accumulate: {why}, so that a batch cannot be computed in parts; leave it out, and use smaller batches"
-        )
     if recipe.data.evaluate_on == "validation":
         empty = [task.index + 1 for task in stream.tasks if not len(stream.validation(task))]
         if empty:
@@ -236,7 +224,25 @@ def _misfits(recipe: Recipe, stream: Stream, reader: Reader, *, shared: bool) ->
                 f"{empty[0]} for one; "
                 f"{'give the manifest some' if recipe.stream.manifest else 'raise data.validation_fraction'}"
             )
-    evaluate = recipe.evaluate
+
+
+def unsuited(recipe: Recipe, reader: Reader, *, shared: bool = False) -> Iterator[str]:
+    """Why nothing can be learned as the recipe says, or its method not be read so, whatever there is to be learned; in
+    several processes, if it is `shared`."""
+    if recipe.fit.augment not in reader.augmentations:
+        yield (
+            f"fit.augment: the backbone reads what cannot be augmented by {recipe.fit.augment}; use "
+            f"{' or '.join(reader.augmentations)}"
+        )
+    if recipe.data.max_tokens is not None and "max_tokens" not in reader.options:
+        yield "data.max_tokens: the backbone reads no texts; leave the key out"
+    method, evaluate = find_method(recipe.method.name), recipe.evaluate
+    for why in method.unshared(recipe.method) if shared else ():
+        yield f"{why}, and several processes have other batches than one; start a lone process"
+    for why in method.undivided(recipe.method) if recipe.fit.accumulate > 1 else ():
+        yield (
+            f"fit.accumulate: {why}, so that a batch cannot be computed in parts; leave it out, and use smaller batches"
+        )
     if evaluate.readout != "head":
         yield from Readout.cannot_read(method, evaluate.readout, layers=evaluate.layers)
 

@@ -38,7 +38,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from lorica.arrivals import Arrival, arrivals_of
-from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe
+from lorica.assembly import build_model, build_reader, machine_facts, saved_recipe, unsuited
 from lorica.backbones import load_backbone, modality_of
 from lorica.calibration import Calibration
 from lorica.calibration import fit as calibrated
@@ -787,10 +787,11 @@ class Learner:
         by_likeness = {likeness(name): number for number, name in enumerate(album_names)}
         labels = torch.tensor([by_likeness[likeness(arrival.names[each])] for each in own.tolist()])
         old, live = album.live, sorted({*album.live, *task.classes})
-        if problems := list(type(method).misfits(self._recipe.method, [*checkpoints.learned_tasks, task])):
+        reader = build_reader(self._recipe, method.encoder)
+        tasks = [*checkpoints.learned_tasks, task]
+        if problems := [*unsuited(self._recipe, reader), *method.misfits(self._recipe.method, tasks)]:
             raise LoricaError(problems)
 
-        reader = build_reader(self._recipe, method.encoder)
         opened = reader.open(arrival.samples, int(self._recipe.data.cache_gib * 2**30))
         for remark in remarks(opened.facts):
             reporter.say(remark)

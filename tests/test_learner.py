@@ -654,6 +654,23 @@ def test_a_models_place_is_not_a_runs(finished_run: Result, recipe: Values, tmp_
     assert files_of(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"method": {"name": "ease"}, "evaluate": {"readout": "ridge"}}, r"evaluate\.readout: ease gives no features"),
+        ({"evaluate": {"readout": "discriminant"}}, r"evaluate\.readout: rolda predicts by discriminant of these"),
+        ({"method": {"name": "cl_lora"}, "fit": {"accumulate": 2}}, r"fit\.accumulate: .* cannot be computed in parts"),
+        ({"data": {"max_tokens": 8}}, r"data\.max_tokens: the backbone reads no texts"),
+    ],
+)
+def test_what_a_run_refuses_of_its_recipe_a_model_does(
+    given: Values, message: str, recipe: Values, tmp_path: Path
+) -> None:
+    with pytest.raises(LoricaError, match=message):
+        Learner(tmp_path / "model", recipe=recipe | given).learn(of_classes(0, 1))
+    assert not (tmp_path / "model" / "recipe.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["recipe.yaml", "model.json", "history.jsonl", "checkpoints/task_0000.safetensors"])
 def test_a_file_of_the_users_stays(name: str, recipe: Values, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -662,6 +679,15 @@ def test_a_file_of_the_users_stays(name: str, recipe: Values, tmp_path: Path) ->
     with pytest.raises(LoricaError, match=r"is in the way and not lorica's"):
         Learner(tmp_path, recipe=recipe).learn(of_classes(0, 1))
     assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("readout", ["head", "discriminant"])
+def test_what_a_method_cannot_learn_is_refused_however_it_is_read(readout: str, recipe: Values) -> None:
+    learner = Learner(recipe=recipe | {"method": METHODS["sd_lora"], "evaluate": {"readout": readout}})
+    learner.learn(of_classes(0, 1))
+    with pytest.raises(LoricaError, match=r"method\.cross_entropy: task 2 has a single class"):
+        learner.learn(of_classes(2))
+    assert len(learner.class_names) == 2
 
 
 def test_files_beside_the_models_are_left_alone(recipe: Values, tmp_path: Path) -> None:

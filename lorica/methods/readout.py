@@ -103,8 +103,13 @@ class Readout(Method):
         )
         own = (PLACES[kind],) if kind != "prototypes" or drift != "none" else ()
         self.rewritten = (*own, *(f"learner.{name}" for name in learner.rewritten))  # pyright: ignore[reportAttributeAccessIssue]
-        self.undivided, self.unshared = learner.undivided, learner.unshared  # pyright: ignore[reportAttributeAccessIssue]
+        self.misfits, self.undivided, self.unshared = (  # pyright: ignore[reportAttributeAccessIssue]
+            learner.misfits,
+            learner.undivided,
+            learner.unshared,
+        )
         self._until_begun: list[Method] = []  # the method as it was before it grew, until the task begins
+        self._aligning = False  # a head is trained, and the method is not
 
     @staticmethod
     def cannot_read(method: type[Method], kind: Kind, *, layers: int | None) -> Iterator[str]:
@@ -185,7 +190,9 @@ class Readout(Method):
         return self.learner.rate_factors()
 
     def edit_gradients(self) -> None:
-        self.learner.edit_gradients()
+        """The method's gradients are its own business, and those of the head that is being aligned are not."""
+        if not self._aligning:
+            self.learner.edit_gradients()
 
     def end_task(self, context: Context) -> None:
         self.learner.end_task(context)
@@ -214,7 +221,8 @@ class Readout(Method):
     def _align(self, head: AlignedHead, context: Context) -> None:
         """Trains the head on draws, from where the method's own one is, if that reads these features."""
         own = self.learner.classifier()
-        if own is not None and self.layers in (None, Classifier(*own).layers):
+        read = own and Classifier(*own).layers
+        if own is not None and (self.layers == read or (self.layers is None and self.reads_encoder())):
             head.start(*own[:2])
             if context.task.index == 0:  # whose head has no others to be aligned with
                 return
@@ -225,7 +233,11 @@ class Readout(Method):
             yield {"alignment": F.cross_entropy(head.normalised(head(batch.inputs)), batch.labels)}
 
         data = PseudoFeatures(head, len(head.shares()), times=1)
-        context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)
+        self._aligning = True
+        try:
+            context.descend([head.weight, head.bias], ALIGNMENT_EPOCHS, losses=losses, data=data, **ALIGNMENT)
+        finally:
+            self._aligning = False
 
     @torch.no_grad()
     def _follow(self, after: Float[Tensor, "n features"], context: Context) -> None:

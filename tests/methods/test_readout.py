@@ -74,6 +74,7 @@ def images_of(stream: Stream, *tasks: int) -> Batch:
         ("ran_pac", "discriminant", {"layers": 2}),
         ("full_finetune", "aligned", {"drift": "affine"}),
         ("hide_prompt", "aligned", {}),
+        ("gumbel_cl_lora", "aligned", {}),
     ],
 )
 def test_training_is_the_methods_own(name, readout, options, tiny_encoder, stream) -> None:
@@ -83,6 +84,7 @@ def test_training_is_the_methods_own(name, readout, options, tiny_encoder, strea
     for key, value in plain.own_state().items():
         assert torch.equal(read.own_state()[f"learner.{key}"], value), key
     assert read.diagnostics() == plain.diagnostics()
+    assert read.structure() == plain.structure()  # steps that a method counts, among it
 
 
 def test_class_means(tiny_encoder, stream) -> None:
@@ -220,6 +222,20 @@ def test_without_a_linear_head_of_these_features_alignment_starts_at_the_means(
     rows = (means - centre) / np.linalg.norm(means - centre, axis=1, keepdims=True)
     np.testing.assert_allclose(method.alignment.weight.numpy(), rows, atol=1e-4)
     np.testing.assert_allclose(method.alignment.bias.numpy(), -rows @ centre, atol=1e-3)
+
+
+def test_where_features_are_projected_alignment_does_not_start_at_a_head_of_wider_ones(tiny_encoder, stream) -> None:
+    """RoLDA's classifier has the projection in it, and reads what the encoder gives."""
+    options = {"enough": 1, "passes": 1, "rank": 2, "width": 48}
+    method = learned("rolda", tiny_encoder(), stream, "aligned", 2, **options)
+    assert method.alignment.weight.shape == (4, 48)
+    assert method.classifier() is None
+    batch = images_of(stream, 0, 1)
+    assert (method.predict(batch.inputs).argmax(dim=1) == batch.labels).float().mean() > 0.8
+    first = built("rolda", tiny_encoder(), "aligned", 2, **options)  # of the encoder's own features it does
+    first.grow(stream.tasks[0])
+    assert aligning(first, stream.tasks[0], images_of(stream, 0)) == []
+    assert torch.equal(first.alignment.weight, first.learner.classifier().weight)
 
 
 def test_alignment_is_of_the_head_alone_and_tells_tasks_apart(tiny_encoder, stream) -> None:
@@ -625,7 +641,7 @@ ANSWERED_BY_THE_READ_OUT = {
     "device": "of the encoder that both share",
     "variants": "asked of the method's class",
     "fit_defaults": "asked of the method's class",
-    "misfits": "asked of the method's class",
+    "misfits": "taken over from the method as it is made",
     "undivided": "taken over from the method as it is made",
     "unshared": "taken over from the method as it is made",
 }
