@@ -467,7 +467,7 @@ def _updates(run: Result, parts: Assembly, reporter: Reporter, *, with_informati
 def _without_updates(run: Result) -> LoricaError:
     return LoricaError(
         f"{run.path}: {run.method} has no low-rank updates that merge into its backbone, or predicts with more than "
-        "those and a head; merge a run of sd_lora, o_lora, inf_lora or lora"
+        "those and a head; merge a run of sd_lora, o_lora, inf_lora, lora, or of rolda with adapt=always"
     )
 
 

@@ -138,7 +138,7 @@ def test_a_recipe_says_what_its_source_says(name: str) -> None:
     assert recipe.data.source == benchmark
     assert recipe.backbone.normalisation == "unit"
     assert recipe.backbone.name == published.sources()[source].backbone_on(benchmark)
-    assert recipe.method.name == ("full_finetune" if method == "slca" else method)
+    assert recipe.method.name == {"slca": "full_finetune", "sldc": "lora"}.get(method, method)
     assert recipe.method.name in method_names()
     assert (recipe.stream.seed is None) == (
         benchmark == "vtab" or source in ("inf_lora_code", "coda_prompt_code", "hide_prompt_code")
