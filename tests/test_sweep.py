@@ -788,12 +788,13 @@ def test_a_page_that_somebody_went_on_with_stays(written: Written, lorica: Calla
 
 
 def test_a_page_says_whose_settings_differ(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:
-    longer = {"method": "lora", "overrides": {"fit.epochs": 2}}
+    longer = {"method": "lora", "overrides": {"fit.epochs": 2, "stream.seed": 1}}
     file = written(methods=[longer, "sd_lora", "prototypes"], overrides={"fit.epochs": 1}, seeds=[0], out="mine")
     code, _, errors = lorica("sweep", file)
     assert code == 0, errors
     said = Path("mine.md").read_text()
-    assert all(part in said for part in ("1 (sd_lora)", "2 (lora)", ") epochs a task, batches of "))
+    assert all(part in said for part in ("1 (sd_lora", "2 (lora", ") epochs a task, batches of "))
+    assert " tasks, class order RandomState(1993) (prototypes, sd_lora), RandomState(1) (lora), backbone " in said
 
 
 def test_times_are_of_the_same_recipe(written: Written, lorica: Callable[..., tuple[int, str, str]]) -> None:

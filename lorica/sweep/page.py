@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from optuna.trial import TrialState
 from rich.table import Column, Table
 from rich.text import Text
@@ -158,15 +157,19 @@ def _draw(plan: Plan, results: Sequence[tuple[Method, Result]]) -> dict[str, str
 
 
 def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[str, str]) -> str:
-    run = next((row for row in rows if row.label == "sd_lora"), rows[0]).runs[0]
-    assert run.path is not None
-    settings = yaml.safe_load((run.path / "recipe.yaml").read_text())
-    environments = [json.loads((r.path / "environment.json").read_text()) for row in rows for r in row.runs if r.path]
-    machine = environments[0]
-    gpus = ", ".join(dict.fromkeys(each.get("gpu") or "no GPU" for each in environments))
+    environments = [_environment(run) for row in rows for run in row.runs]
+    machines = dict.fromkeys(
+        f"{each['cpu_count']} CPU cores ({each['machine']}), {each.get('gpu') or 'no GPU'}, torch {each['torch']}, "
+        f"timm {each['timm']}"
+        for each in environments
+    )
     commits = ", ".join(dict.fromkeys(map(_commit, environments)))
-    seed = settings["stream"]["seed"]
-    order = "of the source" if seed is None else f"RandomState({seed})"
+    trained = [row for row in rows if row.cost("trainable")]
+    epochs, sizes, kinds = (
+        _said(trained or rows, lambda run, key=key: str(run.recipe["fit"][key]))
+        for key in ("epochs", "batch_size", "augment")
+    )
+    rates = _said(trained, lambda run: "{optimizer} {learning_rate:g}".format(**run.recipe["fit"]), "; ")
     searched = [each.name for each in plan.methods if each.search]
     chosen = (
         f"Settings of {', '.join(searched)} were chosen on held-out training data: "
@@ -181,12 +184,10 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
         "",
         f"    {plan.command}",
         "",
-        f"{rows[0].classes} classes in {rows[0].tasks} {_kind_of_tasks(run)}, class order {order}, backbone "
-        f"{machine['backbone']['tag']}{_size(settings['backbone'])}, "
-        f"{_said(rows, 'epochs')} epochs a task, batches of {_said(rows, 'batch_size')}, augmentation: "
-        f"{_said(rows, 'augment')}. Optimiser and learning rate: {_rates(rows)}. "
-        f"Machine: {machine['cpu_count']} CPU cores ({machine['machine']}), {gpus}, "
-        f"torch {machine['torch']}, timm {machine['timm']}; lorica at {commits}.",
+        f"{_said(rows, _stream)}, class order {_said(rows, _order)}, backbone {_said(rows, _backbone)}, "
+        f"{epochs} epochs a task, batches of {sizes}, augmentation: {kinds}. "
+        f"Optimiser and learning rate: {rates or 'nothing is trained'}. "
+        f"Machine: {'; '.join(machines)}; lorica at {commits}.",
         "",
         chosen + table,
         *(f"![{title}]({stem}.png)" for title, stem in pictures.items()),
@@ -195,45 +196,46 @@ def _page(plan: Plan, rows: Sequence[tables.Row], table: str, pictures: Mapping[
     return "\n".join(lines)
 
 
-def _kind_of_tasks(run: Result) -> str:
+def _environment(run: Result) -> dict[str, Any]:
+    assert run.path is not None
+    return json.loads((run.path / "environment.json").read_text())
+
+
+def _said(rows: Sequence[tables.Row], of: Callable[[Result], str], between: str = ", ") -> str:
+    """What is so of the rows' runs, and where rows differ whose is which."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        found.setdefault(of(row.runs[0]), []).append(row.label)
+    if len(found) == 1:
+        return next(iter(found))
+    return between.join(f"{value} ({', '.join(labels)})" for value, labels in found.items())
+
+
+def _stream(run: Result) -> str:
     told = {"domain": "domains", "class_and_domain": "tasks of new classes and domains"}
-    kind = told.get(run.stream_by, "tasks")
-    return f"{kind} of a manifest" if run.recipe["stream"].get("manifest") else kind
+    kind = told.get(run.stream_by, "tasks") + (" of a manifest" if run.recipe["stream"].get("manifest") else "")
+    return f"{len({name for task in run.tasks for name in task['classes']})} classes in {len(run.tasks)} {kind}"
 
 
-def _size(backbone: Mapping[str, Any]) -> str:
-    """Of the images that it reads, if it reads images."""
+def _order(run: Result) -> str:
+    seed = run.recipe["stream"]["seed"]
+    return "of the source" if seed is None else f"RandomState({seed})"
+
+
+def _backbone(run: Result) -> str:
+    """Its tag, and the size of the images that it reads, if it reads images."""
     from lorica.backbones import modality_of  # with it comes torch
 
+    backbone, tag = run.recipe["backbone"], _environment(run)["backbone"]["tag"]
     if modality_of(backbone["name"]) != "images":
-        return ""
-    return f" at {backbone['image_size'] or 'its own number of'} pixels"
+        return tag
+    return f"{tag} at {backbone['image_size'] or 'its own number of'} pixels"
 
 
 def _commit(environment: Mapping[str, Any]) -> str:
     """Of lorica; runs of earlier versions know that of their working directory."""
     revision = environment.get("lorica_revision", environment["git_revision"])
     return revision[:7] if revision else str(environment["lorica"])
-
-
-def _said(rows: Sequence[tables.Row], key: str) -> str:
-    """The value of a key of `fit`, and where rows differ whose is which."""
-    trained = [row for row in rows if row.cost("trainable")] or rows
-    found = _by_value(trained, lambda fit: str(fit[key]))
-    return ", ".join(found if len(found) == 1 else (f"{value} ({', '.join(found[value])})" for value in found))
-
-
-def _rates(rows: Sequence[tables.Row]) -> str:
-    trained = [row for row in rows if row.cost("trainable")]
-    fits = _by_value(trained, lambda fit: f"{fit['optimizer']} {fit['learning_rate']:g}")
-    return "; ".join(f"{rate} ({', '.join(labels)})" for rate, labels in fits.items()) or "nothing is trained"
-
-
-def _by_value(rows: Sequence[tables.Row], of: Callable[[Mapping[str, Any]], str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for row in rows:
-        found.setdefault(of(row.runs[0].recipe["fit"]), []).append(row.label)
-    return found
 
 
 def _time(row: tables.Row, times: Mapping[str, float]) -> str:
