@@ -7,8 +7,9 @@ data.
 The trunk is adapted to the first task as RoLDA adapts it. Then each way goes on from there, in the same one pass a
 prediction: of every later task it makes a low-rank update of all projections, by the same loss on the same rotations. A
 fifth of each class's training images is held out (and those alone are tested); statistics of earlier classes stay, or
-follow the affine map fitted on the new task's images in four rotations. At the end all images are encoded again, which
-a learner without them could not do: the most that a trunk's discriminant can have.
+follow a map fitted on the new task's images in four rotations: affine, layer by layer, or the identity but for a few
+directions. At the end all images are encoded again, which a learner without them could not do: the most that a trunk's
+discriminant can have.
 
 It is a study of its own, in a ViT written out so that weights can be anything: augmentations are not the recipes' to
 the bit. Prints one JSON line for each way; `lorica run … method.name=rolda method.adapt=always` is what came of it.
@@ -38,6 +39,8 @@ from lorica.statistics import affine_drift
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RANK, RATE, SCALE, LAYERS, SEED = 10, 2e-3, 16.0, 5, 1000
+TOKEN = 192  # width of a token
+MAP_RANK = 64  # of a map that is the identity but for so many directions
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,11 @@ class Way:
             tasks.
         regression: after training the update D is the least squares of D x on the task's inputs and of 0, this many
             times, on earlier ones.
+        magnitudes: the first task's update stays, U diag(m) D, and tasks train m alone, one number for each direction
+            of each projection.
         negatives: moved means of earlier classes are further rows of the head.
+        pseudo: these rows train along, and this is the weight of the same loss on draws from earlier classes' Gaussians
+            (their moved means, the moved covariance that they share).
     """
 
     adapts: bool = True
@@ -83,7 +90,9 @@ class Way:
     distilled: float = 0.0
     projected: float = 0.0
     regression: float = 0.0
+    magnitudes: bool = False
     negatives: bool = False
+    pseudo: float = 0.0
 
 
 WAYS = {
@@ -99,7 +108,11 @@ WAYS = {
     "projected, 0.001": Way(projected=0.001),
     "regression, 1": Way(regression=1.0),
     "regression, 3": Way(regression=3.0),
+    "magnitudes": Way(magnitudes=True),
+    "magnitudes, averaged": Way(magnitudes=True, averaged=True),
     "negatives": Way(negatives=True),
+    "pseudo-features": Way(pseudo=1.0),
+    "pseudo-features, averaged": Way(pseudo=1.0, averaged=True),
     "negatives, distilled 10, projected 0.01": Way(negatives=True, distilled=10.0, projected=0.01),
 }
 
@@ -166,15 +179,25 @@ class Update:
     """U D for each weight, of q, k and v each its own."""
 
     def __init__(self, weights: list[Tensor]) -> None:
-        self.up, self.down = [], []
+        self.up, self.down, self.magnitudes = [], [], []
         for weight in weights:
             parts = 3 if weight.shape[0] == 3 * weight.shape[1] else 1
             down = torch.randn(parts, RANK, weight.shape[1], device=DEVICE) / math.sqrt(weight.shape[1])
             self.down.append(down.requires_grad_())
             self.up.append(torch.zeros(parts, weight.shape[0] // parts, RANK, device=DEVICE).requires_grad_())
 
+    def rest(self) -> None:
+        """From now on magnitudes are all that trains."""
+        self.magnitudes = [torch.ones_like(up[:, :1]).requires_grad_() for up in self.up]
+        for factor in (*self.up, *self.down):
+            factor.requires_grad_(False)
+
+    def trainable(self) -> list[Tensor]:
+        return self.magnitudes or self.up + self.down
+
     def dense(self, projections: list[Tensor] | None = None) -> list[Tensor]:
-        products = [(up @ down).flatten(0, 1) for up, down in zip(self.up, self.down, strict=True)]
+        ups = [up * m for up, m in zip(self.up, self.magnitudes, strict=True)] if self.magnitudes else self.up
+        products = [(up @ down).flatten(0, 1) for up, down in zip(ups, self.down, strict=True)]
         if projections is None:
             return products
         return [product @ projection for product, projection in zip(products, projections, strict=True)]
@@ -216,6 +239,13 @@ class Statistics:
 
     def nearest(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=1) @ F.normalize(self.means[self.seen], dim=1).T
+
+    def tokens(self) -> tuple[Tensor, Tensor]:
+        """Of the class token after the last block: means of the classes so far, and a factor of their covariance."""
+        own = slice(-2 * TOKEN, -TOKEN)
+        covariance = self.scatter[own, own] / (self.number - len(self.seen))
+        covariance = covariance + 1e-4 * torch.eye(TOKEN, device=DEVICE).double()
+        return self.means[self.seen][:, own].float(), torch.linalg.cholesky(covariance).float()
 
     def correct(self, scores: Tensor, labels: Tensor) -> float:
         return (torch.tensor(self.seen, device=DEVICE)[scores.argmax(1)] == labels).double().mean().item()
@@ -278,20 +308,24 @@ def train(
     labels: Tensor,
     stream: Stream,
     way: Way,
+    update: Update,
     *,
     projections: list[Tensor] | None = None,
-    negatives: Tensor | None = None,
+    earlier: tuple[Tensor, Tensor] | None = None,
 ) -> list[Tensor]:
-    """The update of one task, dense."""
+    """What one task changes in each weight; `update` is left trained. `earlier`: of earlier classes, `tokens`."""
     positions = torch.searchsorted(labels.unique(), labels)
-    update = Update(weights)
-    rows = torch.randn(4 * len(labels.unique()), 192, device=DEVICE)
+    rows = torch.randn(4 * len(labels.unique()), TOKEN, device=DEVICE)
     head = (0.2 * F.normalize(rows, dim=1)).requires_grad_()
+    old = None if earlier is None else earlier[0].clone().requires_grad_(way.pseudo > 0)
     passes = way.passes or stream.passes
     steps, step = passes * math.ceil(len(labels) / stream.batch), 0
-    groups = [{"params": update.up + update.down, "lr": way.rate * RATE}, {"params": [head], "lr": RATE}]
+    groups = [{"params": update.trainable(), "lr": way.rate * RATE}]
+    groups += [{"params": [head, *([old] if old is not None and way.pseudo else [])], "lr": RATE}]
     optimizer = torch.optim.Adam(groups, foreach=True)
     rates = [group["lr"] for group in optimizer.param_groups]
+    with torch.no_grad():
+        before = update.dense(projections)
     for _ in range(passes):
         for chosen in torch.randperm(len(labels), device=DEVICE).split(stream.batch):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -300,19 +334,27 @@ def train(
             batch = augmented(images[chosen], stream.augmentation)
             turns = torch.randint(4, (len(chosen),), device=DEVICE)
             batch = rotated(batch, turns)
-            changed = [weight + change for weight, change in zip(weights, update.dense(projections), strict=True)]
+            now = update.dense(projections)
+            changed = [w + new - start for w, new, start in zip(weights, now, before, strict=True)]
             token, features = vit(batch, changed)
-            every = head if negatives is None else torch.cat([head, negatives])
-            logits = SCALE * F.normalize(token, dim=1) @ F.normalize(every, dim=1).T
+            every = F.normalize(head if old is None else torch.cat([head, old]), dim=1)
+            logits = SCALE * F.normalize(token, dim=1) @ every.T
             loss = F.cross_entropy(logits, 4 * positions[chosen] + turns)
             if way.distilled:
                 with torch.no_grad():
-                    before = vit(batch, weights)[1]
-                loss = loss + way.distilled * (features - before).square().mean()
+                    features_before = vit(batch, weights)[1]
+                loss = loss + way.distilled * (features - features_before).square().mean()
+            if way.pseudo and earlier is not None:
+                means, factor = earlier
+                classes = torch.randint(len(means), (len(chosen),), device=DEVICE)
+                drawn = means[classes] + torch.randn(len(chosen), TOKEN, device=DEVICE) @ factor.T
+                logits = SCALE * F.normalize(drawn, dim=1) @ every.T
+                loss = loss + way.pseudo * F.cross_entropy(logits, len(head) + classes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-    return [change.detach() for change in update.dense(projections)]
+    with torch.no_grad():
+        return [new - start for new, start in zip(update.dense(projections), before, strict=True)]
 
 
 def learn(stream: Stream, way: Way, data: tuple[Tensor, Tensor, Tensor, Tensor], vit: ViT, tasks: int | None) -> dict:
@@ -320,18 +362,21 @@ def learn(stream: Stream, way: Way, data: tuple[Tensor, Tensor, Tensor, Tensor],
     torch.manual_seed(SEED)
     images, labels, held_images, held_labels = data
     classes, width = int(labels.max()) + 1, 2 * LAYERS * 192
-    stay, moved, widened = (Statistics(classes, width) for _ in range(3))
-    weights, earlier = vit.weights, None
-    found: dict[str, list[float]] = {name: [] for name in ("stay", "moved", "moved and widened", "moved means")}
+    _, moved, widened, by_layer, of_low_rank = every = [Statistics(classes, width) for _ in range(5)]
+    weights, earlier, first_update = vit.weights, None, Update(vit.weights)
+    names = ("stay", "moved", "moved and widened", "moved layer by layer", f"moved, rank {MAP_RANK}")
+    found: dict[str, list[float]] = {name: [] for name in (*names, "moved means")}
     for task in range(min(classes // stream.classes, tasks or classes)):
         first, stop = task * stream.classes, (task + 1) * stream.classes
         own = (labels >= first) & (labels < stop)
         x, y, before = images[own], labels[own], weights
         if task == 0:
-            changes = train(vit, weights, x, y, stream, Way())
+            changes = train(vit, weights, x, y, stream, Way(), first_update)
             weights = [weight + change for weight, change in zip(weights, changes, strict=True)]
+            first_update.rest()
         elif way.adapts:
-            weights = _adapted(vit, weights, x, y, stream, way, task, earlier, moved)
+            update = first_update if way.magnitudes else Update(weights)
+            weights = _adapted(vit, weights, x, y, stream, way, update, task, earlier, moved)
         if way.projected or way.regression:
             products = vit.products(x, weights)
             earlier = products if earlier is None else [a + b for a, b in zip(earlier, products, strict=True)]
@@ -342,11 +387,13 @@ def learn(stream: Stream, way: Way, data: tuple[Tensor, Tensor, Tensor, Tensor],
             weight, bias = affine_drift(old, new)
             moved.move(weight, bias)
             widened.move(weight, bias, _unexplained(old, new))
-        for statistics in (stay, moved, widened):
+            by_layer.move(*_layer_by_layer(old, new))
+            of_low_rank.move(*_of_low_rank(weight, old, new))
+        for statistics in every:
             statistics.add(features, y)
         seen = held_labels < stop
         tested, truth = vit.features(held_images[seen], weights), held_labels[seen]
-        for name, statistics in (("stay", stay), ("moved", moved), ("moved and widened", widened)):
+        for name, statistics in zip(names, every, strict=True):
             found[name].append(statistics.correct(statistics.discriminant(tested), truth))
         found["moved means"].append(moved.correct(moved.nearest(tested), truth))
     again, seen = Statistics(classes, width), labels < stop
@@ -366,11 +413,12 @@ def _adapted(
     y: Tensor,
     stream: Stream,
     way: Way,
+    update: Update,
     task: int,
     earlier: list[Tensor] | None,
     moved: Statistics,
 ) -> list[Tensor]:
-    projections = negatives = None
+    projections = None
     if way.projected:
         assert earlier is not None
         projections = [
@@ -380,9 +428,9 @@ def _adapted(
             ).float()
             for product in earlier
         ]
-    if way.negatives:
-        negatives = moved.means[moved.seen][:, -384:-192].float()  # of class tokens after the last block
-    changes = train(vit, weights, x, y, stream, way, projections=projections, negatives=negatives)
+    old = moved.tokens() if way.negatives or way.pseudo else None
+    starts = [magnitudes.detach().clone() for magnitudes in update.magnitudes]
+    changes = train(vit, weights, x, y, stream, way, update, projections=projections, earlier=old)
     if way.regression:
         assert earlier is not None
         trained = [weight + change for weight, change in zip(weights, changes, strict=True)]
@@ -393,6 +441,9 @@ def _adapted(
             solved.append(torch.linalg.solve(total, (change.double() @ new.double()).T).T.float())
         changes = solved
     share = 1 / (task + 1) if way.averaged else 1.0
+    if way.magnitudes:
+        for magnitudes, start in zip(update.magnitudes, starts, strict=True):
+            magnitudes.data = torch.lerp(start, magnitudes.data, share)
     return [weight + share * change for weight, change in zip(weights, changes, strict=True)]
 
 
@@ -405,6 +456,22 @@ def _unexplained(old: Tensor, new: Tensor) -> Tensor:
         errors = new[other] - old[other] @ weight.T - bias
         left += errors.T @ errors / len(old)
     return left
+
+
+def _layer_by_layer(old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """An affine map of the features of each block to those of the same block."""
+    maps = [affine_drift(*parts) for parts in zip(old.chunk(LAYERS, 1), new.chunk(LAYERS, 1), strict=True)]
+    weights, biases = zip(*maps, strict=True)
+    return torch.block_diag(*weights), torch.cat(biases)
+
+
+def _of_low_rank(weight: Tensor, old: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """The affine map, of which only the largest directions differ from the identity."""
+    identity = torch.eye(len(weight)).to(weight)
+    with torch.random.fork_rng():  # its draws are not those of the training
+        up, values, down = torch.svd_lowrank(weight - identity, MAP_RANK, niter=4)
+    weight = identity + (up * values) @ down.T
+    return weight, new.mean(0) - weight @ old.mean(0)
 
 
 def main(
