@@ -108,6 +108,24 @@ def test_a_number_has_its_spread_everywhere() -> None:
     assert "; 5 seeds with standard errors; " in line
 
 
+def test_a_stream_of_domains_is_beside_numbers_of_domains_alone() -> None:
+    run = result("vit_base_patch16_224.augreg_in21k_ft_in1k", source="domainnet", stream={"by": "domain"})
+    metrics = {"method": "ran_pac", "variant": None}
+    method = {"name": "ran_pac", "tuning": "adapter", "width": 10000}
+    run.metrics.recipe["method"] = method
+    names = [f"c{number}" for number in range(345)]
+    domains = [{"classes": names, "train": 8, "test": 176_743 // 6 + (t == 0)} for t in range(6)]
+    groups = [task | {"classes": names[t::6]} for t, task in enumerate(domains)]
+
+    def numbers_beside(by: str, tasks: list[Any]) -> list[float]:
+        changed = run.metrics.model_copy(update={**metrics, "stream_by": by, "tasks": tasks})
+        return [number.acc for number in published.beside([replace(run, metrics=changed)])[0]]
+
+    assert numbers_beside("domain", domains) == [66.6]
+    assert numbers_beside("class", groups) == []
+    assert numbers_beside("domain", domains[:5]) == []
+
+
 def test_the_two_accuracies_are_not_mixed_up() -> None:
     """The mean of accuracies from the first task on is above the last of them, or hardly below it."""
     for number in published.numbers():
@@ -183,7 +201,14 @@ def learn_two_steps(name: str, small_recipe: dict[str, Any], tmp_path: Path) -> 
         out=tmp_path / "run",
         progress=False,
         **small,
-        **{"stream.tasks": 2, "stream.seed": None, "fit.epochs": 1, "fit.batch_size": 18, "snapshot_seconds": 0},
+        **{
+            "stream.by": "class",
+            "stream.tasks": 2,
+            "stream.seed": None,
+            "fit.epochs": 1,
+            "fit.batch_size": 18,
+            "snapshot_seconds": 0,
+        },
     )
 
 

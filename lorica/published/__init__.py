@@ -180,6 +180,11 @@ class Number:
     errors: tuple[float, ...] = ()
 
     @property
+    def by(self) -> str:
+        """What its tasks brought, `stream.by`."""
+        return _by(self.source, self.benchmark)
+
+    @property
     def shown(self) -> str:
         """As a cell of a table: "77.3 / 82.0", "16.3 ± 7.9 / 30.0 ± 13.2" where standard errors are known."""
         return " / ".join(self._written(".1f"))
@@ -193,6 +198,15 @@ class Number:
     def stated(self) -> str:
         """As it is reported, by name: "Acc / AAA 77.34 / 82.04 %"."""
         return f"{'Acc' if self.aaa is None else 'Acc / AAA'} {' / '.join(self._written('g'))} %"
+
+
+def _by(source: Source, benchmark: str) -> str:
+    on = source.recipes and source.recipes.benchmarks.get(benchmark)
+    return on.stream.get("by", "class") if on else "class"
+
+
+def _kind_of_tasks(source: Source, benchmark: str) -> str:
+    return "domains" if _by(source, benchmark) == "domain" else "tasks"
 
 
 @cache
@@ -247,9 +261,10 @@ def beside(runs: Sequence[Result]) -> tuple[list[Number], list[Number]]:
     evaluate = recipe.get("evaluate") or {}
     benchmark = data.get("source")
     sizes = [len(task["classes"]) for task in run.tasks]
-    is_whole = sum(sizes) == CLASSES.get(str(benchmark)) and data.get("evaluate_on", "test") == "test"
+    classes = {name for task in run.tasks for name in task["classes"]}
+    is_whole = len(classes) == CLASSES.get(str(benchmark)) and data.get("evaluate_on", "test") == "test"
     # Stanford Cars alone comes in parts that are not equal, 16 classes and then 20 at a time
-    is_even = max(sizes) - min(sizes) <= (4 if sum(sizes) % len(sizes) else 0)
+    is_even = run.stream_by != "class" or max(sizes) - min(sizes) <= (4 if sum(sizes) % len(sizes) else 0)
     is_split = sum(task["test"] for task in run.tasks) == _TESTED.get(str(benchmark))
     if not (is_whole and is_even and is_split) or evaluate.get("readout", "head") != "head":
         return [], []
@@ -258,7 +273,8 @@ def beside(runs: Sequence[Result]) -> tuple[list[Number], list[Number]]:
     found = [
         number
         for number in numbers()
-        if (number.method, number.benchmark, number.tasks) == (run.method, benchmark, len(run.tasks))
+        if (number.method, number.benchmark) == (run.method, benchmark)
+        and (number.tasks, number.by) == (len(run.tasks), run.stream_by)
         and (number.variant is None or number.variant == run.variant)
         and _is_of(number, recipe.get("method") or {})
     ]
@@ -392,7 +408,7 @@ def _headline(source: Source, method: str, benchmark: str) -> str:
     assert source.recipes
     tasks = source.recipes.benchmarks[benchmark].tasks[0]
     reading = "as the paper states it" if source.reading == "paper" else "as the released code runs it"
-    return f"{method} on {_TITLES[benchmark]} in {tasks} tasks, {reading}"
+    return f"{method} on {_TITLES[benchmark]} in {tasks} {_kind_of_tasks(source, benchmark)}, {reading}"
 
 
 def _expected(source: Source, method: str, benchmark: str, lengths: Sequence[int]) -> Iterator[str]:
@@ -407,7 +423,8 @@ def _expected(source: Source, method: str, benchmark: str, lengths: Sequence[int
     for number in sorted(found, key=lambda number: lengths.index(number.tasks) if number.tasks in lengths else 99):
         reading = "" if variant in DEFAULT_VARIANTS else f", {variant}"
         other = "" if number.backbone == source.backbone_on(benchmark) else f", with {number.backbone}"
-        yield f"Expected in {number.tasks} tasks: {number.stated} ({number.where}{of}{reading}{other})"
+        kind = _kind_of_tasks(source, benchmark)
+        yield f"Expected in {number.tasks} {kind}: {number.stated} ({number.where}{of}{reading}{other})"
     if not found:
         yield "Expected: no number of it is in lorica/published"
     for tasks in lengths[1:]:
