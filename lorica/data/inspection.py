@@ -69,7 +69,8 @@ class Inspection:
                 f"not {self.benchmark.title} as it is known: `lorica data show {self.benchmark.name}` says what "
                 "belongs where"
             )
-            as_it_is = ", and data.source=image_folder data.class_order=text takes a folder as it is"
+            reader = "domain_folders" if self.benchmark.domains else "image_folder"
+            as_it_is = f", and data.source={reader} data.class_order=text takes a folder as it is"
             remedy = known + (as_it_is if self.benchmark.layouts else "")
             raise DataError([f"data.root: {line}" for line in (remedy, *self.problems)])
 

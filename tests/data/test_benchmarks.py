@@ -461,6 +461,14 @@ def test_what_is_known_of_each_fits_together() -> None:
     assert sum(sizes["domainnet"][0]) == 586575 == sum(map(sum, DOMAINS.values()))
 
 
+@pytest.mark.parametrize("name", ["cub200", "domainnet"])
+def test_the_remedy_reads_such_folders(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        inspect(find_benchmark(name), tmp_path).require()
+    reader = "domain_folders" if name == "domainnet" else "image_folder"
+    assert f"data.source={reader} data.class_order=text takes a folder as it is" in str(caught.value)
+
+
 def test_an_unknown_one() -> None:
     with pytest.raises(DataError, match=r"^unknown benchmark 'imagenet-r'; did you mean imagenet_r\?"):
         find_benchmark("imagenet-r")
