@@ -13,18 +13,20 @@ runs/RECIPE-readouts/ and not done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from torch import Tensor, nn
 
-from lorica.assembly import arrivals, assemble
+from lorica.assembly import Assembly, arrivals, assemble
 from lorica.config import read_recipe
 from lorica.descent import Fit
-from lorica.evaluation import accuracy_row
+from lorica.evaluation import accuracy_row, plain_form
 from lorica.files import write_json, write_text
 from lorica.methods import Context, Drift, Kind, Method, Readout
 from lorica.metrics import aaa, acc
@@ -33,7 +35,7 @@ from lorica.report.tables import Spread
 from lorica.sweep.plan import chosen_settings, of_method, slug, without_places
 from lorica.terminal import Screen
 from lorica.training import learn_task
-from lorica.types import Batch, Inputs, Task
+from lorica.types import Batch, Inputs, Task, seen_classes
 
 LAYERS = 5
 READOUTS: dict[str, tuple[Kind, int | None, Drift]] = {
@@ -46,6 +48,19 @@ READOUTS: dict[str, tuple[Kind, int | None, Drift]] = {
     f"discriminant of {LAYERS} layers, affine drift": ("discriminant", LAYERS, "affine"),
 }
 OWN = "its own"
+
+
+@dataclass(frozen=True)
+class Once(Context):
+    """A context in which read-outs of the same layers share the features of a task's images."""
+
+    known: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def gathered(self, features: Callable[[Inputs], Tensor], **of: Any) -> tuple[Tensor, Tensor]:
+        layers = features.__self__.layers  # pyright: ignore[reportFunctionMemberAccess]
+        if layers not in self.known:
+            self.known[layers] = super().gathered(features, **of)
+        return self.known[layers]
 
 
 class Shown(Method):
@@ -118,8 +133,9 @@ class Watched(Method):
 
     def end_task(self, context: Context) -> None:
         self.learner.end_task(context)
+        once = Once(**vars(context))
         for readout in self.readouts.values():
-            readout.end_task(context)
+            readout.end_task(once)
 
     def predict(self, inputs: Inputs) -> Tensor:
         return self.learner.predict(inputs)
@@ -163,8 +179,7 @@ def read_all(recipe: str, given: list[str]) -> dict[str, list[list[float]]]:
     """The accuracy matrix of a method's own predictions and of each read-out, by name."""
     parts = assemble(read_recipe(recipe, given))
     watched = Watched(parts.method)
-    readers: dict[str, Method] = {OWN: watched.learner, **watched.readouts}  # pyright: ignore[reportAssignmentType]
-    matrices: dict[str, list[list[float]]] = {name: [] for name in readers}
+    matrices: dict[str, list[list[float]]] = {name: [] for name in (OWN, *watched.readouts)}
     tasks = parts.stream.tasks
     with progress_bar(Screen(stderr=True)) as reporter:
         for task, data in arrivals(parts.stream, watched.learner):
@@ -173,13 +188,37 @@ def read_all(recipe: str, given: list[str]) -> dict[str, list[list[float]]]:
                 watched, task, data, fit, seed=parts.recipe.seed, accelerator=parts.accelerator, reporter=reporter
             )
             stages = range(len(tasks)) if watched.learner.learns_all_at_once else [task.index]
-            for name, reader in readers.items():
-                for stage in stages:
-                    row = accuracy_row(
-                        reader, tasks[: stage + 1], parts.test_data, accelerator=parts.accelerator, reporter=reporter
-                    )
-                    matrices[name].append(row)
+            for stage in stages:
+                seen = tasks[: stage + 1]
+                row = accuracy_row(
+                    watched.learner, seen, parts.test_data, accelerator=parts.accelerator, reporter=reporter
+                )
+                for name, each in {OWN: row, **rows_of_readouts(watched, seen, parts)}.items():
+                    matrices[name].append(each)
     return matrices
+
+
+@torch.inference_mode()
+def rows_of_readouts(watched: Watched, tasks: Sequence[Task], parts: Assembly) -> dict[str, list[float]]:
+    """A row of the matrix for each read-out, from features that those of the same layers share."""
+    plain = plain_form(watched.learner.eval())
+    splits: list[Any] = [parts.test_data(task.index) for task in tasks]
+    sizes = [len(split) for split in splits]
+    if plain.takes_unread and plain.trunk_rests:  # features may be known
+        splits = [split.unread for split in splits]
+    right: dict[str, list[Tensor]] = {name: [] for name in watched.readouts}
+    with parts.accelerator.autocast():
+        for batch in splits[0].followed_by(splits[1:]).batches(256, device=parts.accelerator.device):
+            features = {
+                layers: plain.features(batch.inputs, **({} if layers is None else {"layers": layers}))
+                for layers in {readout.layers for readout in watched.readouts.values()}
+            }
+            for name, readout in watched.readouts.items():
+                logits = readout.statistics(features[readout.layers])[:, : seen_classes(tasks)]
+                right[name].append(logits.argmax(dim=1) == batch.labels)
+    return {
+        name: [int(each.sum()) / len(each) for each in torch.cat(found).split(sizes)] for name, found in right.items()
+    }
 
 
 def page(title: str, command: str, found: dict[str, dict[str, list[list[float]]]]) -> str:
