@@ -58,10 +58,14 @@ _LATEX = {
     "±": r"$\pm$",
     "–": "--",
     "−": "$-$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "[": "{[}",
     "*": "{*}",
 }
-"""What LaTeX has for a character. A bracket or a star that begins a cell would belong to the line before it."""
+"""What LaTeX has for a character. Of these <, > and | are others in its first encoding; a bracket or a star that begins
+a cell would belong to the line before it."""
 
 
 @dataclass(frozen=True)
@@ -421,4 +425,4 @@ def _name(run: Result) -> str:
 
 def escaped(text: str) -> str:
     """A text as LaTeX shows it."""
-    return re.sub(r"[\\~^&%$#_{}±–−]|^[\[*]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)
+    return re.sub(r"[\\~^&%$#_{}±–−<>|]|^[\[*]", lambda special: _LATEX.get(special[0], "\\" + special[0]), text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,22 @@ def test_latex_has_only_characters_that_it_takes(two_seeds: list[Result], make_r
     assert r"& $70.0 \pm 14.1$ &" in text
     assert r"& 70.0 $\pm$ 14.1 &" in text  # by sample
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs LaTeX")
+@pytest.mark.parametrize("against", [None, "sd_lora"])
+def test_latex_compiles(against: str | None, two_seeds: list[Result], make_run: MakeRun, tmp_path: Path) -> None:
+    """Whatever rows are called, and without a line that is too wide for itself or a character that it lacks."""
+    odd = make_run([[0.1], [0.1, 0.1]], "50% & more_ ~ ^ # $x {y} \\z <a|b> é − ± –")
+    partial = [make_run([[0.25]], tasks=2, path=Path(f"{each}-1"), seed=4) for each in "[*"]
+    (tmp_path / "report.tex").write_text(to_text(Report.of([*two_seeds, odd, *partial], against=against), "latex"))
+    (tmp_path / "paper.tex").write_text(
+        r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{report}\end{document}"
+    )
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "paper.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout
+    assert "Missing character" not in (tmp_path / "paper.log").read_text()
 
 
 def test_rows_without_a_pair_are_named(make_run: MakeRun) -> None:
