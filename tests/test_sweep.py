@@ -564,7 +564,7 @@ def test_a_journal_that_optuna_did_not_write(line: str, begun: Begun) -> None:
         Board(board.plan, look=True)
 
 
-def test_a_database_will_do_too(begun: Begun, tmp_path: Path) -> None:
+def test_a_database_will_do_too(begun: Begun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = begun(search={"space": RATES}, seeds=[0], storage=f"sqlite:///{tmp_path}/trials.db")
     other = Board(board.plan)
     claim = other.claim()
@@ -575,6 +575,9 @@ def test_a_database_will_do_too(begun: Begun, tmp_path: Path) -> None:
     assert not (board.plan.folder / "journal.log").exists()
     with pytest.raises(LoricaError, match="storage: the database cannot be opened"):
         begun(name="other.yaml", storage="nothing://here")
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(LoricaError, match=r"storage: the driver of this database is not installed \(.*psycopg2"):
+        begun(name="third.yaml", storage="postgresql+psycopg2://localhost/trials")
 
 
 def test_what_has_begun_keeps_its_settings(begun: Begun, written: Written) -> None:

@@ -318,7 +318,12 @@ class Board:
             if look and not _has_tables(url):  # which would be made
                 return InMemoryStorage()
             return RDBStorage(url)
-        except (ImportError, SQLAlchemyError, ValueError, optuna.exceptions.OptunaError) as error:
+        except ImportError as error:
+            raise LoricaError(
+                f"storage: the driver of this database is not installed ({str(error)[:200]}); pip install it, or name "
+                "another in the URL, as in postgresql+psycopg2://…"
+            ) from error
+        except (SQLAlchemyError, ValueError, optuna.exceptions.OptunaError) as error:
             told = " ".join(str(error).split())
             raise LoricaError(
                 f"storage: the database cannot be opened ({told:.300}); expected a URL as of SQLAlchemy"
