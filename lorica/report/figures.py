@@ -102,7 +102,9 @@ def accuracy_curves(results: Sequence[Result], *, by: Callable[[Result], str] | 
     rows = _rows(results, by)
     figure, axes = axes_of(3.0)
     for index, row in enumerate(rows):
-        curves = 100 * np.array([list(run.averages.values()) for run in row.runs])
+        curves = 100 * np.array(
+            [np.mean([list(run.averages.values()) for run in same], axis=0) for same in row.by_seed]
+        )
         tasks, mean = list(row.runs[0].averages), curves.mean(axis=0)
         look = look_of(index)
         axes.plot(tasks, mean, linestyle=LINES[index % len(LINES)], label=literal(row.label), **look)

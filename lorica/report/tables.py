@@ -114,10 +114,12 @@ def compact(number: int | float) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """Complete runs that differ in their seeds only, and the spread of each measure over them.
+    """Complete runs that differ in their seeds only, and the spread of each measure over the seeds.
 
     `label` is for people; `extra` is what `by` of `summarise` gave; `tasks` and `classes` are numbers of them;
-    `spreads` has each of `lorica.metrics.MEASURES` by its name, and "hter" where all runs have it.
+    `spreads` has each of `lorica.metrics.MEASURES` by its name, and "hter" where all runs have it; `by_seed` has the
+    runs of each seed, of which there are several where a run was made, or its folder copied, again: their mean is one
+    value in a spread.
     """
 
     label: str
@@ -126,13 +128,18 @@ class Row:
     extra: str
     tasks: int
     classes: int
-    runs: tuple[Result, ...]
+    by_seed: tuple[tuple[Result, ...], ...]
     spreads: Mapping[str, Spread]
 
     @property
+    def runs(self) -> tuple[Result, ...]:
+        """All of them, seed by seed."""
+        return tuple(run for same in self.by_seed for run in same)
+
+    @property
     def seeds(self) -> int:
-        """The number of runs that each spread is over."""
-        return len(self.runs)
+        """The number of values that each spread is over."""
+        return len(self.by_seed)
 
     def cost(self, name: str) -> int | float | None:
         """The mean of one of `COSTS` over the runs whose ledger has it, exact where they agree; None where none has."""
@@ -177,6 +184,10 @@ def summarise(
     for key, runs in groups.items():
         method, label, extra, tasks, classes, settings = key
         stream = "" if one_stream else f"{len(classes)} classes in {tasks} tasks"
+        by_seed: dict[tuple[str, ...], list[Result]] = {}
+        for run in runs:
+            own = dict(flatten(run.recipe))
+            by_seed.setdefault((str(run.seed), *(str(own.get(each)) for each in over)), []).append(run)
         told_apart = _told_apart(dict(settings), [dict(other[5]) for other in groups if other[:5] == key[:5]])
         rows.append(
             Row(
@@ -186,9 +197,11 @@ def summarise(
                 extra=extra,
                 tasks=tasks,
                 classes=len(classes),
-                runs=tuple(runs),
-                spreads={name: Spread.of([getattr(run, name) for run in runs]) for name in MEASURES}
-                | ({"hter": Spread.of(errors)} if (errors := _hters(runs)) else {}),
+                by_seed=tuple(map(tuple, by_seed.values())),
+                spreads={
+                    name: Spread.of([fmean(getattr(run, name) for run in same) for same in by_seed.values()])
+                    for name in (*MEASURES, *(["hter"] if all(run.hter is not None for run in runs) else []))
+                },
             )
         )
     if sort:
@@ -212,7 +225,7 @@ def _told_apart(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> 
 def notes(
     results: Sequence[Result], *, by: Callable[[Result], str] | None = None, over: Sequence[str] = ()
 ) -> list[str]:
-    """What a reader of the table of `results` must know: the runs left out, seeds that a row counts twice, and whose
+    """What a reader of the table of `results` must know: the runs left out, seeds that are there twice, and whose
     published numbers stand beside ours."""
     lines = [
         f"{LEFT_OUT}not complete: {_name(run)} ({len(run.accuracy)} of {len(run.tasks)} tasks)."
@@ -221,11 +234,12 @@ def notes(
     ]
     rows = summarise(results, by=by, over=over)
     for row in rows:
-        chance = [(run.seed, *(str(dict(flatten(run.recipe)).get(key)) for key in over)) for run in row.runs]
-        for each in dict.fromkeys(chance):
-            same = [_name(run) for run, own in zip(row.runs, chance, strict=True) if own == each]
+        for same in row.by_seed:
             if len(same) > 1:
-                lines.append(f"Seed {each[0]} of {row.label} is counted {len(same)} times: {', '.join(same)}.")
+                lines.append(
+                    f"Seed {same[0].seed} of {row.label} is there {len(same)} times, and its mean counts once: "
+                    f"{', '.join(map(_name, same))}."
+                )
     lengths = [row.cost("tokens_per_prediction") for row in rows]
     for length in dict.fromkeys(each for each in lengths if each):
         of_it = [row.label for row, each in zip(rows, lengths, strict=True) if each == length]
@@ -237,12 +251,6 @@ def notes(
     if any("hter" in row.spreads for row in rows):
         lines.append("HTER: half total error rate of two classes, the mean over tasks of that of their errors.")
     return lines + published.remarks([row.runs for row in rows])
-
-
-def _hters(runs: Sequence[Result]) -> list[float]:
-    """The half total error rate of each run, if all have one."""
-    found = [run.hter for run in runs]
-    return [] if None in found else found
 
 
 def properties(rows: Sequence[Row]) -> Table:

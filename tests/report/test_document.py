@@ -34,7 +34,10 @@ def test_seeds_and_orders_share_a_row(make_run: MakeRun) -> None:
         ("sd_lora", 3, pytest.approx(0.7))
     ]
     again = Report.of([*runs, runs[0]])
-    assert again.remarks == ["Seed 0 of sd_lora is counted 2 times: sd_lora, seed 0, sd_lora, seed 0."]
+    assert again.remarks == [
+        "Seed 0 of sd_lora is there 2 times, and its mean counts once: sd_lora, seed 0, sd_lora, seed 0."
+    ]
+    assert again.benchmarks[0].rows[0].spreads == benchmark.rows[0].spreads
     assert Report.of(runs).remarks == []
 
 
