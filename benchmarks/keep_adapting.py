@@ -78,6 +78,7 @@ class Way:
             times, on earlier ones.
         magnitudes: the first task's update stays, U diag(m) D, and tasks train m alone, one number for each direction
             of each projection.
+        cores: the same with a matrix for m, U M D.
         negatives: moved means of earlier classes are further rows of the head.
         pseudo: these rows train along, and this is the weight of the same loss on draws from earlier classes' Gaussians
             (their moved means, the moved covariance that they share).
@@ -91,6 +92,7 @@ class Way:
     projected: float = 0.0
     regression: float = 0.0
     magnitudes: bool = False
+    cores: bool = False
     negatives: bool = False
     pseudo: float = 0.0
 
@@ -110,6 +112,9 @@ WAYS = {
     "regression, 3": Way(regression=3.0),
     "magnitudes": Way(magnitudes=True),
     "magnitudes, averaged": Way(magnitudes=True, averaged=True),
+    "magnitudes, three times the rate": Way(magnitudes=True, rate=3.0),
+    "cores": Way(magnitudes=True, cores=True),
+    "cores, averaged": Way(magnitudes=True, cores=True, averaged=True),
     "negatives": Way(negatives=True),
     "pseudo-features": Way(pseudo=1.0),
     "pseudo-features, averaged": Way(pseudo=1.0, averaged=True),
@@ -186,9 +191,10 @@ class Update:
             self.down.append(down.requires_grad_())
             self.up.append(torch.zeros(parts, weight.shape[0] // parts, RANK, device=DEVICE).requires_grad_())
 
-    def rest(self) -> None:
-        """From now on magnitudes are all that trains."""
-        self.magnitudes = [torch.ones_like(up[:, :1]).requires_grad_() for up in self.up]
+    def rest(self, *, cores: bool = False) -> None:
+        """From now on magnitudes, or matrices between the factors, are all that trains."""
+        start = torch.eye(RANK, device=DEVICE) if cores else torch.ones(1, RANK, device=DEVICE)
+        self.magnitudes = [start.repeat(len(up), 1, 1).requires_grad_() for up in self.up]
         for factor in (*self.up, *self.down):
             factor.requires_grad_(False)
 
@@ -196,7 +202,9 @@ class Update:
         return self.magnitudes or self.up + self.down
 
     def dense(self, projections: list[Tensor] | None = None) -> list[Tensor]:
-        ups = [up * m for up, m in zip(self.up, self.magnitudes, strict=True)] if self.magnitudes else self.up
+        ups = self.up
+        if self.magnitudes:
+            ups = [up @ m if len(m[0]) > 1 else up * m for up, m in zip(ups, self.magnitudes, strict=True)]
         products = [(up @ down).flatten(0, 1) for up, down in zip(ups, self.down, strict=True)]
         if projections is None:
             return products
@@ -373,7 +381,7 @@ def learn(stream: Stream, way: Way, data: tuple[Tensor, Tensor, Tensor, Tensor],
         if task == 0:
             changes = train(vit, weights, x, y, stream, Way(), first_update)
             weights = [weight + change for weight, change in zip(weights, changes, strict=True)]
-            first_update.rest()
+            first_update.rest(cores=way.cores)
         elif way.adapts:
             update = first_update if way.magnitudes else Update(weights)
             weights = _adapted(vit, weights, x, y, stream, way, update, task, earlier, moved)

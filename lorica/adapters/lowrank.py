@@ -69,6 +69,11 @@ def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"
     return coefficients, float((left / own).clamp(0, 1))
 
 
+def _per_row(coefficient: Tensor | float) -> Tensor | float:
+    """A number for all ranks, or one for each, as a factor of D."""
+    return coefficient.reshape(-1, 1) if isinstance(coefficient, Tensor) else coefficient
+
+
 Norm = Callable[[Tensor, Tensor], Tensor]
 NORMS: Mapping[str, Norm] = {"frobenius": frobenius_norm, "product": norm_product}
 
@@ -95,12 +100,13 @@ class Stack(NamedTuple):
     def __call__(
         self,
         frozen_coefficients: Float[Tensor, " frozen"],
-        coefficient: Float[Tensor, ""] | Float[Tensor, " sites"] | float,
+        coefficient: Float[Tensor, ""] | Float[Tensor, " sites"] | Float[Tensor, "sites r"] | float,
     ) -> Float[Tensor, "sites out inp"]:
-        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction may be each site's
-        own."""
-        own = coefficient[..., None, None] if isinstance(coefficient, Tensor) else coefficient
-        current = self.up @ (own * self.down)
+        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction, or those of its
+        ranks, may be each site's own."""
+        if isinstance(coefficient, Tensor):
+            coefficient = coefficient.reshape(*coefficient.shape[:1], -1, 1)
+        current = self.up @ (coefficient * self.down)
         if not self.frozen_down.shape[1]:
             return current
         per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[1])
@@ -195,11 +201,11 @@ class LowRankSum(nn.Module):
         return self.frozen_up[:, start:stop], self.frozen_down[start:stop]
 
     def forward(
-        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, ""] | float
+        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, "*r"] | float
     ) -> Float[Tensor, "out inp"]:
-        """sum_{k<t} c_k U_k D_k / norm_k + c_t U_t D_t: frozen directions over their norms, the current one as it
-        is."""
-        total = self.up @ (coefficient * self.down)
+        """sum_{k<t} c_k U_k D_k / norm_k + U_t diag(c_t) D_t: frozen directions over their norms, the current one as it
+        is; its c_t is one number for all ranks, or one for each."""
+        total = self.up @ (_per_row(coefficient) * self.down)
         terms = [Term(self.up, torch.as_tensor(coefficient).to(self.up), self.down)]
         if self.ranks:
             per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
@@ -208,11 +214,11 @@ class LowRankSum(nn.Module):
         return of_terms(total, terms)
 
     def as_factors(
-        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, ""] | float
+        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, "*r"] | float
     ) -> tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]:
         """See `Factored`: what `forward` gives of these arguments, the coefficients in D's rows."""
         per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
-        downs = [per_row.unsqueeze(1) * self.frozen_down, coefficient * self.down]
+        downs = [per_row.unsqueeze(1) * self.frozen_down, _per_row(coefficient) * self.down]
         return torch.cat([self.frozen_up, self.up], dim=1), torch.cat(downs)
 
     @torch.no_grad()

@@ -1,5 +1,5 @@
-"""RoLDA: rotations, low-rank updates on the first task or on every one, and discriminant analysis. Ours, of known
-parts.
+"""RoLDA: rotations, a low-rank update on the first task, and on later ones if wanted, and discriminant analysis. Ours,
+of known parts.
 
 **First task.** One low-rank update W0 + U D of every projection (U = 0 at the start) is trained to tell 4n classes
 apart, the task's n classes in each of four rotations R_r. Each image of a batch, augmented as the recipe says, is
@@ -41,6 +41,14 @@ without and with the update, give the affine map
 
 (`lorica.statistics.affine_drift`): the one approximation in all this.
 
+**Magnitudes alone**, with `adapt: magnitudes`: after the first task that is adapted to, its directions stay as they
+are, as in SD-LoRA, and every later task trains by (1) how much each of them weighs in each projection, r numbers m:
+
+    W = W0 + U diag(m) D,    m = 1 at first                                                                          (6)
+
+So features move little, and within what the first task has found; the statistics follow by (5). Nothing is added but
+the newest m.
+
 **Frozen tasks** are not adapted to, and (3) reads their classes with the Sigma_g and the centre that the earlier ones
 are read with; Sigma takes nothing from their images (`Discriminant.add_frozen`).
 
@@ -52,9 +60,10 @@ network tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024)
 2023); the four rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al.
 (LayUP, 2024); a discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER;
 averaging the weights after each task with those before, Marouf et al. (CoMA, ECCV 2024), there with one weight for all
-tasks; statistics moved by a linear map fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there with a
-classifier trained on samples of them. No claim of novelty is made for their combination; it was chosen on held-out data
-(`docs/results`).
+tasks; directions that stay and magnitudes that go on learning, Wu et al. (SD-LoRA, ICLR 2025), there one for each
+task's update; statistics moved by a linear map fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there
+with a classifier trained on samples of them. No claim of novelty is made for their combination; it was chosen on
+held-out data (`docs/results`).
 
 Equation numbers are this file's.
 """
@@ -94,9 +103,10 @@ class RoLDAConfig(LowRankConfig):
     """Options of RoLDA."""
 
     cross_entropy: Literal["current_task"] = "current_task"
-    adapt: Literal["first", "always"] = Field(
+    adapt: Literal["first", "magnitudes", "always"] = Field(
         default="first",
-        description="tasks to adapt to: the first, or every one, with statistics that follow the features",
+        description="to the first task alone; to later ones by the magnitudes of its directions; or to every one, by "
+        "an update each",
     )
     projections: tuple[str, ...] = Field(
         default=("q", "k", "v", "proj", "fc1", "fc2"), description="projections adapted in every block"
@@ -131,9 +141,11 @@ class RoLDA(Method):
     name = "rolda"
     Config = RoLDAConfig
     reads_by = "discriminant"
-    rewritten = ("discriminant",)  # sums, and what is solved from them
-    dropped = ("head",)
+    rewritten = ("discriminant", "magnitudes")  # sums, and what is solved from them; what changes were added to
+    dropped = ("head", "change")
     config: RoLDAConfig
+    magnitudes: Tensor  # m, [projections, rank], with adapt: magnitudes
+    change: nn.Parameter  # of m, on a task that is adapted to by it
     projection: Tensor | None  # P, where D is bounded
     head: nn.Parameter  # w, [rotations * classes, width], on a task that is adapted to
 
@@ -147,6 +159,9 @@ class RoLDA(Method):
             )
         self.sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(self.sites, device=self.device)
+        self._places = {site.name: place for place, site in enumerate(self.sites)}
+        if config.adapt == "magnitudes":
+            self.register_buffer("magnitudes", torch.ones(len(self.sites), 0, device=self.device))
         of_a_block = encoder.number_of_parts * encoder.width
         self.layers = min(config.layers, len(encoder.blocks))
         full = self.layers * of_a_block
@@ -162,9 +177,21 @@ class RoLDA(Method):
         return {"optimizer": "adam", "learning_rate": 2e-3, "schedule": "cosine"}
 
     def increment(self, site: Site | tuple[Site, ...], current: float = 1.0) -> Float[Tensor, "*sites out inp"]:
-        """The sum of updates of one projection, or of several of one shape, with that much of the current one."""
+        """The sum of updates of one projection, or of several of one shape, with that much of what the current task
+        changes."""
         update = self.updates[site]
-        return update(update.up.new_ones(len(update.rank_sizes)), current)
+        return update(update.up.new_ones(len(update.rank_sizes)), self._weight(site, current))
+
+    def _weight(self, site: Site | tuple[Site, ...], current: float) -> Tensor | float:
+        """What the latest update is weighed by; m of the projection, or of each, (6)."""
+        if self.config.adapt != "magnitudes":
+            return current
+        magnitudes = current * self.magnitudes
+        if "change" in self._parameters:
+            magnitudes = self.magnitudes + current * self.change
+        if isinstance(site, Site):
+            return magnitudes[self._places[site.name]]
+        return torch.stack([magnitudes[self._places[each.name]] for each in site])
 
     def passes(self) -> int:
         return self.config.passes
@@ -172,8 +199,8 @@ class RoLDA(Method):
     def grow(self, task: Task) -> None:
         super().grow(task)
         self.discriminant.grow(len(task.new_classes))
-        if "head" in self._parameters:
-            del self.head
+        for done in self.dropped:
+            self._parameters.pop(done, None)
 
     def begin_task(self, context: Context) -> None:
         """Decides whether this is a task to adapt to; a frozen one is not."""
@@ -201,17 +228,25 @@ class RoLDA(Method):
         return len(self.task.classes) * (ROTATIONS if self.rotations else 1)
 
     def _start(self, index: int) -> None:
-        """Makes room for what the task of that index trains: U, D, and w if that is the current one."""
+        """Makes room for what the task of that index trains: U, D, or a change of m, and w if that is the current
+        one."""
         self.adapted.append(index)
-        self.updates.grow(self.config.rank, zero_up=True, norm=no_norm)
-        for update in self.updates:
-            update.fold()
+        if self.config.adapt != "magnitudes" or len(self.adapted) == 1:
+            self.updates.grow(self.config.rank, zero_up=True, norm=no_norm)
+            for update in self.updates:
+                update.fold()
+            if self.config.adapt == "magnitudes":
+                self.magnitudes = self.magnitudes.new_ones(len(self.sites), self.config.rank)
+        elif index == self.task.index:
+            self.change = nn.Parameter(torch.zeros_like(self.magnitudes))
         if index == self.task.index:
             rows = ROW_LENGTH * F.normalize(torch.randn(self._number_of_rows(), self.encoder.width), dim=1)
             self.head = nn.Parameter(rows.to(self.device))
 
     def trainable(self) -> list[nn.Parameter]:
-        return [*self.updates.factors(), self.head] if self.task.index in self.adapted else []
+        if self.task.index not in self.adapted:
+            return []
+        return [*([self.change] if "change" in self._parameters else self.updates.factors()), self.head]
 
     def losses(self, batch: Batch) -> Iterator[dict[str, Float[Tensor, ""]]]:
         """Cross-entropy between the classes of the task in each rotation, by cosines (1)."""
@@ -227,14 +262,18 @@ class RoLDA(Method):
     def end_task(self, context: Context) -> None:
         """Adds the task's images to the discriminant and solves it (3).
 
-        Where the task was adapted to, its update is first divided (4), and what is known of earlier classes moves along
-        with the features (5).
+        Where the task was adapted to, its update is first divided (4), or its change of m kept (6), and what is known
+        of earlier classes moves along with the features (5).
         """
         if self.task.index in self.adapted:
-            for update in self.updates:
-                update.up.div_(len(self.adapted))
+            if self.config.adapt == "always":
+                for update in self.updates:
+                    update.up.div_(len(self.adapted))
             if not self.discriminant.is_empty():
                 self._follow(context)
+            if "change" in self._parameters:
+                self.magnitudes += self.change
+                self.change.zero_()
         features, labels = context.gathered(self.features)
         if context.frozen:
             self.discriminant.add_frozen(features, labels, self.config.shrinkage)

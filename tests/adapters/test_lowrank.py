@@ -116,7 +116,8 @@ def grown_updates(ranks: list[int], blocks: int = 2) -> tuple[LowRankUpdates, li
 
 @given(seed=st.integers(0, 100), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_several_sites_at_once_are_each_of_them(seed: int, ranks: list[int]) -> None:
-    """Sums with one coefficient for all or one for each site, and norms, against dense products."""
+    """Sums with one coefficient for all, one for each site, or one for each of its ranks, and norms, against dense
+    products."""
     torch.manual_seed(seed)
     sites, (updates, _) = [Site(block, "q", f"b{block}", (0, 6), 5) for block in (0, 1)], grown_updates(ranks)
     stack, frozen, own = updates[tuple(sites)], torch.randn(len(ranks) - 1), torch.randn(2)
@@ -131,6 +132,18 @@ def test_several_sites_at_once_are_each_of_them(seed: int, ranks: list[int]) -> 
     for coefficient in (own, own[0], 0.5):
         scaled = torch.as_tensor(coefficient).view(-1, 1, 1) * dense
         torch.testing.assert_close(stack(frozen, coefficient), torch.stack(earlier) + scaled, atol=1e-5, rtol=1e-5)
+    of_ranks = torch.randn(2, ranks[-1])
+    each_its_own = torch.stack(
+        [
+            before + each.up @ torch.diag(own) @ each.down
+            for before, each, own in zip(earlier, updates, of_ranks, strict=True)
+        ]
+    )
+    torch.testing.assert_close(stack(frozen, of_ranks), each_its_own, atol=1e-5, rtol=1e-5)
+    for each, own, expected in zip(updates, of_ranks, each_its_own, strict=True):
+        torch.testing.assert_close(each(frozen, own), expected, atol=1e-5, rtol=1e-5)
+        up, down = each.as_factors(frozen, own)
+        torch.testing.assert_close(up @ down, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(frobenius_norm(stack.up, stack.down), dense.flatten(1).norm(dim=1), atol=1e-6, rtol=1e-5)
     lengths = [each.up.norm() * each.down.norm() for each in updates]
     torch.testing.assert_close(norm_product(stack.up, stack.down), torch.stack(lengths))

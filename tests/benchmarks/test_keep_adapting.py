@@ -39,20 +39,23 @@ def images(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(number, 3, 32, 32), torch.arange(number) % 4 // 2 + torch.arange(number) % 2 * 2
 
 
-def test_magnitudes_alone_scale_the_directions_of_the_first_task(script: Any, vit: Any) -> None:
+@pytest.mark.parametrize("way", ["magnitudes", "cores"])
+def test_the_factors_of_the_first_task_stay_and_what_is_between_them_trains(way: str, script: Any, vit: Any) -> None:
     stream = replace(script.STREAMS["omniglot"], side=32, batch=4, passes=2)
     x, y = images(8)
     update = script.Update(vit.weights)
     first = script.train(vit, vit.weights, x, y, stream, script.Way(), update)
     factors = [each.detach().clone() for each in update.up + update.down]
-    update.rest()
+    update.rest(cores=way == "cores")
     weights = [weight + change for weight, change in zip(vit.weights, first, strict=True)]
-    changes = script.train(vit, weights, x, y, stream, script.WAYS["magnitudes"], update)
+    changes = script.train(vit, weights, x, y, stream, script.WAYS[way], update)
     assert all(map(torch.equal, factors, update.up + update.down))
-    for up, down, magnitudes, change in zip(update.up, update.down, update.magnitudes, changes, strict=True):
-        assert (magnitudes != 1).any()
-        scaled = torch.einsum("por,pr,pri->poi", up, magnitudes[:, 0] - 1, down).flatten(0, 1)
-        torch.testing.assert_close(change, scaled, rtol=1e-3, atol=1e-6)
+    for up, down, between, change in zip(update.up, update.down, update.magnitudes, changes, strict=True):
+        matrix = between if way == "cores" else torch.diag_embed(between[:, 0])
+        moved = matrix - torch.eye(script.RANK)
+        assert moved.any()
+        expected = torch.einsum("por,prs,psi->poi", up, moved, down).flatten(0, 1)
+        torch.testing.assert_close(change, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_pseudo_features_train_rows_of_earlier_classes_and_leave_their_gaussians(script: Any, vit: Any) -> None:

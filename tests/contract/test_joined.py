@@ -49,8 +49,8 @@ def test_two_become_one_or_stay_what_they_are(from_one: bool, kind, tiny_encoder
     other = learned(kind(tiny_encoder()), stream, *([first, third] if from_one else [second, third]))
     x = next(stream.train_all().batches(12, device=torch.device("cpu"))).inputs
     before, tasks, logits = {k: v.clone() for k, v in one.state_dict().items()}, list(one.tasks), one.predict(x)
-    always = getattr(one.config, "adapt", None) == "always"
-    if one.name in (FROM_ONE if from_one else APART) and not always:
+    goes_on = getattr(one.config, "adapt", "first") != "first"
+    if one.name in (FROM_ONE if from_one else APART) and not goes_on:
         one.join(other, common)
         assert [name for task in one.tasks for name in task.class_names] == [
             name for task in stream.tasks for name in task.class_names

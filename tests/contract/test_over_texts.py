@@ -32,7 +32,15 @@ AGAIN = (
 globals().update({test.__name__: test for test in AGAIN})  # with the fixtures of this file
 
 
-@pytest.fixture(params=[*((name, None) for name in method_names()), ("l2p", "prefix"), ("rolda", "always")], ids=str)
+@pytest.fixture(
+    params=[
+        *((name, None) for name in method_names()),
+        ("l2p", "prefix"),
+        ("rolda", "always"),
+        ("rolda", "magnitudes"),
+    ],
+    ids=str,
+)
 def kind(request: pytest.FixtureRequest):
     """Every method, in the variant that it has by default."""
     return kind_of(*request.param)
