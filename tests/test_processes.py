@@ -33,14 +33,14 @@ OTHERS = [
     'lora+evaluate.readout="aligned"',
     'lora+evaluate.readout="ridge"+evaluate.drift="affine"',
     'rolda+method.adapt="always"',
-    'rolda+method.adapt="magnitudes"',
+    'rolda+method.adapt="core"',
     "ease+fit.accumulate=2",
     "cl_lora:released_code+fit.accumulate=3",
     "ease+texts",
     "sd_lora+texts",
 ]
 # what is solved from few images of many features is not known better than this in float32
-LOOSE = {"rolda": 1e-3, 'rolda+method.adapt="always"': 1e-2, 'rolda+method.adapt="magnitudes"': 1e-2}
+LOOSE = {"rolda": 1e-3, 'rolda+method.adapt="always"': 1e-2, 'rolda+method.adapt="core"': 1e-2}
 
 
 def environment(index: int, port: int) -> dict[str, str]:

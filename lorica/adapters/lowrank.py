@@ -69,9 +69,11 @@ def project_last(gram: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k_minus_1"
     return coefficients, float((left / own).clamp(0, 1))
 
 
-def _per_row(coefficient: Tensor | float) -> Tensor | float:
-    """A number for all ranks, or one for each, as a factor of D."""
-    return coefficient.reshape(-1, 1) if isinstance(coefficient, Tensor) else coefficient
+def _weighed(coefficient: Tensor | float, down: Tensor) -> Tensor:
+    """c D for a number c, or one for each site; M D for a matrix M, or one for each site."""
+    if not isinstance(coefficient, Tensor) or coefficient.dim() == 0:
+        return coefficient * down
+    return coefficient @ down if coefficient.dim() == down.dim() else coefficient[:, None, None] * down
 
 
 Norm = Callable[[Tensor, Tensor], Tensor]
@@ -100,13 +102,11 @@ class Stack(NamedTuple):
     def __call__(
         self,
         frozen_coefficients: Float[Tensor, " frozen"],
-        coefficient: Float[Tensor, ""] | Float[Tensor, " sites"] | Float[Tensor, "sites r"] | float,
+        coefficient: Float[Tensor, ""] | Float[Tensor, " sites"] | Float[Tensor, "sites r r"] | float,
     ) -> Float[Tensor, "sites out inp"]:
-        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction, or those of its
-        ranks, may be each site's own."""
-        if isinstance(coefficient, Tensor):
-            coefficient = coefficient.reshape(*coefficient.shape[:1], -1, 1)
-        current = self.up @ (coefficient * self.down)
+        """What `LowRankSum.forward` gives at each site; the coefficient of the current direction may be each site's
+        own."""
+        current = self.up @ _weighed(coefficient, self.down)
         if not self.frozen_down.shape[1]:
             return current
         per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[1])
@@ -201,12 +201,18 @@ class LowRankSum(nn.Module):
         return self.frozen_up[:, start:stop], self.frozen_down[start:stop]
 
     def forward(
-        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, "*r"] | float
+        self,
+        frozen_coefficients: Float[Tensor, " frozen"],
+        coefficient: Float[Tensor, ""] | Float[Tensor, "r r"] | float,
     ) -> Float[Tensor, "out inp"]:
-        """sum_{k<t} c_k U_k D_k / norm_k + U_t diag(c_t) D_t: frozen directions over their norms, the current one as it
-        is; its c_t is one number for all ranks, or one for each."""
-        total = self.up @ (_per_row(coefficient) * self.down)
-        terms = [Term(self.up, torch.as_tensor(coefficient).to(self.up), self.down)]
+        """sum_{k<t} c_k U_k D_k / norm_k + U_t c_t D_t: frozen directions over their norms, the current one as it is;
+        its c_t is a number, or a matrix between its factors."""
+        down = _weighed(coefficient, self.down)
+        total = self.up @ down
+        if isinstance(coefficient, Tensor) and coefficient.dim():
+            terms = [Term(self.up, self.up.new_ones(()), down)]
+        else:
+            terms = [Term(self.up, torch.as_tensor(coefficient).to(self.up), self.down)]
         if self.ranks:
             per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
             total = torch.addmm(total, self.frozen_up, per_row.unsqueeze(1) * self.frozen_down)
@@ -214,11 +220,13 @@ class LowRankSum(nn.Module):
         return of_terms(total, terms)
 
     def as_factors(
-        self, frozen_coefficients: Float[Tensor, " frozen"], coefficient: Float[Tensor, "*r"] | float
+        self,
+        frozen_coefficients: Float[Tensor, " frozen"],
+        coefficient: Float[Tensor, ""] | Float[Tensor, "r r"] | float,
     ) -> tuple[Float[Tensor, "out ranks"], Float[Tensor, "ranks inp"]]:
         """See `Factored`: what `forward` gives of these arguments, the coefficients in D's rows."""
         per_row = frozen_coefficients.repeat_interleave(self.rank_sizes, output_size=self.frozen_down.shape[0])
-        downs = [per_row.unsqueeze(1) * self.frozen_down, _per_row(coefficient) * self.down]
+        downs = [per_row.unsqueeze(1) * self.frozen_down, _weighed(coefficient, self.down)]
         return torch.cat([self.frozen_up, self.up], dim=1), torch.cat(downs)
 
     @torch.no_grad()

@@ -41,13 +41,13 @@ without and with the update, give the affine map
 
 (`lorica.statistics.affine_drift`): the one approximation in all this.
 
-**Magnitudes alone**, with `adapt: magnitudes`: after the first task that is adapted to, its directions stay as they
-are, as in SD-LoRA, and every later task trains by (1) how much each of them weighs in each projection, r numbers m:
+**The core alone**, with `adapt: core`: after the first task that is adapted to, both factors stay as they are, and
+every later task trains on, by (1), the matrix M [r, r] between them, of each projection:
 
-    W = W0 + U diag(m) D,    m = 1 at first                                                                          (6)
+    W = W0 + U M D,    M = I at first                                                                                (6)
 
-So features move little, and within what the first task has found; the statistics follow by (5). Nothing is added but
-the newest m.
+So features move within what the first task has found, and little; the statistics follow by (5). All that is added is
+the newest M.
 
 **Frozen tasks** are not adapted to, and (3) reads their classes with the Sigma_g and the centre that the earlier ones
 are read with; Sigma takes nothing from their images (`Discriminant.add_frozen`).
@@ -60,10 +60,11 @@ network tuned once and statistics afterwards, also Zhou et al. (APER, IJCV 2024)
 2023); the four rotations of a class as classes, Zhu et al. (PASS, CVPR 2021); features of several layers, Ahrens et al.
 (LayUP, 2024); a discriminant from a stream, Hayes and Kanan (2020); the cosine head, first-session style, APER;
 averaging the weights after each task with those before, Marouf et al. (CoMA, ECCV 2024), there with one weight for all
-tasks; directions that stay and magnitudes that go on learning, Wu et al. (SD-LoRA, ICLR 2025), there one for each
-task's update; statistics moved by a linear map fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there
-with a classifier trained on samples of them. No claim of novelty is made for their combination; it was chosen on
-held-out data (`docs/results`).
+tasks; directions that stay while what weighs them goes on learning, Wu et al. (SD-LoRA, ICLR 2025), there a number for
+each task's update; a matrix that trains between two factors that stay, Balazy et al. (LoRA-XS, 2024), there of singular
+vectors; statistics moved by a linear map fitted on the new task's images, Rao et al. (SLDC, AAAI 2026), there with a
+classifier trained on samples of them. No claim of novelty is made for their combination; it was chosen on held-out data
+(`docs/results`).
 
 Equation numbers are this file's.
 """
@@ -103,10 +104,10 @@ class RoLDAConfig(LowRankConfig):
     """Options of RoLDA."""
 
     cross_entropy: Literal["current_task"] = "current_task"
-    adapt: Literal["first", "magnitudes", "always"] = Field(
+    adapt: Literal["first", "core", "always"] = Field(
         default="first",
-        description="to the first task alone; to later ones by the magnitudes of its directions; or to every one, by "
-        "an update each",
+        description="to the first task alone; to later ones by the matrix between its factors; or to every one, by an "
+        "update each",
     )
     projections: tuple[str, ...] = Field(
         default=("q", "k", "v", "proj", "fc1", "fc2"), description="projections adapted in every block"
@@ -141,11 +142,11 @@ class RoLDA(Method):
     name = "rolda"
     Config = RoLDAConfig
     reads_by = "discriminant"
-    rewritten = ("discriminant", "magnitudes")  # sums, and what is solved from them; what changes were added to
+    rewritten = ("discriminant", "core")  # sums, and what is solved from them; what changes were added to
     dropped = ("head", "change")
     config: RoLDAConfig
-    magnitudes: Tensor  # m, [projections, rank], with adapt: magnitudes
-    change: nn.Parameter  # of m, on a task that is adapted to by it
+    core: Tensor  # M, [projections, rank, rank], with adapt: core
+    change: nn.Parameter  # of M, on a task that is adapted to by it
     projection: Tensor | None  # P, where D is bounded
     head: nn.Parameter  # w, [rotations * classes, width], on a task that is adapted to
 
@@ -160,8 +161,8 @@ class RoLDA(Method):
         self.sites = encoder.select(config.projections)
         self.updates = LowRankUpdates(self.sites, device=self.device)
         self._places = {site.name: place for place, site in enumerate(self.sites)}
-        if config.adapt == "magnitudes":
-            self.register_buffer("magnitudes", torch.ones(len(self.sites), 0, device=self.device))
+        if config.adapt == "core":
+            self.register_buffer("core", torch.zeros(len(self.sites), 0, 0, device=self.device))
         of_a_block = encoder.number_of_parts * encoder.width
         self.layers = min(config.layers, len(encoder.blocks))
         full = self.layers * of_a_block
@@ -183,15 +184,13 @@ class RoLDA(Method):
         return update(update.up.new_ones(len(update.rank_sizes)), self._weight(site, current))
 
     def _weight(self, site: Site | tuple[Site, ...], current: float) -> Tensor | float:
-        """What the latest update is weighed by; m of the projection, or of each, (6)."""
-        if self.config.adapt != "magnitudes":
+        """What stands between the factors of the latest update; M of the projection, or of each, (6)."""
+        if self.config.adapt != "core":
             return current
-        magnitudes = current * self.magnitudes
-        if "change" in self._parameters:
-            magnitudes = self.magnitudes + current * self.change
+        core = self.core + current * self.change if "change" in self._parameters else current * self.core
         if isinstance(site, Site):
-            return magnitudes[self._places[site.name]]
-        return torch.stack([magnitudes[self._places[each.name]] for each in site])
+            return core[self._places[site.name]]
+        return torch.stack([core[self._places[each.name]] for each in site])
 
     def passes(self) -> int:
         return self.config.passes
@@ -228,17 +227,17 @@ class RoLDA(Method):
         return len(self.task.classes) * (ROTATIONS if self.rotations else 1)
 
     def _start(self, index: int) -> None:
-        """Makes room for what the task of that index trains: U, D, or a change of m, and w if that is the current
+        """Makes room for what the task of that index trains: U, D, or a change of M, and w if that is the current
         one."""
         self.adapted.append(index)
-        if self.config.adapt != "magnitudes" or len(self.adapted) == 1:
+        if self.config.adapt != "core" or len(self.adapted) == 1:
             self.updates.grow(self.config.rank, zero_up=True, norm=no_norm)
             for update in self.updates:
                 update.fold()
-            if self.config.adapt == "magnitudes":
-                self.magnitudes = self.magnitudes.new_ones(len(self.sites), self.config.rank)
+            if self.config.adapt == "core":
+                self.core = torch.eye(self.config.rank).to(self.core).repeat(len(self.sites), 1, 1)
         elif index == self.task.index:
-            self.change = nn.Parameter(torch.zeros_like(self.magnitudes))
+            self.change = nn.Parameter(torch.zeros_like(self.core))
         if index == self.task.index:
             rows = ROW_LENGTH * F.normalize(torch.randn(self._number_of_rows(), self.encoder.width), dim=1)
             self.head = nn.Parameter(rows.to(self.device))
@@ -262,7 +261,7 @@ class RoLDA(Method):
     def end_task(self, context: Context) -> None:
         """Adds the task's images to the discriminant and solves it (3).
 
-        Where the task was adapted to, its update is first divided (4), or its change of m kept (6), and what is known
+        Where the task was adapted to, its update is first divided (4), or its change of M kept (6), and what is known
         of earlier classes moves along with the features (5).
         """
         if self.task.index in self.adapted:
@@ -272,7 +271,7 @@ class RoLDA(Method):
             if not self.discriminant.is_empty():
                 self._follow(context)
             if "change" in self._parameters:
-                self.magnitudes += self.change
+                self.core += self.change
                 self.change.zero_()
         features, labels = context.gathered(self.features)
         if context.frozen:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorica.adapters.linear import AdaptedLinear
 from lorica.adapters.lowrank import (
     LowRankSum,
     LowRankUpdates,
@@ -116,8 +117,7 @@ def grown_updates(ranks: list[int], blocks: int = 2) -> tuple[LowRankUpdates, li
 
 @given(seed=st.integers(0, 100), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5))
 def test_several_sites_at_once_are_each_of_them(seed: int, ranks: list[int]) -> None:
-    """Sums with one coefficient for all, one for each site, or one for each of its ranks, and norms, against dense
-    products."""
+    """Sums with one coefficient for all, one for each site, or a matrix for each, and norms, against dense products."""
     torch.manual_seed(seed)
     sites, (updates, _) = [Site(block, "q", f"b{block}", (0, 6), 5) for block in (0, 1)], grown_updates(ranks)
     stack, frozen, own = updates[tuple(sites)], torch.randn(len(ranks) - 1), torch.randn(2)
@@ -132,15 +132,12 @@ def test_several_sites_at_once_are_each_of_them(seed: int, ranks: list[int]) -> 
     for coefficient in (own, own[0], 0.5):
         scaled = torch.as_tensor(coefficient).view(-1, 1, 1) * dense
         torch.testing.assert_close(stack(frozen, coefficient), torch.stack(earlier) + scaled, atol=1e-5, rtol=1e-5)
-    of_ranks = torch.randn(2, ranks[-1])
+    between = torch.randn(2, ranks[-1], ranks[-1])
     each_its_own = torch.stack(
-        [
-            before + each.up @ torch.diag(own) @ each.down
-            for before, each, own in zip(earlier, updates, of_ranks, strict=True)
-        ]
+        [before + each.up @ own @ each.down for before, each, own in zip(earlier, updates, between, strict=True)]
     )
-    torch.testing.assert_close(stack(frozen, of_ranks), each_its_own, atol=1e-5, rtol=1e-5)
-    for each, own, expected in zip(updates, of_ranks, each_its_own, strict=True):
+    torch.testing.assert_close(stack(frozen, between), each_its_own, atol=1e-5, rtol=1e-5)
+    for each, own, expected in zip(updates, between, each_its_own, strict=True):
         torch.testing.assert_close(each(frozen, own), expected, atol=1e-5, rtol=1e-5)
         up, down = each.as_factors(frozen, own)
         torch.testing.assert_close(up @ down, expected, atol=1e-5, rtol=1e-5)
@@ -148,6 +145,20 @@ def test_several_sites_at_once_are_each_of_them(seed: int, ranks: list[int]) -> 
     lengths = [each.up.norm() * each.down.norm() for each in updates]
     torch.testing.assert_close(norm_product(stack.up, stack.down), torch.stack(lengths))
     assert torch.equal(no_norm(stack.up, stack.down), torch.ones(2))
+
+
+def test_a_matrix_between_factors_has_the_gradient_of_their_product() -> None:
+    torch.manual_seed(0)
+    linear, update = torch.nn.Linear(64, 64).requires_grad_(False), LowRankSum(64, 64, device=torch.device("cpu"))
+    update.grow(4, zero_up=False)
+    update.requires_grad_(False)
+    core, layer = torch.randn(4, 4, requires_grad=True), AdaptedLinear(linear)
+    layer.increments[(0, 64)] = lambda: update(torch.empty(0), core)
+    x, probe = torch.randn(8, 64), torch.randn(8, 64)
+    (found,) = torch.autograd.grad((layer(x) * probe).sum(), core)
+    dense = x @ (linear.weight + update.up @ core @ update.down).T + linear.bias
+    (expected,) = torch.autograd.grad((dense * probe).sum(), core)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
 
 
 @given(seed=st.integers(0, 100), ranks=st.lists(st.integers(1, 4), min_size=1, max_size=5))

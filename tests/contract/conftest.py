@@ -19,7 +19,7 @@ OPTIONS = {
     "ran_pac": {"width": 64},
     "rolda": {"enough": 20},  # a task has 24 images
     ("rolda", "always"): {"adapt": "always"},
-    ("rolda", "magnitudes"): {"adapt": "magnitudes"},
+    ("rolda", "core"): {"adapt": "core"},
     "sd_lora_rr": {"reduced_ranks": (2, 1)},
     ("sd_lora_kd", "absorbing"): {"refit_epochs": 1, "tolerance": 0.9},
 }
@@ -29,7 +29,7 @@ OPTIONS = {
     params=[
         *((name, variant) for name in method_names() for variant in find_method(name).variants()),
         ("rolda", "always"),
-        ("rolda", "magnitudes"),
+        ("rolda", "core"),
     ],
     ids=lambda param: "-".join(filter(None, param)),
 )

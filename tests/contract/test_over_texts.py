@@ -37,7 +37,7 @@ globals().update({test.__name__: test for test in AGAIN})  # with the fixtures o
         *((name, None) for name in method_names()),
         ("l2p", "prefix"),
         ("rolda", "always"),
-        ("rolda", "magnitudes"),
+        ("rolda", "core"),
     ],
     ids=str,
 )
