@@ -34,6 +34,17 @@ def rolda(encoder, **options) -> RoLDA:
     return RoLDA(RoLDAConfig(name="rolda", **given), encoder)
 
 
+def require_taken_up_again(method: RoLDA, copied: RoLDA) -> None:
+    """What a checkpoint keeps of a method makes one that has learned nothing predict the same."""
+    for task in method.tasks:
+        copied.grow(task)
+    copied.restore_structure(method.structure())
+    copied.load_own_state(method.own_state())
+    x = torch.rand(3, 3, 32, 32)
+    assert torch.equal(copied.predict(x), method.predict(x))
+    assert copied.structure() == method.structure()
+
+
 def learn(method: RoLDA, stream: Stream, tasks: int | None = None) -> RoLDA:
     for task in stream.tasks[:tasks]:
         learn_task(method, task, stream.train(task), FIT, seed=0, accelerator=Accelerator(cpu=True))
@@ -181,14 +192,9 @@ def test_what_was_kept_before_moves_with_the_features(tiny_encoder, growing, rot
 
 
 def test_a_late_beginning_is_taken_up_again(tiny_encoder, growing) -> None:
-    method, copied = learn(rolda(tiny_encoder(), enough=20), growing), rolda(tiny_encoder(), enough=20)
-    for task in growing.tasks:
-        copied.grow(task)
-    copied.restore_structure(method.structure())
-    copied.load_own_state(method.own_state())
-    x = torch.rand(3, 3, 32, 32)
-    assert torch.equal(copied.predict(x), method.predict(x))
-    assert copied.structure() == {"adapted": 1}
+    method = learn(rolda(tiny_encoder(), enough=20), growing)
+    assert method.structure() == {"adapted": 1}
+    require_taken_up_again(method, rolda(tiny_encoder(), enough=20))
 
 
 @pytest.mark.parametrize(
@@ -256,13 +262,8 @@ def test_statistics_of_earlier_classes_follow_every_task(tiny_encoder, stream) -
 
 
 def test_a_stream_that_is_always_adapted_to_is_taken_up_again(tiny_encoder, stream) -> None:
-    method, copied = learn(rolda(tiny_encoder(), adapt="always"), stream), rolda(tiny_encoder(), adapt="always")
-    for task in stream.tasks:
-        copied.grow(task)
-    copied.restore_structure(method.structure())
-    copied.load_own_state(method.own_state())
-    x = torch.rand(3, 3, 32, 32)
-    assert torch.equal(copied.predict(x), method.predict(x))
+    method = learn(rolda(tiny_encoder(), adapt="always"), stream)
+    require_taken_up_again(method, rolda(tiny_encoder(), adapt="always"))
 
 
 def test_small_tasks_on_the_way_are_read_as_they_are(tiny_encoder, six_classes, caplog) -> None:
@@ -337,13 +338,7 @@ def test_the_core_of_what_was_adapted_to_late(tiny_encoder, six_classes) -> None
     stream = Stream(six_classes, classes_per_task=[1, 2, 3], reader=ImageReader(32))
     method = learn(rolda(tiny_encoder(), adapt="core", enough=20), stream)
     assert method.adapted == [1, 2]
-    copied = rolda(tiny_encoder(), adapt="core", enough=20)
-    for task in stream.tasks:
-        copied.grow(task)
-    copied.restore_structure(method.structure())
-    copied.load_own_state(method.own_state())
-    x = torch.rand(3, 3, 32, 32)
-    assert torch.equal(copied.predict(x), method.predict(x))
+    require_taken_up_again(method, rolda(tiny_encoder(), adapt="core", enough=20))
 
 
 # --- features and discriminant --------------------------------------------------------------------------------------
