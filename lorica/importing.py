@@ -469,6 +469,8 @@ def _libcontinual(keys: _Keys) -> Imported:
         found.remarks.append(f"Its checkpoint follows from the timm of its time: {name}")
     for key in ("pretrained", "attn_layer", "transformer_layer", "norm_layer_eps", "num_classes"):
         built.take(key)
+    for key in ("total_sessions", "init_cls", "embd_dim"):
+        built.take(key)  # sizes that the stream and the network have already said
     seed = keys.take("seed", 1993)
     found.values = {
         "method": method,
@@ -504,8 +506,9 @@ def _libcontinual(keys: _Keys) -> Imported:
 def _libcontinual_method(called: str, options: _Keys, built: _Keys, tasks: int, found: Imported) -> dict[str, Any]:
     name, fixed = _LIBCONTINUAL[called]
     method: dict[str, Any] = {"name": name, **fixed}
-    if "lora_rank" in built.left:
-        method["rank"] = built.number("lora_rank", int)
+    for key in ("lora_rank", *(("rank",) if name == "inf_lora" else ())):  # SiNet, InfLoRA's own network, has `rank`
+        if key in built.left:
+            method["rank"] = built.number(key, int)
     for key, own in _OF_LIBCONTINUAL.items():
         if key in options.left:
             method["pool" if (name, key) == ("coda_prompt", "pool_size") else own] = options.take(key)

@@ -317,3 +317,11 @@ def test_json_that_is_none_is_not_read_as_something_else(content: str, tmp_path:
     file.write_text(content)
     with pytest.raises(LoricaError, match=r"theirs\.json: not JSON"):
         import_recipe(file)
+
+
+def test_the_network_of_inf_lora_has_other_names_for_its_rank_and_sizes(tmp_path: Path) -> None:
+    """A rank that is not carried over would be another model's."""
+    sinet = INF_LORA.replace("InfLoRA_OPT", "InfLoRA").replace("vit_pt_imnet", "SiNet_vit")
+    sizes = "rank: 12, total_sessions: 10, init_cls: 20, embd_dim: 768"
+    found = imported(sinet.replace("lora_rank: 12, act_layer: GELU", sizes), tmp_path)
+    assert (found.values["method"]["rank"], found.unknown) == (12, [])
